@@ -1,0 +1,1 @@
+"""Noise schedules, samplers, guidance and losses: pure functions over arrays."""

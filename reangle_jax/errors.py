@@ -1,0 +1,9 @@
+"""The one error that means: what the user gave cannot be used, and here is the mend."""
+
+
+class InputError(ValueError):
+    """The user's input cannot be used.
+
+    The message is a single line that names the setting or the file and says how to mend it; the command prints it as
+    ``error: <message>`` and exits with status 2. Anything else that escapes is a bug.
+    """

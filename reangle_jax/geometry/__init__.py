@@ -1,0 +1,1 @@
+"""Cameras, trajectories, point splatting and visibility masks: pure functions over arrays."""

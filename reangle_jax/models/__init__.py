@@ -1,0 +1,1 @@
+"""One room per published architecture: a config and its modules."""

@@ -1,0 +1,1 @@
+"""CogVideoX: the image-to-video transformer and its causal 3D autoencoder."""

@@ -1,0 +1,52 @@
+"""Position and time embeddings. Tables are computed on the host in float64, as the published models do."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def timestep_embedding(
+    timesteps: Float[Array, " B"], width: int, *, flip: bool = True, freq_shift: float = 0.0, max_period: float = 1e4
+) -> Float[Array, "B width"]:
+    """Sinusoidal embedding of diffusion times (DDPM, Ho et al., 2020), in float32.
+
+    Args:
+        timesteps: the times, usually 0..1000.
+        width: even size of the result.
+        flip: cosines first, as CogVideoX and FLUX do; sines first otherwise.
+        freq_shift: subtracted from the count of frequencies in the exponent's denominator.
+        max_period: the longest wavelength over 2 pi.
+
+    Returns:
+        The embedding.
+    """
+    half = width // 2
+    exponent = -math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None, :]
+    first, second = (jnp.cos(angles), jnp.sin(angles)) if flip else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.concatenate([first, second], axis=-1)
+
+
+def sincos_1d(positions: np.ndarray, width: int) -> np.ndarray:
+    """Sines then cosines of ``positions`` at ``width / 2`` frequencies, float64 [N, width]."""
+    frequencies = 1.0 / 10000 ** (np.arange(width // 2, dtype=np.float64) / (width / 2.0))
+    angles = np.outer(positions.reshape(-1).astype(np.float64), frequencies)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+def rope_angles(positions: np.ndarray, width: int, theta: float = 10000.0) -> np.ndarray:
+    """Rotation angles of ``width / 2`` pairs at each position, float64 [N, width / 2] (RoFormer, Su et al., 2021)."""
+    frequencies = 1.0 / theta ** (np.arange(0, width, 2, dtype=np.float64)[: width // 2] / width)
+    return np.outer(positions.astype(np.float64), frequencies)
+
+
+def rotate_interleaved(x: Float[Array, "B S N D"], angles: Float[Array, "S half"]) -> Float[Array, "B S N D"]:
+    """Rotates the pairs (x0, x1), (x2, x3), ... of the last axis by ``angles``, in float32; the dtype is kept."""
+    cos = jnp.cos(angles.astype(jnp.float32))[None, :, None, :]
+    sin = jnp.sin(angles.astype(jnp.float32))[None, :, None, :]
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)

@@ -1,0 +1,63 @@
+"""Resizing as PyTorch does it: each function is one separable matrix per axis, exact at any size."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def nearest_index(size_in: int, size_out: int) -> np.ndarray:
+    """Source index of every output position: floor(i * in / out), PyTorch's ``nearest``."""
+    return (np.arange(size_out) * size_in) // size_out
+
+
+def bilinear_matrix(size_in: int, size_out: int, *, align_corners: bool) -> np.ndarray:
+    """Weights [out, in] of linear interpolation without antialiasing, float64."""
+    i = np.arange(size_out, dtype=np.float64)
+    if align_corners:
+        x = i * ((size_in - 1) / (size_out - 1)) if size_out > 1 else np.zeros(1)
+    else:
+        x = np.clip((i + 0.5) * (size_in / size_out) - 0.5, 0.0, size_in - 1)
+    low = np.minimum(np.floor(x).astype(int), size_in - 1)
+    high = np.minimum(low + 1, size_in - 1)
+    matrix = np.zeros((size_out, size_in))
+    np.add.at(matrix, (np.arange(size_out), low), 1.0 - (x - low))
+    np.add.at(matrix, (np.arange(size_out), high), x - low)
+    return matrix
+
+
+def bicubic_matrix(size_in: int, size_out: int, *, step: float | None = None) -> np.ndarray:
+    """Weights [out, in] of PyTorch's bicubic (a = -0.75, edge clamped, no antialiasing), float64.
+
+    Args:
+        size_in: input length.
+        size_out: output length.
+        step: input positions per output position; in / out by default. PyTorch uses 1 / ``scale_factor`` if given.
+
+    Returns:
+        The matrix.
+    """
+    a = -0.75
+    step = size_in / size_out if step is None else step
+    x = (np.arange(size_out, dtype=np.float64) + 0.5) * step - 0.5
+    base = np.floor(x).astype(int)
+    matrix = np.zeros((size_out, size_in))
+    for offset in range(-1, 3):
+        d = np.abs(x - (base + offset))
+        near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+        far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+        weight = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+        np.add.at(matrix, (np.arange(size_out), np.clip(base + offset, 0, size_in - 1)), weight)
+    return matrix
+
+
+def apply_separable(x: Float[Array, "B H W C"], rows: np.ndarray, columns: np.ndarray) -> Float[Array, "B h w C"]:
+    """Applies ``rows`` [h, H] and ``columns`` [w, W] to the two middle axes, in float32."""
+    y = jnp.einsum("hH,bHWc->bhWc", jnp.asarray(rows, jnp.float32), x.astype(jnp.float32))
+    return jnp.einsum("wW,bhWc->bhwc", jnp.asarray(columns, jnp.float32), y)
+
+
+def resize_bilinear(x: Float[Array, "B H W C"], height: int, width: int, *, align_corners: bool) -> Array:
+    """Bilinear resize of [B, H, W, C] to [B, height, width, C] without antialiasing; the dtype is kept."""
+    rows = bilinear_matrix(x.shape[1], height, align_corners=align_corners)
+    columns = bilinear_matrix(x.shape[2], width, align_corners=align_corners)
+    return apply_separable(x, rows, columns).astype(x.dtype)

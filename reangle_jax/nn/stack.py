@@ -1,0 +1,59 @@
+"""A stack of equal blocks: built once with a leading axis for the layer, run by scanning a rematerialised body."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+
+class Stack(nnx.Module):
+    """``depth`` blocks of one kind, applied in turn to a carry.
+
+    Every parameter of ``layers`` has a leading axis of size ``depth``. One compiled body serves all layers, so that
+    compile time does not grow with depth; only the carry is kept for the backward pass when ``remat`` is set.
+
+    Args:
+        make_block: builds one block from its random streams.
+        depth: how many.
+        remat: recompute each block in the backward pass instead of keeping its activations.
+        rngs: source of the initial values, split over the layers.
+    """
+
+    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, remat: bool, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=depth)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def build(layer_rngs: nnx.Rngs) -> nnx.Module:
+            return make_block(layer_rngs)
+
+        self.layers = build(rngs)
+        self.depth = depth
+        self.remat = remat
+
+    def __call__(self, carry, *shared):
+        """Applies ``carry = block(carry, *shared)`` for every block.
+
+        Args:
+            carry: a pytree whose shapes and dtypes every block keeps.
+            *shared: further arguments, equal for all blocks.
+
+        Returns:
+            The last block's carry.
+        """
+        graphdef, state = nnx.split(self.layers)
+
+        def body(carry, layer):
+            return nnx.merge(graphdef, layer)(carry, *shared), None
+
+        body = jax.checkpoint(body) if self.remat else body
+        carry, _ = jax.lax.scan(body, carry, state)
+        return carry
+
+    def with_taps(self, carry, *shared):
+        """Like calling, and also returns every block's output, stacked on a leading axis of size ``depth``."""
+        graphdef, state = nnx.split(self.layers)
+
+        def body(carry, layer):
+            carry = nnx.merge(graphdef, layer)(carry, *shared)
+            return carry, carry
+
+        return jax.lax.scan(jax.checkpoint(body) if self.remat else body, carry, state)

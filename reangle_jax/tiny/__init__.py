@@ -1,0 +1,1 @@
+"""The small family: procedural scenes, its training, its weights."""

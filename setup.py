@@ -1,0 +1,47 @@
+"""Packaging: metadata, version ranges and extras. Tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+RUNTIME = [
+    "jax>=0.10,<0.12",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.11.30",
+    "numpy>=1.26",
+    "opencv-python-headless>=4.9",
+    "imageio-ffmpeg>=0.6",  # carries an H.264 encoder
+    "ml-collections>=1.0",
+    "absl-py>=2.1",
+    "chex>=0.1.90",
+    "etils[epath]>=1.9",
+    "jaxtyping>=0.2.36",
+    "safetensors>=0.5",
+    "sentencepiece>=0.2",
+    "tensorboardX>=2.6",  # writes the event files that TensorBoard reads, without TensorFlow
+    "tqdm>=4.66",
+]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "scikit-image>=0.24", "ruff==0.14.*", "pyright>=1.1.400"]
+# PyTorch originals, for parity alone. torch is pinned so that no open range pulls a CUDA build.
+PARITY = ["torch==2.13.0", "diffusers==0.42.1", "transformers==5.23.0", "peft==0.21.2"]
+
+setup(
+    name="reangle-jax",
+    version="0.1.0",
+    description="Synchronised multi-view videos from one monocular video (Reangle-A-Video) in JAX and Flax",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["reangle_jax*", "converters*"]),
+    package_data={"reangle_jax.tiny": ["weights/*", "weights/*/*"]},
+    install_requires=RUNTIME,
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "cuda": ["jax[cuda12]>=0.10,<0.12"],
+        "convert": ["torch==2.13.0"],
+        "test": TEST,
+        "parity": PARITY,
+    },
+)
