@@ -1,6 +1,6 @@
 """Settings: their defaults, their types, and the one place where unknown or impossible values are refused.
 
-``get_default()`` is the ConfigDict that a file in configs/ starts from; ``parse()`` makes the frozen, typed ``Settings``
+``get_default()`` is the ConfigDict that a file in configs/ starts from; ``parse()`` makes the frozen ``Settings``
 that everything else reads.
 """
 

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 _BLOCK = 1 << 20
+_TEMPORARY = re.compile(r"\..+\.[0-9]+(\.old)?\.tmp")
 
 
 def _temporary(path: Path) -> Path:
@@ -149,12 +151,13 @@ def hash_json(value: Any) -> str:
     return f"sha256:{hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()}"
 
 
-def remove_leftovers(root: str | os.PathLike[str]) -> list[Path]:
-    """Removes the temporary files and folders that killed writers left below `root`.
+def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Removes the temporary files and folders that killed writers left in `folder` (not below it).
 
     Only for a folder that no other process is writing to. Returns what was removed.
     """
-    leftovers = [path for path in sorted(Path(root).rglob(".*.tmp")) if path.exists()]
+    folder = Path(folder)
+    leftovers = sorted(path for path in folder.glob(".*.tmp") if _TEMPORARY.fullmatch(path.name))
     for path in leftovers:
         _remove(path)
     return leftovers

@@ -8,12 +8,12 @@ be redone, resumed or called from a notebook alone. The contract of a stage modu
     STAGE = Stage("NAME", version=1, units=units, run=NAME)
 
 A *unit* is the smallest part of a stage that is kept or redone as a whole: the whole stage (finetune), or one view of it
-(generate). ``Unit(name, settings, inputs, outputs, weights, view)`` lists
+(generate). ``Unit(name, settings, inputs, outputs, external, weights, view)`` (``run.py``) lists
 
 - ``settings``: the dotted keys that its result depends on, ``"seed"``, ``"sample.steps"``, or a whole group, ``"sample"``;
 - ``inputs``: paths in the run's folder, written by earlier stages, whose content it depends on (files, or folders);
 - ``outputs``: paths in the run's folder, files or folders, that it writes, each whole or not at all;
-- ``external``: absolute paths outside of the run's folder whose content it depends on (the video, a depth file);
+- ``external``: settings that name a file outside of the run's folder whose content it depends on (``"video"``);
 - ``weights``: the parts of the weights that it reads (``"transformer"``, ``"vae"``, ``"text_encoder"``, ``"depth"``).
 
 ``run`` compares these with run.json and calls the stage only if some unit is new, changed, missing or damaged; ``run.todo``
@@ -24,7 +24,7 @@ then holds exactly those units. A stage must
 2. call ``run.finish(unit)`` after a unit's last output, which records it at once: a run killed later keeps it. (A stage
    with a single unit may leave that to the caller);
 3. give results that do not depend on which other units happen to be in ``run.todo``: a view's key is
-   ``run.key(settings, "generate", view)``, derived from the seed and the name, never from a counter;
+   ``run.key("generate", view)``, derived from the seed and the name, never from a counter;
 4. raise ``VERSION`` (``Stage.version``) whenever equal settings and inputs begin to give another result;
 5. for work worth saving midway, keep it in ``run.scratch(unit)``: a folder tied to the unit's fingerprint, empty at the first
    try, found again when the same work is resumed, removed when the unit is finished or its fingerprint changes;

@@ -1,0 +1,96 @@
+"""Progress of a long piece of work: a bar on a terminal, a line now and then elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Collection, Iterator
+from typing import Any, Generic, TypeVar
+
+import tqdm
+
+from reangle_jax.measure import human_seconds
+
+LINE_SECONDS = 30.0  # between two lines where there is no terminal
+
+_log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+
+
+class progress(Generic[Item]):  # noqa: N801 (used like the function tqdm)
+    """A bar with rate and remaining time.
+
+    Either ``for item in progress(items, "depth")``, or a context with ``update``::
+
+        with progress(400, "finetune", initial=120, unit="step") as bar:
+            bar.update(loss=0.1)
+
+    Args:
+        work: the items, or how many steps there will be.
+        description: what is being done.
+        initial: steps done before (a resumed loop).
+        unit: what one step is called.
+    """
+
+    def __init__(self, work: Collection[Item] | int, description: str, *, initial: int = 0, unit: str = "step"):
+        self._items = None if isinstance(work, int) else work
+        self._total = work if isinstance(work, int) else len(work)
+        self._description, self._unit = description, unit
+        self._initial = self._done = initial
+        self._values: dict[str, Any] = {}
+        self._start = self._last = time.monotonic()
+        self._bar = None
+        if sys.stderr.isatty():
+            self._bar = tqdm.tqdm(
+                total=self._total, desc=description, initial=initial, unit=unit, dynamic_ncols=True, file=sys.stderr
+            )
+
+    def set(self, **values: Any) -> None:
+        """Shows values, such as the loss, with the next update."""
+        self._values |= values
+        if self._bar is not None:
+            self._bar.set_postfix(self._values, refresh=False)
+
+    def update(self, steps: int = 1, **values: Any) -> None:
+        """Counts steps as done."""
+        self._done += steps
+        self.set(**values)
+        if self._bar is not None:
+            self._bar.update(steps)
+            return
+        now = time.monotonic()
+        if now - self._last >= LINE_SECONDS and self._done < self._total:
+            self._last = now
+            _log.info("%s", self._line(now))
+
+    def _line(self, now: float) -> str:
+        each = (now - self._start) / max(1, self._done - self._initial)
+        left = human_seconds(each * (self._total - self._done))
+        parts = [
+            f"{self._description} {self._done}/{self._total}",
+            f"{human_seconds(each)}/{self._unit}",
+            f"{left} left",
+        ]
+        parts += [
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self._values.items()
+        ]
+        return ", ".join(parts)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> "progress[Item]":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Item]:
+        if self._items is None:
+            raise TypeError("give the items to iterate over, or use update()")
+        with self:
+            for item in self._items:
+                yield item
+                self.update()

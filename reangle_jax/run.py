@@ -1,0 +1,354 @@
+"""The run's folder: artefacts that are whole or absent, resume by content, measured time and memory.
+
+``stages/__init__.py`` describes how a stage uses it; contract.md what the folder holds.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reangle_jax import config, measure
+from reangle_jax.config import Settings
+from reangle_jax.data import files
+from reangle_jax.errors import InputError
+from reangle_jax.stopping import Stop
+
+RECORD = "run.json"
+_FORMAT = 1
+_SMALL = 64 << 20  # weight files up to this size count by content, larger ones by size and both ends
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """The smallest part of a stage that is kept or redone as a whole.
+
+    Attributes:
+        name: unique in its stage; empty for a stage with one unit.
+        settings: dotted keys, or groups of keys, that the result depends on.
+        inputs: paths in the run's folder whose content it depends on.
+        outputs: paths in the run's folder that it writes, files or folders.
+        external: settings that name a file or folder outside of the run's folder, whose content it depends on.
+        weights: parts of the weights that it reads.
+        view: the view it makes, if it makes one.
+    """
+
+    name: str = ""
+    settings: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    external: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    view: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage: its name, the version of its code's results, its units for given settings, and its function."""
+
+    name: str
+    version: int
+    units: Callable[[Settings], tuple[Unit, ...]]
+    run: Callable[[Settings, "Run"], None]
+
+
+class Run:
+    """A run's folder, opened by one process at a time.
+
+    Attributes:
+        root: the folder.
+        settings: the run's settings.
+        stop: asks whether the process shall stop.
+        todo: the units that the running stage must do.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], settings: Settings, *, stop: Stop | None = None):
+        self.root = Path(root).absolute()
+        self.settings = settings
+        self.stop = stop or Stop()
+        self.todo: tuple[Unit, ...] = ()
+        self.record = _read_record(self.root / RECORD)
+        self._stage: Stage | None = None
+        self._hashes: dict[Path, tuple[tuple[int, int, int], str | None]] = {}
+        self._began = time.monotonic()
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, root: str | os.PathLike[str], settings: Settings, *, stop: Stop | None = None) -> Iterator["Run"]:
+        """Makes and locks the folder, and clears what a killed process left half-written.
+
+        Raises:
+            InputError: the folder cannot be written, or another process works in it.
+        """
+        root = Path(root).absolute()
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise InputError(f"--workdir {root} cannot be written ({error.strerror}): choose another folder") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise InputError(
+                f"--workdir {root} is in use by another run: wait for it, or choose another folder"
+            ) from None
+        try:
+            for folder in (root, root / "input", *root.glob("views/*")):
+                for path in files.remove_leftovers(folder):
+                    _log.info("removed the unfinished %s", path)
+            run = cls(root, settings, stop=stop)
+            run.record["settings"] = config.flatten(settings)
+            run.record["versions"] = measure.versions()
+            run._save_record()
+            yield run
+        finally:
+            os.close(lock)  # and with it the lock
+
+    # Paths.
+
+    def path(self, relative: str) -> Path:
+        """Absolute path of something in the run's folder."""
+        return self.root / relative
+
+    def view_path(self, view: str, name: str) -> Path:
+        """Absolute path of a view's file."""
+        return self.root / view_file(view, name)
+
+    def weights(self, part: str) -> Path:
+        """Folder of a part's converted weights."""
+        return config.weights_folder(self.settings, part)
+
+    def scratch(self, unit: Unit) -> Path:
+        """A folder for work in progress on a unit of the running stage: kept while the same work is resumed."""
+        assert self._stage is not None
+        folder = self._scratch(self._stage, unit) / self._fingerprint(self._stage, unit)
+        folder.mkdir(parents=True, exist_ok=True)
+        for other in folder.parent.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+        return folder
+
+    # Artefacts.
+
+    def load_npz(self, relative: str) -> dict[str, np.ndarray]:
+        """Arrays of an .npz in the run's folder."""
+        return files.load_npz(self.path(relative))
+
+    def save_npz(self, relative: str, **arrays: np.ndarray) -> None:
+        """Writes an .npz."""
+        files.atomic_savez(self.path(relative), **arrays)
+
+    def save_json(self, relative: str, value: Any) -> None:
+        """Writes JSON."""
+        files.atomic_write_json(self.path(relative), value)
+
+    def save_bytes(self, relative: str, content: bytes) -> None:
+        """Writes a file."""
+        files.atomic_write_bytes(self.path(relative), content)
+
+    def save_png(self, relative: str, image: np.ndarray) -> None:
+        """Writes an image, uint8 [H, W, 3] RGB."""
+        import cv2
+
+        good, encoded = cv2.imencode(".png", image[..., ::-1])
+        assert good
+        files.atomic_write_bytes(self.path(relative), encoded.tobytes())
+
+    def save_video(self, relative: str, frames: np.ndarray, fps: float) -> None:
+        """Writes an mp4 from uint8 [T, H, W, 3] RGB."""
+        from reangle_jax.data import video
+
+        video.write_video(self.path(relative), frames, fps)
+
+    def save_folder(self, relative: str) -> contextlib.AbstractContextManager[Path]:
+        """A temporary folder to fill; it takes the place of `relative` when the block ends well."""
+        return files.atomic_folder(self.path(relative))
+
+    def key(self, *names: str) -> Any:
+        """A JAX key for a named purpose: the same for the same seed and names, whatever else is done before."""
+        import jax
+
+        key = jax.random.key(self.settings.seed)
+        for name in names:
+            key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        return key
+
+    def stop_at_safe_points(self) -> contextlib.AbstractContextManager[Stop]:
+        """Holds signals until the work asks for them; see `stopping.Stop`."""
+        return self.stop.at_safe_points()
+
+    # Records.
+
+    def reasons(self, stage: Stage, unit: Unit) -> list[str]:
+        """Why a unit must be done; empty if it is done and whole."""
+        record = self.record["stages"].get(_name(stage, unit))
+        if record is None:
+            return ["not done yet"]
+        now, then = self._depends(stage, unit), record["depends"]
+        changed = [
+            _change(key, then.get(key), now.get(key)) for key in {**then, **now} if then.get(key) != now.get(key)
+        ]
+        if changed:
+            return changed
+        faults = []
+        for output in unit.outputs:
+            found = self._hash(self.path(output))
+            if found is None:
+                faults.append(f"{output} is missing")
+            elif found != record["outputs"].get(output):
+                faults.append(f"{output} is damaged or edited")
+        return faults
+
+    def run_stage(self, stage: Stage) -> bool:
+        """Does what of a stage is not done; says what and why. Returns whether anything was done."""
+        units = stage.units(self.settings)
+        todo = []
+        for unit in units:
+            reasons = self.reasons(stage, unit)
+            if not reasons:
+                _log.info("skip %s: done", _name(stage, unit))
+                continue
+            word = "do" if reasons == ["not done yet"] else "redo"
+            _log.info("%s %s: %s", word, _name(stage, unit), "; ".join(reasons))
+            todo.append(unit)
+        if not todo:
+            return False
+        for unit in todo:
+            # From here on the old outputs count for nothing, whenever this process dies.
+            self.record["stages"].pop(_name(stage, unit), None)
+        self._save_record()
+        self._stage, self.todo = stage, tuple(todo)
+        self._start_measuring()
+        stage.run(self.settings, self)
+        for unit in todo:
+            if _name(stage, unit) not in self.record["stages"]:
+                self.finish(unit)
+        self._stage, self.todo = None, ()
+        return True
+
+    def finish(self, unit: Unit) -> None:
+        """Records a unit of the running stage as done, with its time and memory since the one before.
+
+        Raises:
+            RuntimeError: an output that the unit promised was not written.
+        """
+        assert self._stage is not None
+        outputs = {output: self._hash(self.path(output)) for output in unit.outputs}
+        missing = [output for output, found in outputs.items() if found is None]
+        if missing:
+            raise RuntimeError(f"{_name(self._stage, unit)} ended without writing {', '.join(missing)}")
+        self.record["stages"][_name(self._stage, unit)] = {
+            "fingerprint": self._fingerprint(self._stage, unit),
+            "depends": self._depends(self._stage, unit),
+            "outputs": outputs,
+            "seconds": round(time.monotonic() - self._began, 3),
+            "peak_host_bytes": measure.host_peak_bytes(),
+            "peak_device_bytes": measure.device_peak_bytes(),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        self.record["devices"] = measure.devices()
+        self._save_record()
+        shutil.rmtree(self._scratch(self._stage, unit), ignore_errors=True)
+        self._start_measuring()
+
+    def measured(self, stage: Stage, unit: Unit) -> dict[str, Any] | None:
+        """What a unit took when it was last done, if it was."""
+        return self.record["stages"].get(_name(stage, unit))
+
+    def _start_measuring(self) -> None:
+        self._began = time.monotonic()
+        measure.reset_host_peak()
+
+    def _scratch(self, stage: Stage, unit: Unit) -> Path:
+        return self.root / ".scratch" / stage.name / (config.view_folder(unit.name) or "all")
+
+    def _fingerprint(self, stage: Stage, unit: Unit) -> str:
+        return files.hash_json(self._depends(stage, unit)).removeprefix("sha256:")[:16]
+
+    def _depends(self, stage: Stage, unit: Unit) -> dict[str, Any]:
+        flat = config.flatten(self.settings)
+        depends: dict[str, Any] = {f"{stage.name}'s version": stage.version}
+        for key in unit.settings:
+            found = {name: value for name, value in flat.items() if name == key or name.startswith(f"{key}.")}
+            if not found:
+                raise KeyError(f"stage {stage.name} names the setting {key!r}, which does not exist")
+            depends |= {f"config.{name}": value for name, value in found.items()}
+        depends |= {path: self._hash(self.path(path)) for path in unit.inputs}
+        depends |= {f"the content of config.{key}": self._hash(Path(flat[key])) for key in unit.external}
+        depends |= {f"the weights of {part}": _weights_identity(self.weights(part)) for part in unit.weights}
+        return depends
+
+    def _hash(self, path: Path) -> str | None:
+        """`files.hash_path`, remembered while the file is untouched: units share their inputs."""
+        if not path.is_file():
+            return files.hash_path(path)
+        status = path.stat()
+        state = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._hashes.get(path, (None, None))[0] != state:
+            self._hashes[path] = (state, files.hash_path(path))
+        return self._hashes[path][1]
+
+    def _save_record(self) -> None:
+        files.atomic_write_json(self.root / RECORD, self.record)
+
+
+def view_file(view: str, name: str) -> str:
+    """A view's file, relative to the run's folder."""
+    return f"views/{config.view_folder(view)}/{name}"
+
+
+def _name(stage: Stage, unit: Unit) -> str:
+    return f"{stage.name}/{config.view_folder(unit.name)}" if unit.name else stage.name
+
+
+def _change(key: str, then: Any, now: Any) -> str:
+    if key.startswith("config.") and then is not None and now is not None:
+        return f"{key} changed from {then} to {now}"
+    return f"{key} changed"
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record: Any = None
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            _log.warning("%s is damaged: everything will be redone", path)
+    if not isinstance(record, dict) or record.get("format") != _FORMAT:
+        record = {"format": _FORMAT}
+    return {**record, "stages": dict(record.get("stages", {}))}
+
+
+def _weights_identity(folder: Path) -> str | None:
+    """Content hash of a weights folder; of files too large to read for this, the size and both ends."""
+    if not folder.is_dir():
+        return None
+    identity: dict[str, Any] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        size = path.stat().st_size
+        name = path.relative_to(folder).as_posix()
+        if size <= _SMALL:
+            identity[name] = files.hash_path(path)
+            continue
+        with path.open("rb") as file:
+            head = file.read(1 << 20)
+            file.seek(-(1 << 20), os.SEEK_END)
+            identity[name] = [size, zlib.crc32(head), zlib.crc32(file.read())]
+    return files.hash_json(identity)

@@ -1,0 +1,72 @@
+"""SIGTERM and SIGINT: stop soon, with nothing lost that was worth keeping."""
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+_log = logging.getLogger(__name__)
+
+
+class Stopped(BaseException):
+    """The process was asked to stop: an order, not an error, so `except Exception` lets it pass.
+
+    Attributes:
+        exit_code: 128 + the signal's number: 143 for SIGTERM, 130 for SIGINT.
+    """
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class Stop:
+    """Whether the process was asked to stop, and how it reacts.
+
+    Attributes:
+        requested: True once a signal came while signals were held for a safe point.
+    """
+
+    def __init__(self) -> None:
+        self._signum = 0
+        self._holding = False
+
+    @property
+    def requested(self) -> bool:
+        """True once a signal came."""
+        return self._signum != 0
+
+    def now(self) -> None:
+        """Raises `Stopped` if a signal came: call it where everything worth keeping is on the disk."""
+        if self._signum:
+            raise Stopped(self._signum)
+
+    @contextlib.contextmanager
+    def at_safe_points(self) -> Iterator["Stop"]:
+        """Holds the first signal until `now()` or the end of the block; a second one stops at once."""
+        self._holding = True
+        try:
+            yield self
+        finally:
+            self._holding = False
+        self.now()
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        del frame
+        first, self._signum = not self._signum, signum
+        if self._holding and first:
+            _log.warning("%s: stopping after this step", signal.Signals(signum).name)
+            return
+        raise Stopped(signum)
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator["Stop"]:
+        """Handles SIGTERM and SIGINT inside of the block (main thread only)."""
+        previous = {number: signal.signal(number, self.handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
