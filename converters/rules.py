@@ -37,11 +37,19 @@ CONV3D = permute("conv3d", 2, 3, 4, 1, 0)  # [out, in, t, h, w] -> [t, h, w, in,
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One line of a table."""
+    """One line of a table.
+
+    Attributes:
+        source: template of the published name.
+        target: template of the parameter's path.
+        transform: the change of layout.
+        part: a fixed index after the placeholders' own, where several source tensors fill one stacked parameter.
+    """
 
     source: str
     target: str
     transform: Transform = IDENTITY
+    part: tuple[int, ...] = ()
 
     @property
     def stacked(self) -> tuple[str, ...]:
@@ -77,7 +85,7 @@ def place(name: str, table: Table) -> tuple[Rule, str, tuple[int, ...]] | None:
         match = _pattern(rule.source).fullmatch(name)
         if match:
             groups = match.groupdict()
-            return rule, rule.target.format(**groups), tuple(int(groups[p]) for p in rule.stacked)
+            return rule, rule.target.format(**groups), tuple(int(groups[p]) for p in rule.stacked) + rule.part
     return None
 
 
@@ -155,17 +163,15 @@ def revert(parameters: Mapping[str, np.ndarray], table: Table) -> dict[str, np.n
     result: dict[str, np.ndarray] = {}
     faults = []
     for path, array in parameters.items():
-        for rule in table.rules:
-            match = _pattern(rule.target).fullmatch(path)
-            if match is None:
-                continue
-            depth = len(rule.stacked)
-            for index in np.ndindex(*array.shape[:depth]):
-                numbers = {**match.groupdict(), **dict(zip(rule.stacked, map(str, index), strict=True))}
-                result[rule.source.format(**numbers)] = np.ascontiguousarray(rule.transform.inverse(array[index]))
-            break
-        else:
+        matches = [(rule, match) for rule in table.rules if (match := _pattern(rule.target).fullmatch(path))]
+        if not matches:
             faults.append(f"{path}: no rule gives it a published name")
+        # One rule, or the rules of all parts of one parameter.
+        for rule, match in [m for m in matches if m[0].part] or matches[:1]:
+            for index in np.ndindex(*array.shape[: len(rule.stacked)]):
+                numbers = {**match.groupdict(), **dict(zip(rule.stacked, map(str, index), strict=True))}
+                piece = rule.transform.inverse(array[index + rule.part])
+                result[rule.source.format(**numbers)] = np.ascontiguousarray(piece)
     if faults:
         raise ConversionError("\n".join(faults))
     return result

@@ -1,0 +1,43 @@
+"""Depth Anything V2 (Yang et al., 2024, arXiv 2406.09414): a DINOv2 backbone and a DPT head."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from reangle_jax.models.depth_anything.config import DepthAnythingConfig
+from reangle_jax.models.depth_anything.dinov2 import VisionTransformer
+from reangle_jax.models.depth_anything.dpt import DPTHead
+
+
+class DepthAnything(nnx.Module):
+    """Normalised images to depth.
+
+    Args:
+        config: its numbers.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, config: DepthAnythingConfig, *, rngs: nnx.Rngs):
+        self.backbone = VisionTransformer(config.backbone, rngs=rngs)
+        self.head = DPTHead(config, rngs=rngs)
+        self.config = config
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B H W"]:
+        """Estimates depth.
+
+        Args:
+            images: of ImageNet's mean 0 and deviation 1 (see `preprocess`); sides are multiples of the patch size.
+
+        Returns:
+            Float32. Relative models: inverse depth up to an unknown scale and shift, at least 0, larger is nearer.
+            Metric models: depth in metres.
+
+        Raises:
+            ValueError: a side is no multiple of the patch size.
+        """
+        size = self.config.patch_size
+        taps = self.backbone.taps(images, self.config.taps)
+        depth = self.head(taps, images.shape[1] // size, images.shape[2] // size)
+        if self.config.max_depth is None:
+            return jax.nn.relu(depth)
+        return jax.nn.sigmoid(depth) * self.config.max_depth

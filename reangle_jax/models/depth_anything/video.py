@@ -1,0 +1,99 @@
+"""From frames to depth: the authors' preprocessing, and a whole video in batches through one compiled program."""
+
+import functools
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32, UInt8
+
+from reangle_jax.models.depth_anything.model import DepthAnything
+from reangle_jax.nn.resize import resize_bilinear
+
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+def input_size(height: int, width: int, *, short_side: int, multiple: int) -> tuple[int, int]:
+    """The size at which the network sees a frame, as the authors choose it.
+
+    The shorter side becomes ``short_side``, the other one follows in proportion; each is rounded to a multiple, half to
+    even, but never below ``short_side``.
+
+    Args:
+        height: the frame's, pixels.
+        width: the frame's, pixels.
+        short_side: lower bound of both sides, pixels.
+        multiple: the patch size, pixels.
+
+    Returns:
+        Height and width.
+    """
+    scale = max(short_side / height, short_side / width)
+
+    def fit(length: float) -> int:
+        fitted = int(np.round(length / multiple) * multiple)
+        return fitted if fitted >= short_side else int(np.ceil(length / multiple) * multiple)
+
+    return fit(scale * height), fit(scale * width)
+
+
+def preprocess(
+    frames: UInt8[np.ndarray, "T H W 3"], *, short_side: int, multiple: int
+) -> Float32[np.ndarray, "T h w 3"]:
+    """Resizes RGB frames (cv2's bicubic, no antialiasing) and normalises them by ImageNet's mean and deviation."""
+    height, width = input_size(*frames.shape[1:3], short_side=short_side, multiple=multiple)
+    images = [
+        cv2.resize(frame.astype(np.float32) / 255.0, (width, height), interpolation=cv2.INTER_CUBIC) for frame in frames
+    ]
+    return ((np.stack(images) - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "size"))
+def _estimate(
+    graphdef: nnx.GraphDef, state: nnx.State, images: Float[Array, "B h w 3"], size: tuple[int, int]
+) -> Float[Array, "B H W"]:
+    depth = nnx.merge(graphdef, state)(images)
+    return resize_bilinear(depth[..., None], *size, align_corners=True)[..., 0]
+
+
+def estimate_video_depth(
+    model: DepthAnything,
+    frames: UInt8[np.ndarray, "T H W 3"],
+    *,
+    batch_size: int = 4,
+    short_side: int | None = None,
+) -> Float32[np.ndarray, "T H W"]:
+    """Estimates the depth of every frame, each on its own.
+
+    Args:
+        model: relative or metric.
+        frames: RGB.
+        batch_size: frames per call of the network; the last batch is padded, so that one program serves all.
+        short_side: the shorter side at which the network sees the frames, pixels; by default the one it was trained at.
+
+    Returns:
+        Depth at the frames' own size, as `DepthAnything` returns it (relative models: inverse depth).
+
+    Raises:
+        ValueError: there are no frames, they are not uint8 [T, H, W, 3], or ``batch_size`` is not positive.
+    """
+    if frames.ndim != 4 or frames.shape[0] == 0 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames must be uint8 [T, H, W, 3] with T > 0, not {frames.dtype} {list(frames.shape)}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    config = model.config
+    short_side = config.short_side if short_side is None else short_side
+    batch_size = min(batch_size, len(frames))
+    graphdef, state = nnx.split(model)
+    size = (frames.shape[1], frames.shape[2])
+    depth = np.empty(frames.shape[:3], np.float32)
+    for first in range(0, len(frames), batch_size):
+        batch = frames[first : first + batch_size]
+        count = len(batch)
+        images = preprocess(batch, short_side=short_side, multiple=config.patch_size)
+        images = np.concatenate([images, np.repeat(images[-1:], batch_size - count, axis=0)])
+        depth[first : first + count] = np.asarray(_estimate(graphdef, state, jnp.asarray(images), size))[:count]
+    return depth
