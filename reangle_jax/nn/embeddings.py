@@ -50,3 +50,15 @@ def rotate_interleaved(x: Float[Array, "B S N D"], angles: Float[Array, "S half"
     even, odd = pairs[..., 0], pairs[..., 1]
     rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
     return rotated.reshape(x.shape).astype(x.dtype)
+
+
+def rotate_halves(
+    x: Float[Array, "B S N D"], cos: Float[Array, "S half"], sin: Float[Array, "S half"]
+) -> Float[Array, "B S N D"]:
+    """Rotates the pairs (x[k], x[k + D/2]) of the last axis, in float32; the dtype is kept.
+
+    The same rotation as :func:`rotate_interleaved` in another order of channels, and one that vector units like.
+    """
+    cos, sin = (table.astype(jnp.float32)[None, :, None, :] for table in (cos, sin))
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

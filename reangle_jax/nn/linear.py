@@ -40,6 +40,7 @@ class Linear(nnx.Module):
         use_bias: whether to add a bias.
         axes: logical names of the kernel's two axes, for the mesh rules.
         lora: the adapter, or None.
+        init_scale: factor on the kernel's initial values.
         dtype: what is computed in.
         param_dtype: what is stored.
         rngs: source of the initial values.
@@ -53,11 +54,13 @@ class Linear(nnx.Module):
         use_bias: bool = True,
         axes: tuple[str | None, str | None] = (None, None),
         lora: LoRAConfig | None = None,
+        init_scale: float = 1.0,
         dtype: jnp.dtype = jnp.float32,
         param_dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.kernel = nnx.Param(uniform_fan_in(rngs.params(), (in_features, out_features), param_dtype), axes=axes)
+        kernel = uniform_fan_in(rngs.params(), (in_features, out_features), param_dtype) * init_scale
+        self.kernel = nnx.Param(kernel, axes=axes)
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype), axes=axes[1:]) if use_bias else None
         # Adapters train in float32 whatever the base is stored in: AdamW's steps vanish in bfloat16.
         self.lora_a = (

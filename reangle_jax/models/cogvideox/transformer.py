@@ -1,0 +1,290 @@
+"""The CogVideoX diffusion transformer (Yang et al., 2024): text and video tokens in one sequence, text first.
+
+Heads are laid out for rotation by halves: pair k of a head is channels k and k + D/2, where the published weights
+have 2k and 2k + 1. Converters permute to_q, to_k and their norms; attention sees only products of q and k.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from reangle_jax.models.cogvideox.positions import rope_table, sincos_table
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.nn.attention import attention
+from reangle_jax.nn.embeddings import rotate_halves, timestep_embedding
+from reangle_jax.nn.linear import Linear, LoRAConfig
+from reangle_jax.nn.norms import LayerNorm
+from reangle_jax.nn.stack import Stack
+
+# Starting modulations and outputs small lets a deep stack train from scratch (adaLN-Zero; Peebles & Xie, 2023).
+SMALL_INIT = 0.1
+# What image-to-video 1.5 is always fed as ``ofs``.
+OFS = 2.0
+
+Rope = tuple[Float[Array, "S half"], Float[Array, "S half"]]
+
+
+def _linear(config: TransformerConfig, rngs: nnx.Rngs) -> Callable[..., Linear]:
+    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+
+    def build(
+        in_features: int,
+        out_features: int,
+        axes: tuple[str | None, str | None],
+        lora: LoRAConfig | None = None,
+        init_scale: float = 1.0,
+    ) -> Linear:
+        return Linear(in_features, out_features, axes=axes, lora=lora, init_scale=init_scale, **dtypes, rngs=rngs)
+
+    return build
+
+
+def _layer_norm(features: int, epsilon: float, config: TransformerConfig) -> LayerNorm:
+    # The result stays float32: what follows (modulation, rotation) is float32 too, and is rounded once.
+    return LayerNorm(features, epsilon=epsilon, param_dtype=jnp.dtype(config.param_dtype))
+
+
+def patchify(x: Float[Array, "B T H W C"], patch: int, patch_t: int) -> Float[Array, "B S P"]:
+    """Cuts a latent video into tokens, flattened as (channel, frame, row, column) of the patch."""
+    batch, frames, height, width, channels = x.shape
+    x = x.reshape(batch, frames // patch_t, patch_t, height // patch, patch, width // patch, patch, channels)
+    x = x.transpose(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(batch, -1, channels * patch_t * patch * patch)
+
+
+def unpatchify(
+    x: Float[Array, "B S P"], grid: tuple[int, int, int], patch: int, patch_t: int
+) -> Float[Array, "B T H W C"]:
+    """The inverse of :func:`patchify`; ``grid`` counts tokens in time, rows and columns."""
+    x = x.reshape(x.shape[0], *grid, -1, patch_t, patch, patch)
+    x = x.transpose(0, 1, 5, 2, 6, 3, 7, 4)
+    frames, rows, columns = grid
+    return x.reshape(x.shape[0], frames * patch_t, rows * patch, columns * patch, -1)
+
+
+class PatchEmbed(nnx.Module):
+    """Tokens of text and video, with their positions added where the model has a table."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        linear = _linear(config, rngs)
+        patch_volume = config.patch_size**2 * (config.patch_size_t or 1)
+        self.proj = linear(config.in_channels * patch_volume, config.inner_dim, (None, "embed"))
+        self.text_proj = linear(config.text_embed_dim, config.inner_dim, (None, "embed"))
+        self.pos_embedding = (
+            nnx.Param(self._fixed_table(config).astype(config.param_dtype), axes=(None, "embed"))
+            if config.use_learned
+            else None
+        )
+        self.config = config
+
+    @staticmethod
+    def _fixed_table(config: TransformerConfig) -> Array:
+        text = jnp.zeros((config.max_text_seq_length, config.inner_dim), jnp.float32)
+        sample = (config.sample_latent_frames, config.sample_height, config.sample_width)
+        return jnp.concatenate([text, sincos_table(config, *sample)])
+
+    def _positions(self, frames: int, height: int, width: int, text_length: int) -> Array | None:
+        config = self.config
+        if config.use_rotary and not config.use_learned:
+            return None
+        if text_length != config.max_text_seq_length:
+            raise ValueError(
+                f"text has {text_length} tokens; the position table needs exactly {config.max_text_seq_length}"
+            )
+        if self.pos_embedding is not None and (height, width) != (config.sample_height, config.sample_width):
+            raise ValueError(
+                f"latents are {height}x{width}; the learned position table is for "
+                f"{config.sample_height}x{config.sample_width} only"
+            )
+        if self.pos_embedding is not None and frames == config.sample_latent_frames:
+            return self.pos_embedding[...]
+        # Another length: the published pipeline falls back to the fixed table, without the learned text rows.
+        text = jnp.zeros((text_length, config.inner_dim), jnp.float32)
+        return jnp.concatenate([text, sincos_table(config, frames, height, width)])
+
+    def __call__(self, latents: Float[Array, "B t h w C"], text: Float[Array, "B L D"]) -> Float[Array, "B S inner"]:
+        """Embeds both, text first."""
+        config = self.config
+        _, frames, height, width, channels = latents.shape
+        if channels != config.in_channels:
+            raise ValueError(f"latents have {channels} channels, the model takes {config.in_channels}")
+        if height % config.patch_size or width % config.patch_size or frames % (config.patch_size_t or 1):
+            raise ValueError(
+                f"latents of {frames}x{height}x{width} are not whole patches of "
+                f"{config.patch_size_t or 1}x{config.patch_size}x{config.patch_size}"
+            )
+        if text.shape[-1] != config.text_embed_dim:
+            raise ValueError(f"text is {text.shape[-1]} wide, the model takes {config.text_embed_dim}")
+        positions = self._positions(frames, height, width, text.shape[1])
+        video = self.proj(patchify(latents, config.patch_size, config.patch_size_t or 1))
+        x = jnp.concatenate([self.text_proj(text), video], axis=1)
+        return x if positions is None else x + positions.astype(x.dtype)[None]
+
+
+class TimestepMLP(nnx.Module):
+    """Two linear layers over the sinusoidal embedding of a time."""
+
+    def __init__(self, features: int, out_features: int, config: TransformerConfig, *, rngs: nnx.Rngs):
+        linear = _linear(config, rngs)
+        self.linear_1 = linear(features, out_features, (None, None))
+        self.linear_2 = linear(out_features, out_features, (None, None))
+        self.features = features
+
+    def __call__(self, times: Float[Array, " B"]) -> Float[Array, "B out"]:
+        """Embeds the times."""
+        return self.linear_2(jax.nn.silu(self.linear_1(timestep_embedding(times, self.features))))
+
+
+class JointNorm(nnx.Module):
+    """Layer norm with one affine form, then scale and shift by the time, apart for text and video."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        width = config.inner_dim
+        self.linear = _linear(config, rngs)(config.time_embed_dim, 6 * width, (None, None), init_scale=SMALL_INIT)
+        self.norm = _layer_norm(width, config.norm_eps, config)
+        self.dtype = jnp.dtype(config.dtype)
+
+    def __call__(
+        self, x: Float[Array, "B S inner"], time: Float[Array, "B time"], text_length: int
+    ) -> tuple[Float[Array, "B S inner"], Float[Array, "B S inner"]]:
+        """Returns the modulated norm and the gate for what is computed from it."""
+        chunks = self.linear(time).astype(jnp.float32).reshape(x.shape[0], 2, 3, 1, x.shape[-1])
+        is_text = (jnp.arange(x.shape[1]) < text_length)[None, :, None]
+        # A select is fused into the arithmetic around it; a concatenation of two halves would be copied.
+        shift, scale, gate = (jnp.where(is_text, chunks[:, 1, k], chunks[:, 0, k]) for k in range(3))
+        y = self.norm(x) * (1.0 + scale) + shift
+        return y.astype(self.dtype), gate.astype(self.dtype)
+
+
+class JointAttention(nnx.Module):
+    """Self-attention over text and video together."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        linear, width = _linear(config, rngs), config.inner_dim
+        self.to_q, self.to_k, self.to_v = (linear(width, width, ("embed", "heads"), config.lora) for _ in range(3))
+        self.to_out = linear(width, width, ("heads", "embed"), config.lora)
+        self.norm_q = _layer_norm(config.attention_head_dim, 1e-6, config)
+        self.norm_k = _layer_norm(config.attention_head_dim, 1e-6, config)
+        self.config = config
+
+    def __call__(self, x: Float[Array, "B S inner"], rope: Rope | None) -> Float[Array, "B S inner"]:
+        """Mixes the tokens."""
+        heads = (*x.shape[:2], self.config.num_attention_heads, self.config.attention_head_dim)
+        q = self.norm_q(self.to_q(x).reshape(heads))
+        k = self.norm_k(self.to_k(x).reshape(heads))
+        v = self.to_v(x).reshape(heads)
+        if rope is not None:
+            q, k = rotate_halves(q, *rope), rotate_halves(k, *rope)
+        y = attention(q.astype(v.dtype), k.astype(v.dtype), v, impl=self.config.attention_impl)
+        return self.to_out(y.reshape(x.shape))
+
+
+class FeedForward(nnx.Module):
+    """Two linear layers with a GELU (tanh form) between."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        linear, width = _linear(config, rngs), config.inner_dim
+        self.up = linear(width, 4 * width, ("embed", "mlp"))
+        self.down = linear(4 * width, width, ("mlp", "embed"))
+
+    def __call__(self, x: Float[Array, "B S inner"]) -> Float[Array, "B S inner"]:
+        """Applies both."""
+        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+
+
+class Block(nnx.Module):
+    """Attention and feed-forward, each between a modulated norm and a gate."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.norm1 = JointNorm(config, rngs=rngs)
+        self.attn = JointAttention(config, rngs=rngs)
+        self.norm2 = JointNorm(config, rngs=rngs)
+        self.ff = FeedForward(config, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "B S inner"], time: Float[Array, "B time"], rope: Rope | None, text_length: int
+    ) -> Float[Array, "B S inner"]:
+        """Applies the block; ``time`` is the activated embedding."""
+        y, gate = self.norm1(x, time, text_length)
+        x = x + gate * self.attn(y, rope)
+        y, gate = self.norm2(x, time, text_length)
+        return x + gate * self.ff(y)
+
+
+class Head(nnx.Module):
+    """From the video tokens to patches of the prediction."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        linear, width = _linear(config, rngs), config.inner_dim
+        out_features = config.out_channels * config.patch_size**2 * (config.patch_size_t or 1)
+        self.norm_final = _layer_norm(width, config.norm_eps, config)
+        self.linear = linear(config.time_embed_dim, 2 * width, (None, None), init_scale=SMALL_INIT)
+        self.norm = _layer_norm(width, config.norm_eps, config)
+        self.proj_out = linear(width, out_features, ("embed", None), init_scale=SMALL_INIT)
+
+    def __call__(self, video: Float[Array, "B V inner"], time: Float[Array, "B time"]) -> Float[Array, "B V P"]:
+        """Norms, modulates and projects; ``time`` is the activated embedding."""
+        shift, scale = jnp.split(self.linear(time).astype(jnp.float32)[:, None, :], 2, axis=-1)
+        return self.proj_out(self.norm(self.norm_final(video)) * (1.0 + scale) + shift)
+
+
+class Transformer(nnx.Module):
+    """Predicts v from noised latents (with the image condition's beside them), text and times.
+
+    Args:
+        config: sizes and arithmetic.
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.patch_embed = PatchEmbed(config, rngs=rngs)
+        self.time_embedding = TimestepMLP(config.inner_dim, config.time_embed_dim, config, rngs=rngs)
+        ofs_dim = config.ofs_embed_dim
+        self.ofs_embedding = TimestepMLP(ofs_dim, ofs_dim, config, rngs=rngs) if ofs_dim else None
+        self.blocks = Stack(lambda layer: Block(config, rngs=layer), config.num_layers, remat=config.remat, rngs=rngs)
+        self.head = Head(config, rngs=rngs)
+        self.config = config
+
+    def embed_time(self, timesteps: Float[Array, " B"]) -> Float[Array, "B time"]:
+        """The activated embedding of the times, which every block takes."""
+        time = self.time_embedding(timesteps)
+        if self.ofs_embedding is not None:
+            time = time + jnp.broadcast_to(self.ofs_embedding(jnp.full((1,), OFS)), time.shape)
+        return jax.nn.silu(time)
+
+    def rope(self, latents_shape: tuple[int, ...], text_length: int) -> Rope | None:
+        """Cosines and sines for the whole sequence; text tokens are turned by nothing. None for sincos models."""
+        if not self.config.use_rotary:
+            return None
+        cos, sin = rope_table(self.config, *latents_shape[1:4])
+        still = (text_length, cos.shape[1])
+        return jnp.concatenate([jnp.ones(still), cos]), jnp.concatenate([jnp.zeros(still), sin])
+
+    def __call__(
+        self, latents: Float[Array, "B t h w Cin"], text: Float[Array, "B L D"], timesteps: Float[Array, " B"]
+    ) -> Float[Array, "B t h w Cout"]:
+        """Predicts.
+
+        Args:
+            latents: noised latents; for image-to-video the image condition's channels follow them.
+            text: the text encoder's output, padded to ``max_text_seq_length``; pads are attended to.
+            timesteps: one for each video, 0..999.
+
+        Returns:
+            The prediction (v, for the published models), in the config's dtype.
+
+        Raises:
+            ValueError: sizes that the model cannot take.
+        """
+        config, text_length = self.config, text.shape[1]
+        x = self.patch_embed(latents, text)
+        time = self.embed_time(timesteps)
+        rope = self.rope(latents.shape, text_length)
+        x = self.blocks(x, time, rope, text_length)
+        patches = self.head(x[:, text_length:], time)
+        patch, patch_t = config.patch_size, config.patch_size_t or 1
+        grid = (latents.shape[1] // patch_t, latents.shape[2] // patch, latents.shape[3] // patch)
+        return unpatchify(patches, grid, patch, patch_t)

@@ -1,0 +1,162 @@
+"""Sizes of the CogVideoX transformers (Yang et al., 2024, arXiv 2408.06072), as published and small."""
+
+import dataclasses
+
+from reangle_jax.nn.attention import IMPLEMENTATIONS
+from reangle_jax.nn.linear import LoRAConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Everything that a transformer's shapes and arithmetic depend on; every field can be written as JSON.
+
+    Attributes:
+        num_layers: blocks.
+        num_attention_heads: heads of each block.
+        attention_head_dim: width of a head, a multiple of 16 (rope splits it 1/4, 3/8, 3/8, each even).
+        in_channels: latent channels in, the image condition's included.
+        out_channels: latent channels out.
+        time_embed_dim: width of the time embedding that modulates every norm.
+        text_embed_dim: width of the text encoder's output.
+        max_text_seq_length: text tokens.
+        sample_frames: video frames (not latent frames) that the learned table was made for.
+        sample_height: its height in latent pixels; also the base grid of rope.
+        sample_width: its width in latent pixels.
+        patch_size: latent pixels a side of one token.
+        patch_size_t: latent frames of one token; None where tokens lie in one frame (all models before 1.5).
+        temporal_compression_ratio: video frames per latent frame.
+        spatial_interpolation_scale: divides the rows and columns of the sincos table.
+        temporal_interpolation_scale: divides its frames.
+        use_rotary: rotate queries and keys of the video tokens.
+        use_learned: add a learned position table (image-to-video 1.0 has it beside rope).
+        ofs_embed_dim: width of the constant ``ofs`` embedding of image-to-video 1.5; None elsewhere.
+        norm_eps: epsilon of the norms over the width; those over a head have 1e-6.
+        lora_rank: rank of the adapters on to_q, to_k, to_v, to_out; 0 for none.
+        lora_alpha: their strength: they add ``alpha / rank`` times the low-rank product.
+        attention_impl: see :func:`reangle_jax.nn.attention.attention`.
+        remat: recompute each block in the backward pass.
+        dtype: what is computed in.
+        param_dtype: what the base's parameters are stored in; adapters are float32.
+    """
+
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    in_channels: int
+    out_channels: int
+    time_embed_dim: int
+    text_embed_dim: int
+    max_text_seq_length: int
+    sample_frames: int
+    sample_height: int
+    sample_width: int
+    patch_size: int = 2
+    patch_size_t: int | None = None
+    temporal_compression_ratio: int = 4
+    spatial_interpolation_scale: float = 1.875
+    temporal_interpolation_scale: float = 1.0
+    use_rotary: bool = True
+    use_learned: bool = False
+    ofs_embed_dim: int | None = None
+    norm_eps: float = 1e-5
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
+    attention_impl: str = "plain"
+    remat: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.attention_head_dim % 16:
+            raise ValueError(f"attention_head_dim {self.attention_head_dim} is not a multiple of 16")
+        if self.sample_height % self.patch_size or self.sample_width % self.patch_size:
+            raise ValueError(f"patches of {self.patch_size} do not tile {self.sample_height}x{self.sample_width}")
+        if self.use_learned and not self.use_rotary:
+            raise ValueError("a learned position table without rope exists in no published model")
+        if self.lora_rank < 0 or (self.lora_rank > 0 and self.lora_alpha <= 0):
+            raise ValueError(f"lora_rank {self.lora_rank} needs lora_alpha > 0, not {self.lora_alpha}")
+        if self.attention_impl not in IMPLEMENTATIONS:
+            raise ValueError(f"attention_impl {self.attention_impl!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of the tokens."""
+        return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def sample_latent_frames(self) -> int:
+        """Latent frames of ``sample_frames``."""
+        return (self.sample_frames - 1) // self.temporal_compression_ratio + 1
+
+    @property
+    def lora(self) -> LoRAConfig | None:
+        """The adapters' rank and strength."""
+        return LoRAConfig(self.lora_rank, self.lora_alpha) if self.lora_rank else None
+
+    def num_video_tokens(self, frames: int, height: int, width: int) -> int:
+        """Tokens of a latent video."""
+        return (frames // (self.patch_size_t or 1)) * (height // self.patch_size) * (width // self.patch_size)
+
+    @classmethod
+    def _published(cls, **fields) -> "TransformerConfig":
+        common = {
+            "attention_head_dim": 64,
+            "out_channels": 16,
+            "time_embed_dim": 512,
+            "text_embed_dim": 4096,
+            "max_text_seq_length": 226,
+            "sample_frames": 49,
+            "sample_height": 60,
+            "sample_width": 90,
+            "remat": True,
+            "dtype": "bfloat16",
+            "param_dtype": "bfloat16",
+        }
+        return cls(**{**common, **fields})
+
+    @classmethod
+    def cogvideox_5b_i2v(cls) -> "TransformerConfig":
+        """CogVideoX-5b-I2V: learned table and rope; half of the input channels are the image condition."""
+        return cls._published(num_layers=42, num_attention_heads=48, in_channels=32, use_learned=True)
+
+    @classmethod
+    def cogvideox_5b(cls) -> "TransformerConfig":
+        """CogVideoX-5b, text to video: rope only."""
+        return cls._published(num_layers=42, num_attention_heads=48, in_channels=16)
+
+    @classmethod
+    def cogvideox_2b(cls) -> "TransformerConfig":
+        """CogVideoX-2b, text to video: sincos table only; published in float16."""
+        return cls._published(num_layers=30, num_attention_heads=30, in_channels=16, use_rotary=False)
+
+    @classmethod
+    def cogvideox1_5_5b_i2v(cls) -> "TransformerConfig":
+        """CogVideoX1.5-5B-I2V: tokens over two latent frames, rope on an unscaled grid, the ofs embedding."""
+        return cls._published(
+            num_layers=42,
+            num_attention_heads=48,
+            in_channels=32,
+            patch_size_t=2,
+            ofs_embed_dim=512,
+            sample_frames=81,
+            sample_height=300,
+            sample_width=300,
+        )
+
+    @classmethod
+    def tiny(cls) -> "TransformerConfig":
+        """The project's own small image-to-video model: 17 frames of 128x192, 5x16x24 latents of 16 channels."""
+        return cls(
+            num_layers=6,
+            num_attention_heads=8,
+            attention_head_dim=32,
+            in_channels=32,
+            out_channels=16,
+            time_embed_dim=64,
+            text_embed_dim=128,
+            max_text_seq_length=64,
+            sample_frames=17,
+            sample_height=16,
+            sample_width=24,
+            use_learned=True,
+        )
