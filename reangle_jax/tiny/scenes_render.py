@@ -1,0 +1,446 @@
+"""Exact renderer of the procedural scenes: one ray a sample, closed-form intersections, trilinear texture look-ups.
+
+All objects stand in fixed slots (`Objects`), so one compiled function renders every scene. Everything is a unit shape under a
+moving, turning, stretching frame: a square (walls, ground, billboards), a ball, a cube or an upright cylinder.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from reangle_jax.tiny.scenes_textures import LARGE, SMALL, mip_texels
+
+# Slots, in this order. The dome is a large sphere seen from inside: the sky, so that every ray hits something.
+NUM_PLANES, NUM_BILLBOARDS, NUM_BALLS, NUM_BOXES, NUM_COLUMNS, NUM_DOMES = 3, 4, 4, 3, 3, 1
+BILLBOARDS = slice(NUM_PLANES, NUM_PLANES + NUM_BILLBOARDS)
+BALLS = slice(BILLBOARDS.stop, BILLBOARDS.stop + NUM_BALLS)
+BOXES = slice(BALLS.stop, BALLS.stop + NUM_BOXES)
+COLUMNS = slice(BOXES.stop, BOXES.stop + NUM_COLUMNS)
+DOME = COLUMNS.stop
+NUM_OBJECTS = DOME + NUM_DOMES
+GROUND, WALL, SIDE = 0, 1, 2
+DOME_RADIUS = 60.0
+# Textures: the first are LARGE, the others SMALL.
+NUM_LARGE, NUM_SMALL = 3, 9
+NEAR = 0.05  # scene units: nothing nearer than this is seen
+_MISS = 1e9
+
+_BASES = np.cumsum([0] + [mip_texels(LARGE)] * NUM_LARGE + [mip_texels(SMALL)] * NUM_SMALL)
+_SIZES = np.array([LARGE] * NUM_LARGE + [SMALL] * NUM_SMALL)
+
+
+class Objects(NamedTuple):
+    """All slots of a scene: N = NUM_OBJECTS; lengths in scene units, angles in radians, time in [0, 1] over the clip.
+
+    Attributes:
+        active: whether the slot is filled.
+        position: the centre at rest; the middle of the foot where `anchored` is 1.
+        velocity: units a clip.
+        half_size: half extents along the object's own axes; the third is not used by squares.
+        axis: unit axis of rotation.
+        angle: the angle about `axis` at time 0.
+        spin: radians a clip.
+        swing: amplitude of a sinusoidal displacement.
+        rate: cycles a clip of swing, hop, squash, bend and wave.
+        phase: their phase, in cycles.
+        hop: height of hops, |sin|.
+        squash: relative change of height; width and depth change the other way.
+        bend: sideways sway of a square's top, in half widths.
+        wave: amplitude of a travelling ripple of a square, in half widths.
+        anchored: 1 if the object stands on its position, 0 if it is centred there.
+        texture: index of the texture.
+        repeat: how many times the texture goes along u and v (mirrored at every other).
+        offset: shift of the texture, in repeats.
+        tint: factor on the colour.
+    """
+
+    active: Bool[Array, "N"]
+    position: Float[Array, "N 3"]
+    velocity: Float[Array, "N 3"]
+    half_size: Float[Array, "N 3"]
+    axis: Float[Array, "N 3"]
+    angle: Float[Array, "N"]
+    spin: Float[Array, "N"]
+    swing: Float[Array, "N 3"]
+    rate: Float[Array, "N"]
+    phase: Float[Array, "N"]
+    hop: Float[Array, "N"]
+    squash: Float[Array, "N"]
+    bend: Float[Array, "N"]
+    wave: Float[Array, "N"]
+    anchored: Float[Array, "N"]
+    texture: Int[Array, "N"]
+    repeat: Float[Array, "N 2"]
+    offset: Float[Array, "N 2"]
+    tint: Float[Array, "N 3"]
+
+
+class Scene(NamedTuple):
+    """A scene: arrays of fixed shape alone.
+
+    Attributes:
+        objects: the slots.
+        atlas: packed RGBA textures with their mip levels (see `scenes_textures.pack_atlas`).
+        upright: rotation from the world (the source camera's axes at frame 0) to the axes in which the objects are given
+            (y straight down); the origins coincide.
+        light: unit vector towards the light, in upright axes.
+        ambient: share of the light that comes from everywhere.
+    """
+
+    objects: Objects
+    atlas: UInt32[Array, "texels"]
+    upright: Float[Array, "3 3"]
+    light: Float[Array, "3"]
+    ambient: Float[Array, ""]
+
+
+class Pose(NamedTuple):
+    """The objects at one instant: centre, rotation (object to upright axes), half extents, and the phase angle of sway."""
+
+    centre: Float[Array, "N 3"]
+    rotation: Float[Array, "N 3 3"]
+    half_size: Float[Array, "N 3"]
+    cycle: Float[Array, "N"]
+
+
+@functools.partial(jax.jit, static_argnames=("height", "width", "supersample"))
+def render(
+    scene: Scene,
+    K: Float[Array, "T 3 3"],
+    camera_to_world: Float[Array, "T 4 4"],
+    times: Float[Array, "T"],
+    height: int,
+    width: int,
+    supersample: int = 1,
+) -> tuple[Float[Array, "T H W 3"], Float[Array, "T H W"]]:
+    """Renders one frame per camera and time, exactly.
+
+    Args:
+        scene: what is there.
+        K: intrinsics in pixels; pixels' centres at +0.5.
+        camera_to_world: OpenCV axes (x right, y down, z forward), scene units; rigid.
+        times: each frame's time in [0, 1].
+        height: rows of the picture.
+        width: columns of the picture.
+        supersample: s x s rays a pixel are averaged for the colour; the depth is always that of the pixel's centre.
+
+    Returns:
+        Colours in [0, 1], float32, and the depth along the camera's z axis in scene units, float32.
+    """
+
+    def frame(inputs):
+        intrinsics, pose, time = inputs
+        objects = pose_at(scene.objects, time)
+        centres = _pixel_grid(height, width, 1, 0, 0)
+        origin, direction = _rays(scene, intrinsics, pose, centres)
+        depth, index = _nearest(scene, objects, intrinsics[0, 0], origin, direction)
+        if supersample == 1:
+            colour = _shade(scene, objects, intrinsics[0, 0], origin, direction, depth, index)
+        else:
+            colour = jnp.zeros((3, height * width), jnp.float32)
+            for row in range(supersample):
+                for column in range(supersample):
+                    samples = _pixel_grid(height, width, supersample, row, column)
+                    _, ray = _rays(scene, intrinsics, pose, samples)
+                    distance, hit = _nearest(scene, objects, intrinsics[0, 0], origin, ray)
+                    density = intrinsics[0, 0] * supersample
+                    colour += _shade(scene, objects, density, origin, ray, distance, hit)
+            colour = colour / supersample**2
+        return colour.T.reshape(height, width, 3), depth.reshape(height, width)
+
+    return jax.lax.map(frame, (K, camera_to_world, times))
+
+
+def pose_at(objects: Objects, time: Float[Array, ""]) -> Pose:
+    """Where everything is at `time` in [0, 1]."""
+    cycle = 2 * jnp.pi * (objects.rate * time + objects.phase)
+    wave = jnp.sin(cycle)
+    stretch = 1 + objects.squash * wave
+    narrow = 1 / jnp.sqrt(stretch)  # keeps the volume
+    half_size = objects.half_size * jnp.stack([narrow, stretch, narrow], -1)
+    centre = objects.position + objects.velocity * time + objects.swing * wave[:, None]
+    lift = objects.hop * jnp.abs(wave) + objects.anchored * half_size[:, 1]
+    centre = centre - jnp.stack([jnp.zeros_like(lift), lift, jnp.zeros_like(lift)], -1)
+    return Pose(centre, _axis_angle(objects.axis, objects.angle + objects.spin * time), half_size, cycle)
+
+
+def _axis_angle(axis: Float[Array, "N 3"], angle: Float[Array, "N"]) -> Float[Array, "N 3 3"]:
+    """Rodrigues' rotation about a unit axis."""
+    x, y, z = axis[:, 0], axis[:, 1], axis[:, 2]
+    zero = jnp.zeros_like(x)
+    cross = jnp.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
+    sine, versine = jnp.sin(angle)[:, None, None], (1 - jnp.cos(angle))[:, None, None]
+    square = axis[:, :, None] * axis[:, None, :] - jnp.eye(3)[None]
+    return jnp.eye(3)[None] + sine * cross + versine * square
+
+
+def _pixel_grid(height: int, width: int, supersample: int, row: int, column: int) -> Float[Array, "2 P"]:
+    """x and y of one sub-sample of every pixel, row by row."""
+    y = jnp.arange(height, dtype=jnp.float32) + (row + 0.5) / supersample
+    x = jnp.arange(width, dtype=jnp.float32) + (column + 0.5) / supersample
+    return jnp.stack([jnp.tile(x, height), jnp.repeat(y, width)])
+
+
+def _rays(
+    scene: Scene, K: Float[Array, "3 3"], camera_to_world: Float[Array, "4 4"], pixels: Float[Array, "2 P"]
+) -> tuple[Float[Array, "3"], Float[Array, "3 P"]]:
+    """Origin and directions in upright axes; directions have length one along the camera's z, so that distance is depth."""
+    y = (pixels[1] - K[1, 2]) / K[1, 1]
+    x = (pixels[0] - K[0, 2] - K[0, 1] * y) / K[0, 0]
+    to_upright = _dot(scene.upright, camera_to_world[:3, :3])
+    direction = to_upright[:, :1] * x[None] + to_upright[:, 1:2] * y[None] + to_upright[:, 2:]
+    return _dot(scene.upright, camera_to_world[:3, 3]), direction
+
+
+def _dot(a: Array, b: Array) -> Array:
+    """A matrix product in full float32 on every device."""
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _nearest(
+    scene: Scene, pose: Pose, focal: Float[Array, ""], origin: Float[Array, "3"], direction: Float[Array, "3 P"]
+) -> tuple[Float[Array, "P"], Int[Array, "P"]]:
+    """Distance and slot of the first thing each ray meets."""
+    to_local = jnp.swapaxes(pose.rotation, 1, 2) / pose.half_size[:, :, None]
+    o = _dot(to_local, (origin[None] - pose.centre)[:, :, None])  # [N, 3, 1]
+
+    def local(part: slice) -> tuple[list[Array], list[Array]]:
+        matrix = to_local[part]
+        d = [sum(matrix[:, i, j, None] * direction[None, j] for j in range(3)) for i in range(3)]
+        return [o[part, i] for i in range(3)], d
+
+    distances = [
+        _hit_squares(*local(slice(0, NUM_PLANES))),
+        _hit_billboards(scene, pose, focal, *local(BILLBOARDS)),
+        _hit_balls(*local(BALLS)),
+        _hit_slabs(*local(BOXES)),
+        _hit_columns(*local(COLUMNS)),
+        _hit_dome(*local(slice(DOME, DOME + 1))),
+    ]
+    distance = jnp.where(scene.objects.active[:, None], jnp.concatenate(distances), _MISS)
+    return distance.min(0), distance.argmin(0).astype(jnp.int32)
+
+
+def _hit_squares(o: list[Array], d: list[Array]) -> Array:
+    t = -o[2] / _nonzero(d[2])
+    inside = (jnp.abs(o[0] + t * d[0]) <= 1) & (jnp.abs(o[1] + t * d[1]) <= 1) & (t > NEAR)
+    return jnp.where(inside, t, _MISS)
+
+
+def _hit_billboards(scene: Scene, pose: Pose, focal: Array, o: list[Array], d: list[Array]) -> Array:
+    """Squares cut to the outline of their texture: a hit is where its alpha, at the mip level of the centre, is over a half."""
+    t = -o[2] / _nonzero(d[2])
+    objects = jax.tree.map(lambda leaf: leaf[BILLBOARDS], scene.objects)
+    cycle = pose.cycle[BILLBOARDS, None]
+    x, y = _sway(o[0] + t * d[0], o[1] + t * d[1], objects.bend[:, None], objects.wave[:, None], cycle)
+    inside = (jnp.abs(x) <= 1) & (jnp.abs(y) <= 1) & (t > NEAR)
+    # One level for the whole billboard keeps the outline free of seams: the one for its distance straight ahead.
+    reach = jnp.maximum(jnp.abs(o[2][:, 0]) * pose.half_size[BILLBOARDS, 2], NEAR)
+    texels = SMALL / (2 * pose.half_size[BILLBOARDS, 0])
+    level = jnp.round(jnp.clip(jnp.log2(texels * reach / focal), 0, 4)).astype(jnp.int32)
+    base, size = _level_table(objects.texture, level)
+    alpha = _bilinear(scene.atlas, base[:, None], size[:, None], (x + 1) / 2, (y + 1) / 2, (24,))[0]
+    return jnp.where(inside & (alpha > 127.5), t, _MISS)
+
+
+def _sway(x: Array, y: Array, bend: Array, wave: Array, cycle: Array) -> tuple[Array, Array]:
+    """Undoes a square's in-plane deformation: its foot (y = 1) stays, its top (y = -1) sways by `bend`, ripples run along it."""
+    rise = (1 - y) / 2
+    return x - bend * jnp.sin(cycle) * rise**2 - wave * rise * jnp.sin(4 * y + cycle), y
+
+
+def _hit_balls(o: list[Array], d: list[Array]) -> Array:
+    a = d[0] ** 2 + d[1] ** 2 + d[2] ** 2
+    b = o[0] * d[0] + o[1] * d[1] + o[2] * d[2]
+    c = o[0] ** 2 + o[1] ** 2 + o[2] ** 2 - 1
+    root = b * b - a * c
+    t = (-b - jnp.sqrt(jnp.maximum(root, 0))) / a
+    return jnp.where((root > 0) & (t > NEAR), t, _MISS)
+
+
+def _hit_dome(o: list[Array], d: list[Array]) -> Array:
+    a = d[0] ** 2 + d[1] ** 2 + d[2] ** 2
+    b = o[0] * d[0] + o[1] * d[1] + o[2] * d[2]
+    c = o[0] ** 2 + o[1] ** 2 + o[2] ** 2 - 1
+    return (-b + jnp.sqrt(jnp.maximum(b * b - a * c, 0))) / a
+
+
+def _slab(o: Array, d: Array) -> tuple[Array, Array]:
+    """Where a ray enters and leaves |x| <= 1."""
+    inverse = 1 / _nonzero(d)
+    middle, half = -o * inverse, jnp.abs(inverse)
+    return middle - half, middle + half
+
+
+def _hit_slabs(o: list[Array], d: list[Array]) -> Array:
+    spans = [_slab(o[i], d[i]) for i in range(3)]
+    enter = functools.reduce(jnp.maximum, [span[0] for span in spans])
+    leave = functools.reduce(jnp.minimum, [span[1] for span in spans])
+    return jnp.where((enter < leave) & (enter > NEAR), enter, _MISS)
+
+
+def _hit_columns(o: list[Array], d: list[Array]) -> Array:
+    a = jnp.maximum(d[0] ** 2 + d[2] ** 2, 1e-12)
+    b = o[0] * d[0] + o[2] * d[2]
+    root = b * b - a * (o[0] ** 2 + o[2] ** 2 - 1)
+    half = jnp.sqrt(jnp.maximum(root, 0)) / a
+    below, above = _slab(o[1], d[1])
+    enter, leave = jnp.maximum(-b / a - half, below), jnp.minimum(-b / a + half, above)
+    return jnp.where((root > 0) & (enter < leave) & (enter > NEAR), enter, _MISS)
+
+
+def _nonzero(x: Array) -> Array:
+    return jnp.where(jnp.abs(x) < 1e-9, jnp.float32(1e-9), x)
+
+
+def _shade(
+    scene: Scene,
+    pose: Pose,
+    focal: Float[Array, ""],
+    origin: Float[Array, "3"],
+    direction: Float[Array, "3 P"],
+    distance: Float[Array, "P"],
+    index: Int[Array, "P"],
+) -> Float[Array, "3 P"]:
+    """Colours of the hits: texture, Lambert's law and soft contact shadows on the ground."""
+    objects = scene.objects
+    to_local = jnp.swapaxes(pose.rotation, 1, 2) / pose.half_size[:, :, None]
+    shift = -_dot(to_local, pose.centre[:, :, None])[:, :, 0]
+    columns = [
+        to_local.reshape(-1, 9), shift, objects.tint, objects.repeat, objects.offset, pose.cycle[:, None],
+        jnp.stack([objects.bend, objects.wave, objects.texture.astype(jnp.float32), _density(objects, pose)], -1),
+    ]  # fmt: skip
+    table = jnp.concatenate(columns, -1)  # [N, 24]
+    row = table.T[:, index]  # [24, P]
+    matrix, tint, repeat, offset = row[:9].reshape(3, 3, -1), row[12:15], row[15:17], row[17:19]
+    point = origin[:, None] + distance[None] * direction
+    p = (matrix * point[None]).sum(1) + row[9:12]
+
+    is_ball = ((index >= BALLS.start) & (index < BALLS.stop)) | (index >= DOME)
+    is_box = (index >= BOXES.start) & (index < BOXES.stop)
+    is_column = (index >= COLUMNS.start) & (index < COLUMNS.stop)
+    normal = _normals(p, is_ball, is_box, is_column)
+    normal = (matrix * normal[:, None]).sum(0)  # the inverse transpose of rotation times size, up to scale
+    normal = normal * jax.lax.rsqrt((normal**2).sum(0) + 1e-20)[None]
+    facing = (normal * direction).sum(0)
+    normal = jnp.where(facing > 0, -1.0, 1.0)[None] * normal
+
+    u, v = _surface(p, is_ball, is_box, is_column, row[19], row[20], row[21])
+    u, v = u * repeat[0] + offset[0], v * repeat[1] + offset[1]
+    # Texels between neighbouring pixels: distance / focal is a pixel's width on a surface that faces the camera.
+    length = jnp.sqrt((direction**2).sum(0))
+    slope = jnp.clip(jnp.abs(facing) / length, 0.02, 1.0)
+    lod = jnp.log2(jnp.maximum(row[23] * distance / focal * jax.lax.rsqrt(slope), 1e-6))
+    colour = _trilinear(scene.atlas, row[22].astype(jnp.int32), lod, u, v)
+
+    lambert = jnp.maximum((normal * scene.light[:, None]).sum(0), 0)
+    lit = scene.ambient + (1 - scene.ambient) * lambert * jnp.where(index == GROUND, _contact(scene, pose, point), 1.0)
+    lit = jnp.where(index == DOME, 1.0, lit)
+    return jnp.clip(colour * tint * lit[None], 0, 1)
+
+
+def _normals(p: Array, is_ball: Array, is_box: Array, is_column: Array) -> Array:
+    """Outward normals of the unit shapes, in local axes, [3, P]."""
+    size = jnp.abs(p)
+    largest = size.max(0)
+    face = jnp.where(size >= largest[None], jnp.sign(p), 0.0)
+    cap = size[1] > jnp.sqrt(p[0] ** 2 + p[2] ** 2)
+    zero = jnp.zeros_like(p[0])
+    tube = jnp.where(cap[None], jnp.stack([zero, jnp.sign(p[1]), zero]), jnp.stack([p[0], zero, p[2]]))
+    square = jnp.stack([zero, zero, zero + 1])
+    return jnp.where(is_ball[None], p, jnp.where(is_box[None], face, jnp.where(is_column[None], tube, square)))
+
+
+def _surface(
+    p: Array, is_ball: Array, is_box: Array, is_column: Array, cycle: Array, bend: Array, wave: Array
+) -> tuple[Array, Array]:
+    """Texture co-ordinates u, v in [0, 1]."""
+    round_shape = is_ball | is_column
+    turn = jnp.arctan2(p[0], -p[2]) / (2 * jnp.pi) + 0.5
+    polar = jnp.arccos(jnp.clip(p[1], -0.99999, 0.99999)) / jnp.pi
+    size = jnp.abs(p)
+    on_x, on_y = (size[0] >= size[1]) & (size[0] >= size[2]), size[1] >= size[2]
+    box_u = jnp.where(on_x, p[2], p[0])
+    box_v = jnp.where(on_x, p[1], jnp.where(on_y, p[2], p[1]))
+    flat_x, flat_y = _sway(p[0], p[1], bend, wave, cycle)
+    u = jnp.where(round_shape, turn, (jnp.where(is_box, box_u, flat_x) + 1) / 2)
+    v = jnp.where(is_ball, 1 - polar, (jnp.where(is_box, box_v, flat_y) + 1) / 2)
+    return u, v
+
+
+def _density(objects: Objects, pose: Pose) -> Float[Array, "N"]:
+    """Texels a scene unit on each object's surface, the finer direction of the two: it sets the mip level."""
+    x, y, z = pose.half_size[:, 0], pose.half_size[:, 1], pose.half_size[:, 2]
+    slot = jnp.arange(NUM_OBJECTS)
+    is_ball, is_box = (slot >= BALLS.start) & (slot < BALLS.stop) | (slot >= DOME), (slot >= BOXES.start) & (slot < BOXES.stop)
+    is_round = is_ball | (slot >= COLUMNS.start)
+    across = jnp.where(is_round, 2 * jnp.pi * x, jnp.where(is_box, 2 * jnp.minimum(x, z), 2 * x))
+    along = jnp.where(is_ball, jnp.pi * y, jnp.where(is_box, 2 * jnp.minimum(y, z), 2 * y))
+    size = jnp.where(objects.texture < NUM_LARGE, float(LARGE), float(SMALL))
+    return size * jnp.maximum(objects.repeat[:, 0] / across, objects.repeat[:, 1] / along)
+
+
+def _contact(scene: Scene, pose: Pose, point: Float[Array, "3 P"]) -> Float[Array, "P"]:
+    """Light left by what stands on or floats over the ground: a soft blob under each thing, view-independent."""
+    light = jnp.ones_like(point[0])
+    bottom = pose.centre[:, 1] + pose.half_size[:, 1]
+    ground = pose.centre[GROUND, 1]
+    for slot in range(NUM_PLANES, DOME):
+        radius = pose.half_size[slot, 0]
+        height = jnp.maximum(ground - bottom[slot], 0) / radius
+        near = ((point[0] - pose.centre[slot, 0]) ** 2 + 2 * (point[2] - pose.centre[slot, 2]) ** 2) / radius**2
+        strength = jnp.where(scene.objects.active[slot], 0.75, 0.0) / (1 + height) ** 2
+        light = light * (1 - strength / (1 + near**2))
+    return light
+
+
+def _level_table(texture: Int[Array, "..."], level: Int[Array, "..."]) -> tuple[Int[Array, "..."], Int[Array, "..."]]:
+    """First texel in the atlas and side of a texture's mip level (clamped to its last)."""
+    top = np.log2(_SIZES).astype(np.int32)
+    bases = np.zeros((len(_SIZES), int(top.max()) + 1), np.int32)
+    for i, size in enumerate(_SIZES):
+        for step in range(bases.shape[1]):
+            deep = min(step, int(top[i]))
+            bases[i, step] = _BASES[i] + mip_texels(size) - mip_texels(size >> deep)
+    sides = np.maximum(_SIZES[:, None] >> np.arange(bases.shape[1])[None], 1).astype(np.int32)
+    flat = texture * bases.shape[1] + jnp.clip(level, 0, bases.shape[1] - 1)
+    return jnp.asarray(bases.reshape(-1))[flat], jnp.asarray(sides.reshape(-1))[flat]
+
+
+def _trilinear(atlas: Array, texture: Array, lod: Array, u: Array, v: Array) -> Float[Array, "3 P"]:
+    """Colours in [0, 1]: bilinear on the two mip levels around `lod`, mixed."""
+    lod = jnp.clip(lod, 0, float(np.log2(LARGE)) - 0.001)
+    level = jnp.floor(lod).astype(jnp.int32)
+    part = lod - jnp.floor(lod)
+    fine = _bilinear(atlas, *_level_table(texture, level), u, v, (0, 8, 16))
+    coarse = _bilinear(atlas, *_level_table(texture, level + 1), u, v, (0, 8, 16))
+    return jnp.stack([(a + part * (b - a)) / 255 for a, b in zip(fine, coarse, strict=True)])
+
+
+def _bilinear(atlas: Array, base: Array, size: Array, u: Array, v: Array, shifts: tuple[int, ...]) -> list[Array]:
+    """Channels (by their bit shift) of packed texels, in [0, 255]; co-ordinates beyond [0, 1] are mirrored."""
+    side = size.astype(jnp.float32)
+    x, y = _mirror(u) * side - 0.5, _mirror(v) * side - 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    a, b = x - left, y - top
+    last = size - 1
+    x0, y0 = left.astype(jnp.int32), top.astype(jnp.int32)
+    columns = [jnp.clip(x0 + i, 0, last) for i in (0, 1)]
+    rows = [base + jnp.clip(y0 + i, 0, last) * size for i in (0, 1)]
+    taps = [atlas.at[row + column].get(mode="promise_in_bounds") for row in rows for column in columns]
+    weights = [(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b]
+    byte = jnp.uint32(255)
+    return [
+        sum(w * ((tap >> shift) & byte).astype(jnp.float32) for w, tap in zip(weights, taps, strict=True))
+        for shift in map(jnp.uint32, shifts)
+    ]  # pyright: ignore[reportReturnType]
+
+
+def _mirror(u: Array) -> Array:
+    """Folds a co-ordinate into [0, 1]: forwards, backwards, forwards, ..."""
+    wrapped = u - 2 * jnp.floor(u / 2)
+    return 1 - jnp.abs(1 - wrapped)
