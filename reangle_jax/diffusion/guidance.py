@@ -1,0 +1,52 @@
+"""Classifier-free guidance (Ho and Salimans, 2022, arXiv 2207.12598) and CogVideoX's schedule of its strength."""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+def guidance_scales(timesteps: np.ndarray, steps: int, scale: float, dynamic: bool) -> np.ndarray:
+    """Strength of guidance at each step.
+
+    Args:
+        timesteps: the times of the steps, up to 999.
+        steps: how many there are.
+        scale: the strength, or with ``dynamic`` the amplitude above 1.
+        dynamic: 1 + scale (1 - cos(pi ((steps - t) / steps)^5)) / 2 in place of a constant. The published code sets
+            the time, not the step's number, against the count of steps, so that the strength jumps about rather
+            than rises; the published results were made with it, and it is kept.
+
+    Returns:
+        float32 [steps].
+    """
+    if not dynamic:
+        return np.full(len(timesteps), scale, np.float32)
+    values = [1 + scale * (1 - math.cos(math.pi * ((steps - int(t)) / steps) ** 5.0)) / 2 for t in timesteps]
+    return np.array(values, np.float32)
+
+
+def guided(predict: Callable[..., Array], scales: np.ndarray | None) -> Callable[..., Array]:
+    """Makes a sampler's ``denoise`` out of a model's prediction.
+
+    Args:
+        predict: ``predict(latents [2B, ...], t int32 [2B], *args)`` gives v; the first half of the batch is to be
+            unconditional, the second conditional (the caller's ``args`` are laid out so).
+        scales: strength at each step, from ``guidance_scales``; None for no guidance: then ``predict`` gets the
+            batch once, conditional.
+
+    Returns:
+        ``denoise(latents [B, ...], t int32 scalar, step int32 scalar, *args)``, the guided v in float32.
+    """
+
+    def denoise(latents: Array, t: Array, step: Array, *args) -> Array:
+        batch = latents.shape[0]
+        if scales is None:
+            return predict(latents, jnp.broadcast_to(t, (batch,)), *args).astype(jnp.float32)
+        v = predict(jnp.concatenate([latents, latents]), jnp.broadcast_to(t, (2 * batch,)), *args).astype(jnp.float32)
+        unconditional, conditional = v[:batch], v[batch:]
+        return unconditional + jnp.asarray(scales)[step] * (conditional - unconditional)
+
+    return denoise

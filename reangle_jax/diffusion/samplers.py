@@ -1,0 +1,184 @@
+"""Samplers: every coefficient is computed on the host in float64, and one update serves them all.
+
+A step predicts the clean latents, x0 = signal * z - spread * v, and moves on to
+
+    z' = keep * z + pull * (now * x0 - before * x0 of the step before) + noise * xi,   xi ~ N(0, I).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from reangle_jax.diffusion.schedule import Schedule
+from reangle_jax.errors import InputError
+
+SAMPLERS = ("ddim", "dpm")
+
+Denoise = Callable[..., Array]
+"""``denoise(latents, t, step, *args)``: the guided v at time ``t`` (int32 scalar) of step ``step`` (int32 scalar)."""
+
+
+class Coefficients(NamedTuple):
+    """The table of a sampler, an array [steps] each: int32 times, the rest float64 on the host."""
+
+    timestep: np.ndarray
+    signal: np.ndarray
+    spread: np.ndarray
+    keep: np.ndarray
+    pull: np.ndarray
+    now: np.ndarray
+    before: np.ndarray
+    noise: np.ndarray
+
+
+class SamplerState(NamedTuple):
+    """All that a sampler carries from step to step; an unfinished run continues from it."""
+
+    latents: Array
+    clean: Array
+    """The clean latents predicted by the step before, float32."""
+
+
+def coefficients(sampler: str, schedule: Schedule, steps: int) -> Coefficients:
+    """The coefficients of ``steps`` steps.
+
+    ``ddim`` is the deterministic sampler (Song et al., 2020, arXiv 2010.02502). ``dpm`` is the stochastic
+    DPM-Solver++ (Lu et al., 2022, arXiv 2211.01095) as CogVideoX ships it: second order but in the first step, which
+    has no past, and in the last, which lands on x0. Where the last time of the spacing lies a whole stride or more
+    above 0, as at 48 steps, the published sampler stops short of x0, and so does this.
+
+    Raises:
+        InputError: the sampler is unknown or the count of steps impossible.
+    """
+    if sampler not in SAMPLERS:
+        raise InputError(f"config.sample.sampler: {sampler!r} is unknown; give one of {', '.join(SAMPLERS)}")
+    timesteps = schedule.timesteps(steps)
+    abar = schedule.alphas_cumprod
+    # The published step is a whole stride back, not the next time of the spacing: they differ if steps does not
+    # divide 1000.
+    targets = timesteps - schedule.train_steps // steps
+    here = abar[timesteps]
+    there = np.where(targets >= 0, abar[np.maximum(targets, 0)], 1.0)
+    zeros, ones = np.zeros(steps), np.ones(steps)
+    if sampler == "ddim":
+        keep = np.sqrt((1 - there) / (1 - here))
+        pull = np.sqrt(there) - np.sqrt(here) * keep
+        now, before, noise = ones, zeros, zeros
+    else:
+        # Ratio of the signal-to-noise ratios, exp(-2h) for a step h in log signal-to-noise: 0 from pure noise, and
+        # 0 into x0, where h itself is infinite.
+        ratio = here * (1 - there) / ((1 - here) * there)
+        keep = (1 - there) / (1 - here) * np.sqrt(here / there)
+        pull = (1 - ratio) * np.sqrt(there)
+        noise = np.sqrt((1 - there) * (1 - ratio))
+        before = _extrapolation(here, there, targets)
+        now = 1 + before
+    return Coefficients(timesteps, np.sqrt(here), np.sqrt(1 - here), keep, pull, now, before, noise)
+
+
+def _extrapolation(here: np.ndarray, there: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Weight of the step before in the second-order estimate, h / (2 h_before); 0 where a step is infinite."""
+    result = np.zeros(len(here))
+    for i in range(1, len(here)):
+        if here[i - 1] == 0.0 or targets[i] < 0:
+            continue
+        past, now, next_ = (0.5 * np.log(a / (1 - a)) for a in (here[i - 1], here[i], there[i]))
+        result[i] = (next_ - now) / (2 * (now - past))
+    return result
+
+
+def init_state(latents: Float[Array, "B *rest"]) -> SamplerState:
+    """The state before the first step; ``latents`` are unit noise."""
+    return SamplerState(latents, jnp.zeros_like(latents, dtype=jnp.float32))
+
+
+def update(state: SamplerState, v: Array, c: Coefficients, xi: Array | None) -> SamplerState:
+    """One step from a prediction.
+
+    Args:
+        state: where the sampler is.
+        v: the guided prediction, float32.
+        c: this step's coefficients, float32 scalars.
+        xi: unit noise, or None for a sampler that adds none.
+
+    Returns:
+        The next state; the latents keep their dtype.
+    """
+    z = state.latents.astype(jnp.float32)
+    clean = c.signal * z - c.spread * v
+    # The order of the sums is the published one: it decides the last bit.
+    following = c.keep * z + c.pull * (c.now * clean - c.before * state.clean)
+    if xi is not None:
+        following = following + c.noise * xi
+    return SamplerState(following.astype(state.latents.dtype), clean)
+
+
+def _body(denoise: Denoise, sampler: str, steps: int, schedule: Schedule) -> Callable[..., SamplerState]:
+    host = coefficients(sampler, schedule, steps)
+
+    def step(state: SamplerState, index: Array, key: Array, *args) -> SamplerState:
+        table = Coefficients(
+            jnp.asarray(host.timestep), *(jnp.asarray(column.astype(np.float32)) for column in host[1:])
+        )
+        c = jax.tree.map(lambda column: column[index], table)
+        v = denoise(state.latents, c.timestep, index, *args).astype(jnp.float32)
+        # The published DPM step draws twice and throws the first draw away; one draw is the same in distribution.
+        stochastic = bool(host.noise.any())
+        xi = jax.random.normal(jax.random.fold_in(key, index), v.shape, jnp.float32) if stochastic else None
+        return update(state, v, c, xi)
+
+    return step
+
+
+@functools.partial(jax.jit, static_argnames=("denoise", "sampler", "steps", "schedule"))
+def sample(
+    denoise: Denoise,
+    latents: Float[Array, "B *rest"],
+    *args,
+    sampler: str,
+    steps: int,
+    schedule: Schedule,
+    key: Array,
+) -> Float[Array, "B *rest"]:
+    """Samples in one compiled program: a scan over the steps.
+
+    Args:
+        denoise: ``denoise(latents, t, step, *args)`` gives v; see ``guidance.guided``. It is compiled anew for each
+            new function object: make it once, and pass what changes from video to video, and the weights, in ``args``.
+        latents: unit noise.
+        *args: handed to ``denoise``; any pytrees of arrays.
+        sampler: ``ddim`` or ``dpm``.
+        steps: how many.
+        schedule: the noise schedule.
+        key: source of the noise that ``dpm`` adds; step i draws with ``fold_in(key, i)``.
+
+    Returns:
+        Clean latents, in the dtype of ``latents``.
+
+    Raises:
+        InputError: the sampler is unknown or the count of steps impossible.
+    """
+    step = _body(denoise, sampler, steps, schedule)
+
+    def body(state: SamplerState, index: Array) -> tuple[SamplerState, None]:
+        return step(state, index, key, *args), None
+
+    state, _ = jax.lax.scan(body, init_state(latents), jnp.arange(steps, dtype=jnp.int32))
+    return state.latents
+
+
+def make_step(denoise: Denoise, *, sampler: str, steps: int, schedule: Schedule) -> Callable[..., SamplerState]:
+    """The same sampler step by step, for a progress bar or to stop and go on: one compiled program for all steps.
+
+    ``state = init_state(noise)``, then ``state = step(state, jnp.int32(i), key, *args)`` for i = 0 .. steps - 1, with
+    the same ``key`` throughout; ``state.latents`` at the end equals ``sample``'s to float32 round-off.
+
+    Raises:
+        InputError: the sampler is unknown or the count of steps impossible.
+    """
+    return jax.jit(_body(denoise, sampler, steps, schedule))

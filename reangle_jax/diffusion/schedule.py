@@ -1,0 +1,90 @@
+"""CogVideoX's noise schedule: how signal and noise mix at each of 1000 times, and the three maps between them.
+
+z_t = sqrt(abar) z0 + sqrt(1 - abar) eps, and the model predicts v = sqrt(abar) eps - sqrt(1 - abar) z0 (Salimans and
+Ho, 2022, arXiv 2202.00512). The last time is pure noise, abar = 0 (Lin et al., 2023, arXiv 2305.08891).
+"""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from reangle_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Scaled-linear betas, shifted in signal-to-noise ratio, rescaled to zero terminal ratio.
+
+    It holds numbers only, so that it is hashable and can be a static argument of ``jax.jit``; the tables are float64
+    on the host and are rounded to float32 where they meet arrays.
+
+    Attributes:
+        beta_start: the first beta.
+        beta_end: the last beta.
+        snr_shift_scale: divides the signal-to-noise ratio; 1 leaves it as it is.
+        train_steps: how many times there are.
+    """
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    snr_shift_scale: float = 1.0
+    train_steps: int = 1000
+
+    @classmethod
+    def cogvideox_5b(cls) -> "Schedule":
+        """CogVideoX-5B, 5B-I2V and the 1.5 models."""
+        return cls()
+
+    @classmethod
+    def cogvideox_2b(cls) -> "Schedule":
+        """CogVideoX-2B."""
+        return cls(snr_shift_scale=3.0)
+
+    @functools.cached_property
+    def alphas_cumprod(self) -> np.ndarray:
+        """The share of signal in z_t by power, abar, float64 [train_steps]; the last is exactly 0."""
+        betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_steps, dtype=np.float64) ** 2
+        abar = np.cumprod(1.0 - betas)
+        abar = abar / (self.snr_shift_scale + (1.0 - self.snr_shift_scale) * abar)
+        root = np.sqrt(abar)
+        first, last = root[0], root[-1]
+        table = ((root - last) * (first / (first - last))) ** 2
+        table.flags.writeable = False
+        return table
+
+    def timesteps(self, steps: int) -> np.ndarray:
+        """The times that a sampler of ``steps`` steps visits, from noise to clean, int32 [steps]: "trailing" spacing.
+
+        Raises:
+            InputError: the schedule has fewer times than ``steps``, or ``steps`` is not positive.
+        """
+        if not 1 <= steps <= self.train_steps:
+            raise InputError(f"config.sample.steps: {steps} is out of range; give 1 to {self.train_steps}")
+        # arange's own rounding decides ties, as in diffusers; for some counts it ends with one value too many (a
+        # time of -1), which is cut off here.
+        times = np.round(np.arange(self.train_steps, 0, -self.train_steps / steps))[:steps]
+        return times.astype(np.int32) - 1
+
+    def _factors(self, t: Array, ndim: int) -> tuple[Array, Array]:
+        shape = (-1,) + (1,) * (ndim - 1)
+        signal = jnp.asarray(np.sqrt(self.alphas_cumprod).astype(np.float32))
+        noise = jnp.asarray(np.sqrt(1.0 - self.alphas_cumprod).astype(np.float32))
+        return signal[t].reshape(shape), noise[t].reshape(shape)
+
+    def add_noise(self, z: Float[Array, "B *rest"], eps: Float[Array, "B *rest"], t: Int[Array, " B"]) -> Array:
+        """z_t = sqrt(abar) z + sqrt(1 - abar) eps, computed in float32, in the dtype of ``z``."""
+        signal, noise = self._factors(t, z.ndim)
+        return (signal * z.astype(jnp.float32) + noise * eps.astype(jnp.float32)).astype(z.dtype)
+
+    def velocity(self, z: Float[Array, "B *rest"], eps: Float[Array, "B *rest"], t: Int[Array, " B"]) -> Array:
+        """What the model learns to predict, v = sqrt(abar) eps - sqrt(1 - abar) z, in the dtype of ``z``."""
+        signal, noise = self._factors(t, z.ndim)
+        return (signal * eps.astype(jnp.float32) - noise * z.astype(jnp.float32)).astype(z.dtype)
+
+    def to_x0(self, z_t: Float[Array, "B *rest"], v: Float[Array, "B *rest"], t: Int[Array, " B"]) -> Array:
+        """The clean latents that ``v`` stands for, sqrt(abar) z_t - sqrt(1 - abar) v, in the dtype of ``z_t``."""
+        signal, noise = self._factors(t, z_t.ndim)
+        return (signal * z_t.astype(jnp.float32) - noise * v.astype(jnp.float32)).astype(z_t.dtype)
