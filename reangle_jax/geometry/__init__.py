@@ -1,1 +1,1 @@
-"""Cameras, trajectories, point splatting and visibility masks: pure functions over arrays."""
+"""Cameras, trajectories, point splatting, depth and visibility masks: pure functions over arrays."""

@@ -1,0 +1,197 @@
+"""Pinhole cameras of a video, and their file ``cameras.json``.
+
+OpenCV convention: x right, y down, z forward; matrices map camera to world; a pixel's centre lies at +0.5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from reangle_jax.errors import InputError
+
+# method.md: 260 px at 480x720 in the released scripts.
+_REFERENCE_FOCAL, _REFERENCE_SIDE = 260.0, 480.0
+# Files written with six decimals still pass; a matrix with a scale or a shear does not.
+_ROTATION_TOLERANCE = 1e-3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cameras:
+    """The cameras of T frames; a pytree.
+
+    Attributes:
+        K: intrinsics in pixels, ``[T, 3, 3]``.
+        camera_to_world: rigid motions, ``[T, 4, 4]``, translation in scene units.
+    """
+
+    K: Float[Array, "*batch T 3 3"]
+    camera_to_world: Float[Array, "*batch T 4 4"]
+
+    @property
+    def num_frames(self) -> int:
+        """T, the number of frames."""
+        return self.K.shape[-3]
+
+
+def default_intrinsics(height: int, width: int, focal: float | None = None) -> Float[np.ndarray, "3 3"]:
+    """Intrinsics for a video whose camera is unknown.
+
+    The released scripts use a focal length of 260 px at 480x720 (method.md). The default keeps that in proportion to
+    the *shorter* side: a smaller copy of the video keeps its field of view, a clip held upright gets the focal length
+    of the same clip held level, and so does a square cut out of its middle.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        focal: focal length in pixels of this size; None for the default.
+
+    Returns:
+        K, float32 ``[3, 3]``, with the principal point at the image's centre, ``(width / 2, height / 2)``.
+
+    Raises:
+        InputError: the focal length is not a positive number.
+    """
+    if focal is None:
+        focal = _REFERENCE_FOCAL / _REFERENCE_SIDE * min(height, width)
+    if not (np.isfinite(focal) and focal > 0):
+        raise InputError(f"focal: {focal} is not a focal length; give a number of pixels above 0, or auto")
+    return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32)
+
+
+def identity_cameras(K: Float[Array, "3 3"] | np.ndarray, num_frames: int) -> Cameras:
+    """The camera that stands still at the origin for all frames: the source camera of a video."""
+    K = jnp.asarray(K, jnp.float32)
+    return Cameras(
+        K=jnp.broadcast_to(K[None], (num_frames, 3, 3)),
+        camera_to_world=jnp.broadcast_to(jnp.eye(4, dtype=jnp.float32)[None], (num_frames, 4, 4)),
+    )
+
+
+def rigid_inverse(motion: Float[Array, "*batch 4 4"]) -> Float[Array, "*batch 4 4"]:
+    """The inverse of rigid motions, without a general matrix inverse and its rounding."""
+    rotation = jnp.swapaxes(motion[..., :3, :3], -1, -2)
+    translation = -jnp.einsum("...ij,...j->...i", rotation, motion[..., :3, 3], precision="highest")
+    top = jnp.concatenate([rotation, translation[..., None]], axis=-1)
+    return jnp.concatenate([top, motion[..., 3:, :]], axis=-2)
+
+
+def source_to_target(source: Cameras, target: Cameras) -> Float[Array, "*batch T 4 4"]:
+    """The motion that takes points of each source camera's frame into the target camera's."""
+    to_target = rigid_inverse(target.camera_to_world)
+    return jnp.einsum("...ij,...jk->...ik", to_target, source.camera_to_world, precision="highest")
+
+
+def save_cameras(path: str | os.PathLike, cameras: Cameras, width: int, height: int) -> None:
+    """Writes ``cameras.json`` (contract.md); the file appears whole or not at all."""
+    K = np.asarray(cameras.K, np.float64).tolist()
+    poses = np.asarray(cameras.camera_to_world, np.float64).tolist()
+    frames = [{"K": k, "camera_to_world": pose} for k, pose in zip(K, poses, strict=True)]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"width": int(width), "height": int(height), "frames": frames}, file, allow_nan=False)
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes the file private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_cameras(path: str | os.PathLike, expect_frames: int | None = None) -> tuple[Cameras, int, int]:
+    """Reads and checks ``cameras.json``.
+
+    Args:
+        path: the file.
+        expect_frames: how many frames it must hold; None for any number.
+
+    Returns:
+        ``(cameras, width, height)``.
+
+    Raises:
+        InputError: the file is missing, is no JSON, or its contents describe no cameras; the line names the file, the
+            place in it and the mend.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a cameras.json") from error
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON ({error}); write it as docs describe cameras.json") from error
+    if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
+        raise InputError(
+            f'{path}: no cameras in it; it must be {{"width", "height", "frames": [{{"K", "camera_to_world"}}, ...]}}'
+        )
+    width, height = (_size(path, content, key) for key in ("width", "height"))
+    frames = content["frames"]
+    if expect_frames is not None and len(frames) != expect_frames:
+        raise InputError(f"{path}: holds {len(frames)} frames, the video {expect_frames}; give one camera a frame")
+    K = np.stack([_matrix(path, frame, index, "K", 3) for index, frame in enumerate(frames)])
+    poses = np.stack([_matrix(path, frame, index, "camera_to_world", 4) for index, frame in enumerate(frames)])
+    for index in range(len(frames)):
+        _check_intrinsics(path, index, K[index])
+        _check_rigid(path, index, poses[index])
+    return Cameras(K=jnp.asarray(K, jnp.float32), camera_to_world=jnp.asarray(poses, jnp.float32)), width, height
+
+
+def _size(path: Any, content: dict, key: str) -> int:
+    value = content.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise InputError(f"{path}: {key} is {value!r}; it must be a whole number of pixels above 0")
+    return value
+
+
+def _matrix(path: Any, frame: Any, index: int, key: str, size: int) -> np.ndarray:
+    where = f"{path}: frame {index}: {key}"
+    value = frame.get(key) if isinstance(frame, dict) else None
+    if value is None:
+        raise InputError(f"{where} is missing; every frame needs K (3x3) and camera_to_world (4x4)")
+    try:
+        matrix = np.array(value, np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where} is not a matrix of numbers; give {size} rows of {size} numbers") from error
+    if matrix.shape != (size, size):
+        raise InputError(f"{where} has the shape {matrix.shape}; give {size} rows of {size} numbers")
+    if not np.isfinite(matrix).all():
+        raise InputError(f"{where} holds a number that is not finite; give finite numbers only")
+    return matrix
+
+
+def _check_intrinsics(path: Any, index: int, K: np.ndarray) -> None:
+    where = f"{path}: frame {index}: K"
+    if K[0, 0] <= 0 or K[1, 1] <= 0:
+        raise InputError(f"{where} has the focal lengths {K[0, 0]:g}, {K[1, 1]:g}; both must be above 0 pixels")
+    if not np.allclose([K[1, 0], *K[2]], [0, 0, 0, 1], atol=1e-6):
+        raise InputError(f"{where} is no pinhole matrix; its form is [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
+
+
+def _check_rigid(path: Any, index: int, pose: np.ndarray) -> None:
+    where = f"{path}: frame {index}: camera_to_world"
+    if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
+        raise InputError(f"{where} ends in the row {pose[3].tolist()}; the last row must be [0, 0, 0, 1]")
+    rotation = pose[:3, :3]
+    off = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    if off > _ROTATION_TOLERANCE:
+        raise InputError(
+            f"{where} holds no rotation (R R^T differs from 1 by {off:.2g}); its columns must be orthogonal unit vectors"
+        )
+    if np.linalg.det(rotation) < 0:
+        raise InputError(f"{where} mirrors the scene (its determinant is -1); use x right, y down, z forward")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

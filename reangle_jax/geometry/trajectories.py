@@ -1,0 +1,169 @@
+"""The six camera motions about a pivot, their spellings, and their composition.
+
+The source camera is the identity and looks along +z at the pivot ``(0, 0, D)``. A view is a point in spherical
+coordinates about the pivot: yaw (left, right), pitch (up, down) and distance (in, out), with the camera always looking
+at the pivot and never rolling. Composed motions add up in these coordinates, so the order of the parts does not matter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from reangle_jax.errors import InputError
+from reangle_jax.geometry.cameras import Cameras
+
+Mode = Literal["dynamic", "static"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    axis: str  # a view moves along each axis at most once
+    sign: int
+    limit: float
+    unit: str
+    token: str
+    phrase: str
+
+
+# An orbit past the limit shows little of what the source saw; `in` must stop before the pivot.
+_KINDS = {
+    "left": _Kind("yaw", +1, 60.0, "degrees", "CAMERA_ORBIT_LEFT", "orbit left"),
+    "right": _Kind("yaw", -1, 60.0, "degrees", "CAMERA_ORBIT_RIGHT", "orbit right"),
+    "up": _Kind("pitch", +1, 60.0, "degrees", "CAMERA_ORBIT_UP", "orbit up"),
+    "down": _Kind("pitch", -1, 60.0, "degrees", "CAMERA_ORBIT_DOWN", "orbit down"),
+    "in": _Kind("distance", -1, 0.8, "of the pivot's distance", "CAMERA_DOLLY_IN", "dolly in"),
+    "out": _Kind("distance", +1, 2.0, "of the pivot's distance", "CAMERA_DOLLY_OUT", "dolly out"),
+}
+_PART = re.compile(r"([A-Za-z_]+):([0-9]*\.?[0-9]+|[0-9]+\.)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Motion:
+    """One part of a view: a motion's name and its amount (degrees, or a fraction of the pivot's distance)."""
+
+    name: str
+    amount: float
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A camera path relative to the source camera.
+
+    Attributes:
+        spelling: as the user wrote it, such as ``left:10+up:5``.
+        parts: its motions, at most one along each of yaw, pitch and distance.
+    """
+
+    spelling: str
+    parts: tuple[Motion, ...]
+
+    @property
+    def name(self) -> str:
+        """The view's folder: the spelling with everything outside A-Z a-z 0-9 replaced by ``_``."""
+        return re.sub(r"[^A-Za-z0-9]", "_", self.spelling)
+
+    @property
+    def prompt_prefix(self) -> str:
+        """What goes before the caption in dynamic mode (method.md, stage 2).
+
+        One motion: ``CAMERA_ORBIT_LEFT Camera movement orbit left, ``. Several keep each motion's own token, which the
+        model has met in training: ``CAMERA_ORBIT_LEFT CAMERA_ORBIT_UP Camera movement orbit left and orbit up, ``.
+        """
+        kinds = [_KINDS[part.name] for part in self.parts]
+        return f"{' '.join(k.token for k in kinds)} Camera movement {' and '.join(k.phrase for k in kinds)}, "
+
+    def along(self, axis: str) -> float:
+        """The signed amount along ``yaw`` or ``pitch`` (degrees, left and up positive) or ``distance`` (a fraction)."""
+        return sum(_KINDS[p.name].sign * p.amount for p in self.parts if _KINDS[p.name].axis == axis)
+
+
+def allowed_views() -> str:
+    """The motions' names with their ranges, for error messages and help."""
+    return ", ".join(f"{name}:A with 0 < A <= {kind.limit:g} {kind.unit}" for name, kind in _KINDS.items())
+
+
+def parse_view(spelling: str) -> View:
+    """Reads a view such as ``left:10``, ``in:0.15`` or ``left:10+up:5``.
+
+    Raises:
+        InputError: an unknown name, an amount that is missing, garbled or out of range, or two parts along one axis.
+    """
+    if not isinstance(spelling, str) or not spelling.strip():
+        raise InputError(f"views: {spelling!r} is no view; write NAME:AMOUNT, such as left:10 ({allowed_views()})")
+    spelling = spelling.strip()
+    parts, axes = [], {}
+    for text in spelling.split("+"):
+        part = _parse_part(spelling, text)
+        axis = _KINDS[part.name].axis
+        if axis in axes:
+            raise InputError(
+                f"views: {spelling!r} moves twice along one axis ({axes[axis]} and {part.name}); "
+                "keep one of left/right, one of up/down and one of in/out"
+            )
+        axes[axis] = part.name
+        parts.append(part)
+    return View(spelling=spelling, parts=tuple(parts))
+
+
+def _parse_part(spelling: str, text: str) -> Motion:
+    inside = "" if text == spelling else f" in {spelling!r}"
+    name = text.partition(":")[0]
+    if name not in _KINDS:
+        raise InputError(f"views: unknown motion {name!r}{inside}; the motions are {allowed_views()}")
+    kind = _KINDS[name]
+    span = f"above 0 up to {kind.limit:g} ({kind.unit})"
+    match = _PART.fullmatch(text)
+    if match is None:
+        raise InputError(f"views: {text!r}{inside} has no readable amount; write {name}:AMOUNT with a number {span}")
+    amount = float(match[2])
+    if not (0 < amount <= kind.limit):
+        raise InputError(f"views: {text!r}{inside} is out of range; {name} takes a number {span}")
+    return Motion(name, amount)
+
+
+def view_cameras(
+    view: View, K: Float[Array, "3 3"] | np.ndarray, pivot_depth: float, num_frames: int, mode: Mode = "dynamic"
+) -> Cameras:
+    """The cameras of a view, relative to a source camera at the identity.
+
+    ``left`` moves the camera itself to its left (towards -x), ``up`` towards -y, both on a sphere about the pivot
+    ``(0, 0, pivot_depth)`` that it keeps looking at; ``in`` and ``out`` change its distance from the pivot by a fraction.
+
+    Args:
+        view: the view.
+        K: intrinsics shared by all frames, ``[3, 3]``.
+        pivot_depth: the pivot's distance from the source camera, in scene units.
+        num_frames: T.
+        mode: ``dynamic``: the amounts grow linearly from 0 at the first frame to their full value at the last;
+            ``static``: every frame has the full value.
+
+    Raises:
+        InputError: the pivot's depth is not a positive number, or the mode is unknown.
+    """
+    if not (np.isfinite(pivot_depth) and pivot_depth > 0):
+        raise InputError(f"pivot_depth: {pivot_depth} is not a distance; give a number above 0, or auto")
+    if mode not in ("dynamic", "static"):
+        raise InputError(f"mode: {mode!r} is unknown; use dynamic or static")
+    progress = np.linspace(0.0, 1.0, num_frames) if mode == "dynamic" else np.ones(num_frames)
+    poses = np.stack([_orbit(view, float(share), float(pivot_depth)) for share in progress])
+    K = jnp.asarray(K, jnp.float32)
+    return Cameras(K=jnp.broadcast_to(K[None], (num_frames, 3, 3)), camera_to_world=jnp.asarray(poses, jnp.float32))
+
+
+def _orbit(view: View, share: float, pivot_depth: float) -> Float[np.ndarray, "4 4"]:
+    """The pose at a share of the view's amounts, in float64."""
+    yaw, pitch = (math.radians(share * view.along(axis)) for axis in ("yaw", "pitch"))
+    distance = pivot_depth * (1.0 + share * view.along("distance"))
+    turn_y = np.array([[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]])
+    turn_x = np.array([[1, 0, 0], [0, math.cos(pitch), math.sin(pitch)], [0, -math.sin(pitch), math.cos(pitch)]])
+    pose = np.eye(4)
+    pose[:3, :3] = turn_y @ turn_x  # its third column looks from the camera to the pivot
+    pose[:3, 3] = np.array([0, 0, pivot_depth]) - distance * pose[:3, 2]
+    return pose
