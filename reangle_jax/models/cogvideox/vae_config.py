@@ -76,7 +76,7 @@ class VAEConfig:
     def tiny(cls) -> "VAEConfig":
         """The project's own small autoencoder: the same compression and latent channels at a fraction of the width."""
         return cls(
-            block_out_channels=(24, 32, 64, 96),
+            block_out_channels=(16, 32, 48, 64),
             layers_per_block=1,
             norm_num_groups=8,
             sample_height=64,

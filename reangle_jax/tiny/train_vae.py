@@ -1,0 +1,156 @@
+"""Trains the small family's causal 3D autoencoder.
+
+``python -m reangle_jax.tiny.train_vae --workdir DIR [--steps N | --minutes M] [--freeze-encoder] [--init FOLDER]``
+
+Data: crops of real clips, photographs under a moving window and, if ``--scenes`` names a file of rendered clips, those.
+Loss: absolute and squared error, plus a little of the Kullback-Leibler divergence that keeps the latents near a unit
+normal. At the end the latents' standard deviation is measured and its inverse becomes the config's scaling factor.
+"""
+
+import argparse
+import dataclasses
+from functools import partial
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from reangle_jax import checkpoints
+from reangle_jax.models.cogvideox.vae import VAE
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.tiny import training
+from reangle_jax.tiny.pool import ImagePool, load_pool
+
+WEIGHTS = Path(__file__).with_name("weights") / "vae"
+KL_WEIGHT = 3e-4
+# (clips, frames, height, width) in turn: single images teach the spatial part cheaply, long clips the chunks' seams.
+SHAPES = ((2, 9, 64, 64), (12, 1, 64, 96), (2, 9, 64, 64), (1, 9, 96, 96), (1, 17, 64, 80))
+
+
+def moving_photo(pool: ImagePool, rng: np.random.Generator, frames: int, height: int, width: int) -> np.ndarray:
+    """A photograph under a window that drifts, turns and zooms at a steady rate: uint8 [T, H, W, 3]."""
+    photo = pool.random_photo(rng)
+    largest = min(photo.shape[0] / height, photo.shape[1] / width)
+    scale = 0.9 * np.exp(rng.uniform(np.log(min(0.5, largest)), np.log(largest)))
+    if scale > 1:  # shrink by area first: the window itself is only interpolated
+        photo = cv2.resize(photo, None, fx=1 / scale, fy=1 / scale, interpolation=cv2.INTER_AREA)
+        scale = 1.0
+    zoom, turn, drift = rng.normal(0, 0.004), rng.normal(0, 0.004), rng.normal(0, 1.2, 2) * scale
+    span, size = 0.5 * scale * np.array([width, height]), np.array([photo.shape[1], photo.shape[0]])
+    centre = rng.uniform(span, np.maximum(span + 1e-3, size - span))
+    result = []
+    for t in range(frames):
+        factor, angle = scale * np.exp(zoom * t), turn * t
+        a, b = factor * np.cos(angle), factor * np.sin(angle)
+        cx, cy = centre + drift * t
+        matrix = np.array([[a, -b, cx - a * width / 2 + b * height / 2], [b, a, cy - b * width / 2 - a * height / 2]])
+        flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
+        result.append(cv2.warpAffine(photo, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT))
+    return np.stack(result)
+
+
+def make_batch(
+    rng: np.random.Generator, step: int, *, pool: ImagePool, scenes: np.ndarray | None, shapes=SHAPES
+) -> np.ndarray:
+    """A batch of clips as uint8 [B, T, H, W, 3], of the shape whose turn it is."""
+    count, frames, height, width = shapes[step % len(shapes)]
+    clips = []
+    for _ in range(count):
+        kind = rng.random()
+        if scenes is not None and kind < 0.25:
+            clip = scenes[rng.integers(len(scenes))]
+            first = rng.integers(clip.shape[0] - frames + 1)
+            y, x = (rng.integers(n - m + 1) for n, m in zip(clip.shape[1:3], (height, width), strict=True))
+            clips.append(np.asarray(clip[first : first + frames, y : y + height, x : x + width]))
+        elif kind < 0.6:
+            clips.append(moving_photo(pool, rng, frames, height, width))
+        else:
+            clips.append(pool.random_clip(rng, frames, height, width))
+    return np.stack(clips)
+
+
+def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Peak signal-to-noise ratio in dB of images in [-1, 1]."""
+    return 10 * jnp.log10(4.0 / jnp.mean(jnp.square(a - b)))
+
+
+def loss(
+    parameters: nnx.State, batch: jax.Array, key: jax.Array, *, graphdef: nnx.GraphDef
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Reconstruction error and divergence of one batch."""
+    vae = nnx.merge(graphdef, parameters)
+    video = batch.astype(jnp.float32) / 127.5 - 1.0
+    mean, logvar = vae.encode(video)
+    latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    output = vae.decode(latents)
+    error = output - video
+    divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
+    reconstruction = 0.5 * jnp.mean(jnp.abs(error)) + jnp.mean(jnp.square(error))
+    value = reconstruction + KL_WEIGHT * divergence
+    return value, {"psnr": psnr(output, video), "divergence": divergence, "sigma": jnp.mean(jnp.exp(0.5 * logvar))}
+
+
+def held_out_clips(pool: ImagePool, count: int = 4) -> np.ndarray:
+    """Clips of 17 frames at 128x192 that nothing is trained on: uint8 [N, 17, 128, 192, 3]."""
+    return np.stack([pool.random_clip(np.random.default_rng(k), 17, 128, 192) for k in range(count)])
+
+
+@partial(jax.jit, static_argnums=0)
+def _reconstruct(graphdef: nnx.GraphDef, parameters: nnx.State, clip: jax.Array):
+    vae = nnx.merge(graphdef, parameters)
+    video = clip.astype(jnp.float32)[None] / 127.5 - 1.0
+    mean, logvar = vae.encode(video)
+    return psnr(jnp.clip(vae.decode(mean), -1, 1), video), jnp.mean(jnp.square(mean) + jnp.exp(logvar))
+
+
+def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, clips: np.ndarray) -> dict[str, float]:
+    """PSNR in dB of whole held-out clips, and the latents' standard deviation."""
+    results = [_reconstruct(graphdef, parameters, clip) for clip in clips]
+    return {
+        "heldout_psnr": float(np.mean([float(p) for p, _ in results])),
+        "latent_std": float(np.sqrt(np.mean([float(s) for _, s in results]))),
+    }
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
+    parser.add_argument("--scenes", default=None, help="a .npy of rendered clips, uint8 [N, T, H, W, 3]")
+    parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone")
+    parser.add_argument("--init", default=None, help="a weights folder to start from")
+    args = parser.parse_args()
+
+    config = VAEConfig.tiny()
+    if args.init:
+        config = checkpoints.load_config(args.init, VAEConfig)
+    vae = VAE(config, rngs=nnx.Rngs(args.seed))
+    if args.init:
+        checkpoints.load_into(vae, args.init)
+    graphdef, parameters = nnx.split(vae)
+    pools = load_pool(args.cache)
+    scenes = np.load(args.scenes, mmap_mode="r") if args.scenes else None
+    trainable = None
+    if args.freeze_encoder:
+        trainable = jax.tree.map_with_path(lambda path, _: "encoder" not in str(path[0]), parameters)
+    clips = held_out_clips(pools.heldout)
+    mean = training.train(
+        partial(loss, graphdef=graphdef),
+        parameters,
+        partial(make_batch, pool=pools.train, scenes=scenes),
+        training.TrainConfig(steps=args.steps, minutes=args.minutes, learning_rate=2e-3, seed=args.seed),
+        args.workdir,
+        evaluate=lambda mean: evaluate(graphdef, mean, clips),
+        trainable=trainable,
+    )
+    if not args.freeze_encoder:
+        factor = round(1.0 / evaluate(graphdef, mean, clips)["latent_std"], 4)
+        config = dataclasses.replace(config, scaling_factor=factor)
+    checkpoints.save_model(args.out, nnx.merge(graphdef, mean), config, dtype=np.float16)
+
+
+if __name__ == "__main__":
+    main()

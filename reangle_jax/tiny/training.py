@@ -1,0 +1,193 @@
+"""The training loop that the small networks share: seeded, resumable, one compiled step for each batch shape."""
+
+import argparse
+import dataclasses
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+Batch = Any
+Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a network is trained.
+
+    Attributes:
+        steps: the length of the schedule.
+        minutes: if set, the schedule follows the clock and ends after that many minutes of training, however many steps
+            that makes: for a machine whose speed is not known. The seed then no longer fixes the result.
+        learning_rate: the highest rate; warmed up over ``warmup`` steps, constant, then a cosine to zero over the last
+            ``decay`` of the schedule.
+        warmup: steps.
+        decay: fraction of the schedule.
+        weight_decay: AdamW's.
+        max_grad_norm: gradients are clipped to this global norm.
+        ema: decay of the running mean of the parameters that is evaluated and kept.
+        seed: of the batches and of the noise.
+        log_every: steps between two lines of the log.
+        save_every: seconds between two checkpoints.
+    """
+
+    steps: int
+    minutes: float | None = None
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    decay: float = 0.4
+    weight_decay: float = 1e-4
+    max_grad_norm: float = 1.0
+    ema: float = 0.99
+    seed: int = 0
+    log_every: int = 25
+    save_every: float = 120.0
+
+    def rate(self, progress: float, step: int) -> float:
+        """The learning rate at a fraction of the schedule."""
+        warm = min(1.0, (step + 1) / self.warmup)
+        tail = min(1.0, max(0.0, (1.0 - progress) / self.decay))
+        return self.learning_rate * warm * float(np.sin(0.5 * np.pi * tail) ** 2)
+
+
+def add_arguments(parser: argparse.ArgumentParser, *, steps: int, out: str) -> None:
+    """The flags that every training command has."""
+    parser.add_argument("--workdir", required=True, help="checkpoints and the log; the same command goes on from here")
+    parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--minutes", type=float, default=None, help="end the schedule after this many minutes instead")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", default=out, help="where the weights go when training ends")
+
+
+def _batches(
+    make_batch: Callable[[np.random.Generator, int], Batch], seed: int, first: int
+) -> Iterator[tuple[int, Batch]]:
+    """Batches by step number, each from its own generator, made one ahead in a thread: resuming repeats none."""
+    ready: queue.Queue = queue.Queue(maxsize=2)
+
+    def work() -> None:
+        step = first
+        while True:
+            try:
+                item: Any = make_batch(np.random.default_rng([seed, step]), step)
+            except Exception as error:  # handed over to the loop, which raises it
+                item = error
+            ready.put((step, item))
+            step += 1
+
+    threading.Thread(target=work, daemon=True).start()
+    while True:
+        step, item = ready.get()
+        if isinstance(item, Exception):
+            raise item
+        yield step, item
+
+
+def train(
+    loss: Loss,
+    parameters: Any,
+    make_batch: Callable[[np.random.Generator, int], Batch],
+    config: TrainConfig,
+    workdir: str | Path,
+    *,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    trainable: Any = None,
+) -> Any:
+    """Minimises ``loss`` and returns the running mean of the parameters.
+
+    Args:
+        loss: (parameters, batch, key) -> (loss, further numbers for the log). Compiled once for each batch shape.
+        parameters: a pytree of arrays: where training starts when ``workdir`` is empty.
+        make_batch: (generator, step) -> batch of NumPy arrays; called ahead of time in a thread.
+        config: the schedule.
+        workdir: holds the checkpoints and ``log.jsonl``; the same call goes on where it stopped.
+        evaluate: held-out numbers of the mean parameters, computed at each checkpoint and at the end.
+        trainable: a pytree of bools like ``parameters``; False leaves keep their value.
+
+    Returns:
+        The mean parameters.
+    """
+    workdir = Path(workdir).absolute()
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.scale_by_adam(b1=0.9, b2=0.99),
+        optax.add_decayed_weights(config.weight_decay),
+    )
+
+    def step_fn(state: dict[str, Any], batch: Batch, rate: jax.Array, key: jax.Array):
+        (value, numbers), gradients = jax.value_and_grad(loss, has_aux=True)(state["parameters"], batch, key)
+        updates, opt_state = optimiser.update(gradients, state["optimiser"], state["parameters"])
+        if trainable is not None:
+            updates = jax.tree.map(lambda u, t: u if t else jnp.zeros_like(u), updates, trainable)
+        new = jax.tree.map(lambda p, u: p - rate * u, state["parameters"], updates)
+        decay = jnp.minimum(config.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
+        mean = jax.tree.map(lambda m, p: decay * m + (1.0 - decay) * p, state["mean"], new)
+        numbers = {"loss": value, "gradient_norm": optax.global_norm(gradients), **numbers}
+        return {"parameters": new, "mean": mean, "optimiser": opt_state, "step": state["step"] + 1.0}, numbers
+
+    step_fn = jax.jit(step_fn, donate_argnums=0)
+    state = {
+        "parameters": parameters,
+        "mean": jax.tree.map(jnp.array, parameters),
+        "optimiser": optimiser.init(parameters),
+        "step": jnp.zeros((), jnp.float32),
+        "seconds": jnp.zeros((), jnp.float32),
+    }
+    with ocp.CheckpointManager(workdir / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
+        latest = manager.latest_step()
+        if latest is not None:
+            state = manager.restore(latest, args=ocp.args.StandardRestore(state))
+        return _loop(step_fn, state, make_batch, config, workdir, manager, evaluate)
+
+
+def _loop(step_fn, state, make_batch, config: TrainConfig, workdir: Path, manager, evaluate) -> Any:
+    spent, first = float(state.pop("seconds")), int(state["step"])
+    key = jax.random.key(config.seed)
+    log = (workdir / "log.jsonl").open("a", encoding="utf-8")
+    start = last_save = last_log = time.monotonic()
+    elapsed = spent
+
+    def save(step: int) -> None:
+        manager.save(step, args=ocp.args.StandardSave({**state, "seconds": jnp.float32(elapsed)}))
+        manager.wait_until_finished()
+        held_out = evaluate(state["mean"]) if evaluate else {}
+        if held_out:
+            log.write(json.dumps({"step": step, "seconds": round(elapsed), **held_out}) + "\n")
+            log.flush()
+            print(f"step {step} {held_out}", flush=True)
+
+    step = first
+    for step, batch in _batches(make_batch, config.seed, first):
+        elapsed = spent + time.monotonic() - start
+        progress = elapsed / (60 * config.minutes) if config.minutes else step / config.steps
+        if progress >= 1:
+            break
+        rate = jnp.float32(config.rate(progress, step))
+        state, numbers = step_fn(state, batch, rate, jax.random.fold_in(key, step))
+        if step % config.log_every == 0:
+            line = {name: float(value) for name, value in numbers.items()}
+            if not np.isfinite(line["loss"]):
+                raise FloatingPointError(f"the loss is {line['loss']} at step {step}; lower the learning rate")
+            now = time.monotonic()
+            line = {"step": step, "seconds": round(elapsed), "rate": float(rate), **line}
+            line["steps_a_second"] = config.log_every / (now - last_log) if step > first else None
+            last_log = now
+            log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
+            log.flush()
+        if time.monotonic() - last_save > config.save_every:
+            save(step + 1)
+            last_save = time.monotonic()
+    if manager.latest_step() != step:
+        save(step)
+    log.close()
+    return state["mean"]
