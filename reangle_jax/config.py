@@ -206,23 +206,25 @@ def weights_folder(settings: Settings, part: str) -> Path:
 
 
 def check_model(settings: Settings, transformer_config: Any) -> None:
-    """Refuses a size that the transformer's learned position table does not cover.
+    """Refuses a clip that the transformer cannot take.
 
     Args:
         settings: the run's.
-        transformer_config: has ``use_learned_positional_embeddings``, ``sample_frames`` (of the video), and in latent
-            pixels ``sample_height`` and ``sample_width``.
+        transformer_config: a `models.cogvideox.transformer_config.TransformerConfig`.
 
     Raises:
-        InputError: num_frames, height or width is not the table's.
+        InputError: a size other than the learned position table's, or a number of frames that its patches do not tile.
     """
-    if not getattr(transformer_config, "use_learned_positional_embeddings", False):
+    t = transformer_config
+    frames = (settings.num_frames - 1) // 4 + 1
+    if frames % (t.patch_size_t or 1):
+        raise InputError(
+            f"config.num_frames={settings.num_frames} makes {frames} latent frames, and {settings.model} takes them by "
+            f"{t.patch_size_t}: set config.num_frames={settings.num_frames + 4}"
+        )
+    if not t.use_learned:
         return
-    native = {
-        "num_frames": transformer_config.sample_frames,
-        "height": transformer_config.sample_height * 8,
-        "width": transformer_config.sample_width * 8,
-    }
+    native = {"num_frames": t.sample_frames, "height": t.sample_height * 8, "width": t.sample_width * 8}
     for key, allowed in native.items():
         got = getattr(settings, key)
         if got != allowed:

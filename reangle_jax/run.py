@@ -151,7 +151,7 @@ class Run:
         """Arrays of an .npz in the run's folder."""
         return files.load_npz(self.path(relative))
 
-    def save_npz(self, relative: str, **arrays: np.ndarray) -> None:
+    def save_npz(self, relative: str, **arrays: Any) -> None:
         """Writes an .npz."""
         files.atomic_savez(self.path(relative), **arrays)
 

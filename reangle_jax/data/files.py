@@ -112,7 +112,7 @@ def atomic_write_json(path: str | os.PathLike[str], value: Any) -> None:
     atomic_write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def atomic_savez(path: str | os.PathLike[str], **arrays: np.ndarray) -> None:
+def atomic_savez(path: str | os.PathLike[str], **arrays: Any) -> None:
     """Writes a compressed .npz; equal arrays give equal bytes (NumPy's zip entries carry no time of writing)."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: np.asarray(array) for name, array in arrays.items()})  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,132 @@
+"""New videos of the scene in one video, along other camera paths: reads the flags, then runs the stages in order.
+
+python -m reangle_jax.main --config FILE [--config.KEY=VALUE ...] --workdir DIR [--plan | --preview]
+"""
+
+import contextlib
+import errno
+import importlib
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+from reangle_jax import command_line, config
+from reangle_jax.config import Settings
+from reangle_jax.errors import InputError
+from reangle_jax.measure import human_seconds
+from reangle_jax.run import Run, Stage
+from reangle_jax.stopping import Stop, Stopped
+
+# In order. Each is the attribute of a module of reangle_jax.stages; a module is imported when its turn comes, so that a
+# mistake in the input is answered before the models are loaded.
+PREVIEW = ("ingest.STAGE", "depth.STAGE", "warp_views.STAGE")
+STAGES = (*PREVIEW, "finetune.STAGE", "first_frames.STAGE", "generate.STAGE", "evaluate.STAGE")
+
+_log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line and gives the exit code: 0 done, 2 unusable input, 143 or 130 stopped by a signal.
+
+    Anything else that goes wrong is raised: it is a bug, and Python exits with 1.
+    """
+    if command_line.wants_help(argv):
+        print(command_line.usage())
+        return 0
+    stop = Stop()
+    try:
+        with _logging_to_stderr(), _signals(stop):
+            command = command_line.parse(argv)
+            settings = config.parse(command.config)
+            if command.plan:
+                from reangle_jax import plan
+
+                print(plan.table(Run(command.workdir, settings), [_stage(name) for name in STAGES]))
+                return 0
+            stages = PREVIEW if command.preview else STAGES
+            _check_weights(settings, preview=command.preview)
+            _run(command.workdir, settings, stages, stop)
+            return 0
+    except InputError as error:
+        return _complain(str(error))
+    except Stopped as stopped:
+        print(f"stopped by {stopped}: the same command continues", file=sys.stderr)
+        return stopped.exit_code
+    except Exception as error:
+        full = _disk_full(error)
+        if full is None:
+            raise
+        return _complain(f"no space left on the disk{full}: free some, or choose another --workdir, and run it again")
+
+
+def _run(workdir: str, settings: Settings, stages: Sequence[str], stop: Stop) -> None:
+    start = time.monotonic()
+    with Run.opened(workdir, settings, stop=stop) as run:
+        for name in stages:
+            run.run_stage(_stage(name))
+        _log.info("done in %s: %s", human_seconds(time.monotonic() - start), run.root)
+
+
+def _stage(name: str) -> Stage:
+    module, attribute = name.split(".")
+    return getattr(importlib.import_module(f"reangle_jax.stages.{module}"), attribute)
+
+
+def _check_weights(settings: Settings, *, preview: bool) -> None:
+    config.check_weights(settings, ["depth"] if settings.depth == "model" else [])
+    if preview:
+        return
+    config.check_weights(settings, ["transformer", "vae", "text_encoder"])
+    from reangle_jax import checkpoints
+    from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+
+    config.check_model(
+        settings, checkpoints.load_config(config.weights_folder(settings, "transformer"), TransformerConfig)
+    )
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _disk_full(error: BaseException) -> str | None:
+    """Where the disk was full (`` while writing FILE``), if that is at the bottom of an error; libraries wrap it."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f" while writing {link.filename}" if link.filename else ""
+        if "No space left on device" in str(link):
+            return ""
+        link = link.__cause__ or link.__context__
+    return None
+
+
+@contextlib.contextmanager
+def _signals(stop: Stop) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets only the main thread set handlers
+        return
+    with stop.installed():
+        yield
+
+
+@contextlib.contextmanager
+def _logging_to_stderr() -> Iterator[None]:
+    logger = logging.getLogger("reangle_jax")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,195 @@
+"""``--plan``: what each stage will need on this device, and what is done already. Estimates are arithmetic, not runs.
+
+Operations count two per multiply-add. The formulas reproduce the roofline of the published model (docs: scale): forward
+332 TFLOP for 49 x 480 x 720, encoding 149; decoding to a sixth (norms and resizing are left out).
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from reangle_jax import checkpoints, config, measure
+from reangle_jax.config import Settings
+from reangle_jax.errors import InputError
+from reangle_jax.measure import human_bytes, human_seconds
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.models.depth_anything import DepthAnythingConfig
+from reangle_jax.run import Run, Stage
+
+# Sustained FLOP/s of one device in our kind of work: the bf16 peak times the utilisation that scale's targets expect.
+_RATES = {
+    "H100": 989e12 * 0.37,
+    "A100": 312e12 * 0.42,
+    "v5 lite": 197e12 * 0.29,
+    "v5p": 459e12 * 0.3,
+    "v6 lite": 918e12 * 0.13,
+}
+_CPU_RATE = 5e10  # float32, per core
+
+_TRANSFORMERS = {
+    "tiny": TransformerConfig.tiny,
+    "cogvideox-5b-i2v": TransformerConfig.cogvideox_5b_i2v,
+    "cogvideox1.5-5b-i2v": TransformerConfig.cogvideox1_5_5b_i2v,
+}
+_T5_XXL_BYTES = 4.76e9 * 2  # 4.76 billion parameters in bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a unit of work needs.
+
+    Attributes:
+        peak_bytes: device memory.
+        flops: operations.
+    """
+
+    peak_bytes: float
+    flops: float
+
+
+def table(run: Run, stages: Sequence[Stage]) -> str:
+    """The plan as text: a line for each stage, and why what is to be done is to be done."""
+    settings = run.settings
+    needs, rate = estimate(settings), _rate()
+    device = measure.devices()
+    limit = measure.device_limit_bytes()
+    lines = [
+        f"{run.root}: {settings.num_frames} frames of {settings.height}x{settings.width}, {settings.model}, on "
+        f"{device['count']} x {device['kind']}" + (f" with {human_bytes(limit)} each" if limit else ""),
+        "",
+        f"{'stage':14}{'units':>7}{'done':>6}{'peak memory':>14}{'time':>14}  state",
+    ]
+    dirty: set[str] = set()  # outputs of work that comes first: what follows from them may change
+    total = 0.0
+    for stage in stages:
+        units = stage.units(settings)
+        reasons = {unit: run.reasons(stage, unit) for unit in units}
+        todo = [unit for unit in units if reasons[unit]]
+        waiting = [unit for unit in units if not reasons[unit] and dirty & set(unit.inputs)]
+        dirty |= {output for unit in (*todo, *waiting) for output in unit.outputs}
+        measured = [record for unit in units if (record := run.measured(stage, unit))]
+        each = needs.get(stage.name)
+        if measured:
+            seconds = sum(record["seconds"] for record in measured) / len(measured) * len(units)
+            peak = max(record["peak_device_bytes"] or record["peak_host_bytes"] for record in measured)
+            time, memory = f"took {human_seconds(seconds)}", human_bytes(peak)
+        elif each is not None:
+            seconds = each.flops * len(units) / rate
+            time, memory = f"~ {human_seconds(seconds)}", f"~ {human_bytes(each.peak_bytes)}"
+        else:
+            seconds, time, memory = 0.0, "seconds", "small"
+        total += seconds * len(todo) / max(1, len(units))
+        state = "done" if not todo and not waiting else "done; redone if what it reads changes"
+        if todo:
+            state = "; ".join(dict.fromkeys(reason for unit in todo for reason in reasons[unit][:2]))
+        if each is not None and limit and each.peak_bytes > limit:
+            state += "  (DOES NOT FIT this device)"
+        lines.append(f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>14}  {state[:160]}")
+    lines += ["", f"to do: about {human_seconds(total)} (~: computed from the sizes; took: measured in this folder)"]
+    missing = _missing_weights(settings)
+    return "\n".join(lines + [f"missing: {line}" for line in missing])
+
+
+def estimate(settings: Settings) -> dict[str, Needs]:
+    """Needs of one unit of each stage that computes anything to speak of, by the stage's name."""
+    transformer = _config(settings, "transformer", TransformerConfig, _TRANSFORMERS[settings.model]())
+    vae = _config(
+        settings, "vae", VAEConfig, VAEConfig.tiny() if settings.model == "tiny" else VAEConfig.cogvideox_5b()
+    )
+    published_depth = DepthAnythingConfig.tiny() if settings.model == "tiny" else DepthAnythingConfig.large()
+    depth = _config(settings, "depth", DepthAnythingConfig, published_depth)
+    f = settings.finetune
+    pixels = settings.num_frames * settings.height * settings.width
+    latent = ((settings.num_frames - 1) // 4 + 1, settings.height // 8, settings.width // 8)
+    tokens = transformer.num_video_tokens(*latent) + transformer.max_text_seq_length
+    base, forward = transformer_parameters(transformer), transformer_flops(transformer, tokens)
+    stored, computed = (jax.numpy.dtype(d).itemsize for d in (transformer.param_dtype, transformer.dtype))
+    adapters = transformer.num_layers * 4 * 2 * transformer.inner_dim * f.rank
+    block = tokens * transformer.inner_dim * computed
+    logits = transformer.num_attention_heads * tokens**2 * 4 if transformer.attention_impl == "plain" else 0
+    vae_bytes = pixels * min(1.0, 8 / settings.num_frames) * vae.block_out_channels[0] * 4 * 3
+    text = _T5_XXL_BYTES if settings.model != "tiny" else 0.0
+    encode, decode = vae_flops(vae, pixels)
+    # The base is frozen: no gradient of its weights. With remat each block keeps its input only, and runs twice.
+    kept = transformer.num_layers * (1 if transformer.remat else 14) * block
+    train = Needs(
+        max(text, base * stored + 16.0 * adapters + f.batch_size * (kept + 20 * block + 2 * logits), vae_bytes),
+        f.steps * f.batch_size * forward * (3.6 if transformer.remat else 2.6)
+        + encode * (1 + len(settings.train_views)),
+    )
+    guided = 2 if settings.sample.guidance_scale != 1 else 1
+    sample = Needs(
+        max(text, base * stored + 4.0 * adapters + guided * (10 * block + 2 * logits), vae_bytes),
+        settings.sample.steps * guided * forward + decode,
+    )
+    needs = {"finetune": train, "generate": sample}
+    if settings.depth == "model":
+        side = depth.short_side / depth.patch_size
+        per_frame = side**2 * max(settings.height, settings.width) / min(settings.height, settings.width)
+        backbone = depth.depth * 12 * depth.width**2
+        needs["depth"] = Needs(
+            backbone * 4 * 1.4 + 4 * per_frame * depth.patch_size**2 * depth.fusion_width * 4 * 2,
+            settings.num_frames * per_frame * (2 * backbone + 4 * depth.depth * per_frame * depth.width) * 2,
+        )
+    return needs
+
+
+def transformer_parameters(c: TransformerConfig) -> int:
+    """Parameters of a transformer, to a fraction of a percent: the blocks' matrices and modulations, the embeddings."""
+    d, t = c.inner_dim, c.time_embed_dim
+    block = 12 * d * d + 2 * (t * 6 * d + 6 * d) + 13 * d
+    table = 0
+    if c.use_learned:
+        table = (
+            c.max_text_seq_length + c.num_video_tokens(c.sample_latent_frames, c.sample_height, c.sample_width)
+        ) * d
+    patch = c.patch_size**2 * (c.patch_size_t or 1)
+    return c.num_layers * block + table + d * (c.text_embed_dim + patch * (c.in_channels + c.out_channels) + 2 * t)
+
+
+def transformer_flops(c: TransformerConfig, tokens: int) -> float:
+    """Operations of one forward pass."""
+    return c.num_layers * (24.0 * tokens * c.inner_dim**2 + 4.0 * tokens**2 * c.inner_dim)
+
+
+def vae_flops(c: VAEConfig, pixels: int) -> tuple[float, float]:
+    """Operations of encoding and of decoding a video of so many pixels (frames x height x width)."""
+    encode = decode = 0.0
+    ratio, levels = c.temporal_compression_ratio, len(c.block_out_channels)
+    for level, width in enumerate(c.block_out_channels):
+        one = 2 * 2 * 27 * width**2 * pixels / 4**level  # a residual block's two convolutions, at the full frame rate
+        middle = 2 if level == levels - 1 else 0
+        # Time shrinks with the first halvings of space on the way down, and grows with the first doublings on the way up.
+        encode += one * (c.layers_per_block + middle) / min(2**level, ratio)
+        decode += one * (c.layers_per_block + 1 + middle) / max(1, ratio // 2 ** (levels - 1 - level))
+    return encode, decode
+
+
+def _config(settings: Settings, part: str, config_class: type, published: Any) -> Any:
+    """The config beside the weights; the published one while there are none."""
+    try:
+        return checkpoints.load_config(config.weights_folder(settings, part), config_class)
+    except InputError:
+        return published
+
+
+def _rate() -> float:
+    """FLOP/s to expect of one device."""
+    kind = measure.devices()["kind"]
+    if jax.default_backend() == "cpu":
+        return _CPU_RATE * (os.cpu_count() or 1)
+    return next((rate for name, rate in _RATES.items() if name in kind), 1e14)
+
+
+def _missing_weights(settings: Settings) -> list[str]:
+    missing = []
+    for part in ("depth", "transformer", "vae", "text_encoder")[settings.depth != "model" :]:
+        try:
+            config.check_weights(settings, [part])
+        except InputError as error:
+            missing.append(str(error))
+    return missing

@@ -1,0 +1,113 @@
+"""Numbers for every output, and one video to look at them all."""
+
+import logging
+import math
+from typing import Any
+
+import cv2
+import numpy as np
+
+from reangle_jax.config import Settings
+from reangle_jax.run import Run, Stage, Unit, view_file
+from reangle_jax.scoring import image
+
+MAX_WIDTH = 1920  # of grid.mp4, pixels; many browsers decode no more in hardware
+_STRIP = 18  # height of a label's strip, pixels
+
+_log = logging.getLogger(__name__)
+
+
+def units(settings: Settings) -> tuple[Unit, ...]:
+    """The numbers; the grid."""
+    warps = tuple(view_file(view, "warp.npz") for view in settings.views)
+    outputs = tuple(view_file(view, f"{name}.npz") for view in settings.views for name in _variants(settings).values())
+    keys = ("views", "evaluate")
+    return (
+        Unit("metrics", settings=keys, inputs=(*warps, *outputs), outputs=("metrics.json",)),
+        Unit("grid", settings=keys, inputs=("input/frames.npz", *warps, *outputs), outputs=("grid.mp4",)),
+    )
+
+
+def evaluate(settings: Settings, run: Run) -> None:
+    """Writes metrics.json and grid.mp4."""
+    for unit in run.todo:
+        if unit.name == "metrics":
+            run.save_json("metrics.json", _metrics(settings, run))
+        else:
+            clip = run.load_npz("input/frames.npz")
+            run.save_video("grid.mp4", _grid(settings, run, clip["frames"]), float(clip["fps"]))
+        run.finish(unit)
+
+
+def _variants(settings: Settings) -> dict[str, str]:
+    """What is compared with the warp, and the stem of its file."""
+    return {"tuned": "frames"} | ({"untuned": "untuned"} if settings.evaluate.untuned else {})
+
+
+def _frames(run: Run, view: str, stem: str) -> np.ndarray:
+    return run.load_npz(view_file(view, f"{stem}.npz"))["frames"]
+
+
+def _metrics(settings: Settings, run: Run) -> dict[str, Any]:
+    views: dict[str, Any] = {}
+    for view in settings.views:
+        warp = run.load_npz(view_file(view, "warp.npz"))
+        views[view] = {"visible": float(warp["visible"].mean())}
+        for variant, stem in _variants(settings).items():
+            frames = _frames(run, view, stem)
+            views[view][variant] = {
+                "psnr": _json(image.psnr(frames, warp["frames"], warp["visible"])),
+                "ssim": _json(image.ssim(frames, warp["frames"], warp["visible"])),
+            }
+    mean = {
+        variant: {score: _mean([entry[variant][score] for entry in views.values()]) for score in ("psnr", "ssim")}
+        for variant in _variants(settings)
+    }
+    for variant, scores in mean.items():
+        _log.info(
+            "%s against the warps, mean of %d views: PSNR %s dB, SSIM %s",
+            variant,
+            len(views),
+            *map(_say, scores.values()),
+        )
+    return {"compared_with": "the view's warp, over its visible pixels, all frames", "views": views, "mean": mean}
+
+
+def _json(value: float) -> float | None:
+    """JSON knows neither infinity (equal images) nor NaN (nothing visible): both are null."""
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _say(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
+
+
+def _grid(settings: Settings, run: Run, source: np.ndarray) -> np.ndarray:
+    """The input beside, for each view, its warp above its outputs; uint8 [T, H, W, 3]."""
+    rows = [("warp", "warp"), *((variant, stem) for variant, stem in _variants(settings).items())]
+    columns = 1 + len(settings.views)
+    scale = min(1.0, MAX_WIDTH / (columns * source.shape[2]))
+    blank = np.zeros_like(source)
+    grid = []
+    for index, (title, stem) in enumerate(rows):
+        cells = [_cell(source, "input", scale) if index == 0 else _cell(blank, "", scale)]
+        cells += [_cell(_frames(run, view, stem), f"{view} {title}", scale) for view in settings.views]
+        grid.append(np.concatenate(cells, axis=2))
+    return np.concatenate(grid, axis=1)
+
+
+def _cell(frames: np.ndarray, label: str, scale: float) -> np.ndarray:
+    size = (round(frames.shape[2] * scale), round(frames.shape[1] * scale))
+    if scale < 1:
+        frames = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    strip = np.zeros((_STRIP, size[0], 3), np.uint8)
+    cv2.putText(strip, label, (4, _STRIP - 5), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.concatenate([np.broadcast_to(strip[None], (len(frames), *strip.shape)), frames], axis=1)
+
+
+STAGE = Stage("evaluate", version=1, units=units, run=evaluate)

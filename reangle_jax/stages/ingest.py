@@ -1,0 +1,60 @@
+"""The input: the chosen frames of the video, and the cameras that they are taken to be seen with."""
+
+import logging
+
+from reangle_jax.config import Settings
+from reangle_jax.data import files
+from reangle_jax.run import Run, Stage, Unit
+
+_log = logging.getLogger(__name__)
+
+
+def units(settings: Settings) -> tuple[Unit, ...]:
+    """The frames; the source cameras."""
+    del settings
+    frames = Unit(
+        "frames",
+        settings=("start", "num_frames", "fps", "height", "width"),
+        external=("video",),
+        outputs=("input/frames.npz", "input/video.mp4"),
+    )
+    cameras = Unit("cameras", settings=("num_frames", "height", "width", "focal"), outputs=("input/cameras.json",))
+    return frames, cameras
+
+
+def ingest(settings: Settings, run: Run) -> None:
+    """Reads the video; writes input/frames.npz, input/video.mp4, input/cameras.json."""
+    for unit in run.todo:
+        if unit.name == "frames":
+            _frames(settings, run)
+        else:
+            _cameras(settings, run)
+        run.finish(unit)
+
+
+def _frames(settings: Settings, run: Run) -> None:
+    from reangle_jax.data import video
+
+    clip = video.read_video(
+        settings.video,
+        start=settings.start,
+        num_frames=settings.num_frames,
+        fps=settings.fps,
+        height=settings.height,
+        width=settings.width,
+    )
+    _log.info("%d frames of %dx%d at %g fps from %s", *clip.frames.shape[:3], clip.fps, settings.video)
+    run.save_npz("input/frames.npz", frames=clip.frames, fps=clip.fps)
+    run.save_video("input/video.mp4", clip.frames, clip.fps)
+
+
+def _cameras(settings: Settings, run: Run) -> None:
+    from reangle_jax.geometry import cameras
+
+    focal = None if isinstance(settings.focal, str) else settings.focal
+    K = cameras.default_intrinsics(settings.height, settings.width, focal)
+    with files.atomic_path(run.path("input/cameras.json")) as path:
+        cameras.save_cameras(path, cameras.identity_cameras(K, settings.num_frames), settings.width, settings.height)
+
+
+STAGE = Stage("ingest", version=1, units=units, run=ingest)
