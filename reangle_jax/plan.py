@@ -163,7 +163,7 @@ def vae_flops(c: VAEConfig, pixels: int) -> tuple[float, float]:
     for level, width in enumerate(c.block_out_channels):
         one = 2 * 2 * 27 * width**2 * pixels / 4**level  # a residual block's two convolutions, at the full frame rate
         middle = 2 if level == levels - 1 else 0
-        # Time shrinks with the first halvings of space on the way down, and grows with the first doublings on the way up.
+        # Time shrinks with the first halvings of space going down, and grows with the first doublings going up.
         encode += one * (c.layers_per_block + middle) / min(2**level, ratio)
         decode += one * (c.layers_per_block + 1 + middle) / max(1, ratio // 2 ** (levels - 1 - level))
     return encode, decode

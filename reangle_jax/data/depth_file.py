@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -56,18 +57,20 @@ def read_depth(path: str | os.PathLike[str], *, shape: tuple[int, int, int], kin
 
 def _load(path: Path, name: str) -> np.ndarray:
     try:
-        loaded = np.load(path, allow_pickle=False)
+        with path.open("rb") as file:  # NumPy would leave it open when the archive is broken
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return loaded
+            key = "depth" if "depth" in loaded.files else loaded.files[0] if len(loaded.files) == 1 else None
+            if key is None:
+                raise InputError(
+                    f"{name} holds {', '.join(loaded.files) or 'nothing'}: name the array of T,H,W `depth`"
+                )
+            return loaded[key]
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{name} is not a .npy or .npz that NumPy can read ({' '.join(str(error).split())})") from None
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    with loaded:
-        key = "depth" if "depth" in loaded.files else loaded.files[0] if len(loaded.files) == 1 else None
-        if key is None:
-            raise InputError(f"{name} holds {', '.join(loaded.files) or 'nothing'}: name the array of T,H,W depth")
-        try:
-            return loaded[key]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{name}: its array {key} cannot be read ({' '.join(str(error).split())})") from None
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        words = " ".join(str(error).split())
+        raise InputError(f"{name} is not a .npy or .npz that NumPy can read ({words})") from None

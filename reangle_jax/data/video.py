@@ -188,12 +188,12 @@ def _file(path: Path) -> _Source:
 def _open(path: Path) -> cv2.VideoCapture:
     # The decoders' own chatter would bury our one line.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    level = cv2.getLogLevel()  # pyright: ignore[reportAttributeAccessIssue] missing from OpenCV's stubs
-    cv2.setLogLevel(0)  # pyright: ignore[reportAttributeAccessIssue]
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         return cv2.VideoCapture(str(path))
     finally:
-        cv2.setLogLevel(level)  # pyright: ignore[reportAttributeAccessIssue]
+        cv2.utils.logging.setLogLevel(level)
 
 
 def write_video(path: str | os.PathLike[str], frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
