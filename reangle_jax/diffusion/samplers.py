@@ -24,16 +24,16 @@ Denoise = Callable[..., Array]
 
 
 class Coefficients(NamedTuple):
-    """The table of a sampler, an array [steps] each: int32 times, the rest float64 on the host."""
+    """A sampler's table, [steps] each: int32 times, the rest float64 on the host. Or one row, as float32 scalars."""
 
-    timestep: np.ndarray
-    signal: np.ndarray
-    spread: np.ndarray
-    keep: np.ndarray
-    pull: np.ndarray
-    now: np.ndarray
-    before: np.ndarray
-    noise: np.ndarray
+    timestep: np.ndarray | Array
+    signal: np.ndarray | Array
+    spread: np.ndarray | Array
+    keep: np.ndarray | Array
+    pull: np.ndarray | Array
+    now: np.ndarray | Array
+    before: np.ndarray | Array
+    noise: np.ndarray | Array
 
 
 class SamplerState(NamedTuple):
@@ -92,7 +92,7 @@ def _extrapolation(here: np.ndarray, there: np.ndarray, targets: np.ndarray) -> 
     return result
 
 
-def init_state(latents: Float[Array, "B *rest"]) -> SamplerState:
+def init_state(latents: Float[Array, "B ..."]) -> SamplerState:
     """The state before the first step; ``latents`` are unit noise."""
     return SamplerState(latents, jnp.zeros_like(latents, dtype=jnp.float32))
 
@@ -110,11 +110,12 @@ def update(state: SamplerState, v: Array, c: Coefficients, xi: Array | None) -> 
         The next state; the latents keep their dtype.
     """
     z = state.latents.astype(jnp.float32)
-    clean = c.signal * z - c.spread * v
+    signal, spread, keep, pull, now, before, noise = (jnp.asarray(scalar) for scalar in c[1:])
+    clean = signal * z - spread * v
     # The order of the sums is the published one: it decides the last bit.
-    following = c.keep * z + c.pull * (c.now * clean - c.before * state.clean)
+    following = keep * z + pull * (now * clean - before * state.clean)
     if xi is not None:
-        following = following + c.noise * xi
+        following = following + noise * xi
     return SamplerState(following.astype(state.latents.dtype), clean)
 
 
@@ -138,13 +139,13 @@ def _body(denoise: Denoise, sampler: str, steps: int, schedule: Schedule) -> Cal
 @functools.partial(jax.jit, static_argnames=("denoise", "sampler", "steps", "schedule"))
 def sample(
     denoise: Denoise,
-    latents: Float[Array, "B *rest"],
+    latents: Float[Array, "B ..."],
     *args,
     sampler: str,
     steps: int,
     schedule: Schedule,
     key: Array,
-) -> Float[Array, "B *rest"]:
+) -> Float[Array, "B ..."]:
     """Samples in one compiled program: a scan over the steps.
 
     Args:

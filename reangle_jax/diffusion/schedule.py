@@ -74,17 +74,17 @@ class Schedule:
         noise = jnp.asarray(np.sqrt(1.0 - self.alphas_cumprod).astype(np.float32))
         return signal[t].reshape(shape), noise[t].reshape(shape)
 
-    def add_noise(self, z: Float[Array, "B *rest"], eps: Float[Array, "B *rest"], t: Int[Array, " B"]) -> Array:
+    def add_noise(self, z: Float[Array, "B ..."], eps: Float[Array, "B ..."], t: Int[Array, " B"]) -> Array:
         """z_t = sqrt(abar) z + sqrt(1 - abar) eps, computed in float32, in the dtype of ``z``."""
         signal, noise = self._factors(t, z.ndim)
         return (signal * z.astype(jnp.float32) + noise * eps.astype(jnp.float32)).astype(z.dtype)
 
-    def velocity(self, z: Float[Array, "B *rest"], eps: Float[Array, "B *rest"], t: Int[Array, " B"]) -> Array:
+    def velocity(self, z: Float[Array, "B ..."], eps: Float[Array, "B ..."], t: Int[Array, " B"]) -> Array:
         """What the model learns to predict, v = sqrt(abar) eps - sqrt(1 - abar) z, in the dtype of ``z``."""
         signal, noise = self._factors(t, z.ndim)
         return (signal * eps.astype(jnp.float32) - noise * z.astype(jnp.float32)).astype(z.dtype)
 
-    def to_x0(self, z_t: Float[Array, "B *rest"], v: Float[Array, "B *rest"], t: Int[Array, " B"]) -> Array:
+    def to_x0(self, z_t: Float[Array, "B ..."], v: Float[Array, "B ..."], t: Int[Array, " B"]) -> Array:
         """The clean latents that ``v`` stands for, sqrt(abar) z_t - sqrt(1 - abar) v, in the dtype of ``z_t``."""
         signal, noise = self._factors(t, z_t.ndim)
         return (signal * z_t.astype(jnp.float32) - noise * v.astype(jnp.float32)).astype(z_t.dtype)

@@ -1,0 +1,98 @@
+"""From text to token ids of a fixed length: T5's SentencePiece model, and bytes for the project's own small encoder.
+
+Both follow T5: padding is 0, and every text ends with the end token 1, also where it is cut off.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from reangle_jax.errors import InputError
+
+PAD = 0
+EOS = 1
+BYTE_OFFSET = 3
+"""Id of the byte 0 in :class:`ByteTokenizer`; 2 is T5's unknown token, which no byte is."""
+SPIECE = "spiece.model"
+
+
+def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    ids = np.full((len(rows), length), PAD, np.int32)
+    for row, tokens in zip(ids, rows, strict=True):
+        tokens = [*tokens[: length - 1], EOS]
+        row[: len(tokens)] = tokens
+    return ids
+
+
+def _check(texts: Sequence[str], length: int) -> None:
+    if isinstance(texts, str):
+        raise TypeError("texts is one string, not a sequence of strings")
+    if length < 1:
+        raise ValueError(f"length {length} leaves no room for the end token")
+
+
+class ByteTokenizer:
+    """UTF-8 bytes, each byte b as the id b + 3."""
+
+    vocab_size = 256 + BYTE_OFFSET
+
+    def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "B L"]:
+        """Tokenizes.
+
+        Args:
+            texts: any number of texts.
+            length: of every row; longer texts are cut and still end with the end token.
+
+        Returns:
+            int32 [len(texts), length].
+        """
+        _check(texts, length)
+        return _pad([[byte + BYTE_OFFSET for byte in text.encode("utf-8", errors="replace")] for text in texts], length)
+
+    def decode(self, ids: Int[np.ndarray, " L"]) -> str:
+        """The text of one row, up to its end token; bytes that are no UTF-8 (cut off mid-character) become U+FFFD."""
+        ids = np.asarray(ids)
+        end = int(np.argmax(ids == EOS)) if (ids == EOS).any() else len(ids)
+        return bytes(int(i) - BYTE_OFFSET for i in ids[:end] if i >= BYTE_OFFSET).decode("utf-8", errors="replace")
+
+
+class SentencePieceTokenizer:
+    """T5's tokenizer.
+
+    Args:
+        path: a ``spiece.model``, or the folder that holds one.
+
+    Raises:
+        InputError: the file is missing or is no SentencePiece model.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        # Imported here: the byte tokenizer, all that the small model needs, does without.
+        import sentencepiece
+
+        path = Path(path)
+        file = path / SPIECE if path.is_dir() else path
+        if not file.is_file():
+            raise InputError(f"config.weights: {file} is missing; copy it from the model's tokenizer folder")
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"config.weights: {file} cannot be read ({error}); copy it again") from None
+        self.vocab_size: int = self._model.vocab_size()
+
+    def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "B L"]:
+        """Tokenizes.
+
+        Args:
+            texts: any number of texts.
+            length: of every row (226 for CogVideoX, 512 for FLUX); longer texts are cut and still end with the end
+                token.
+
+        Returns:
+            int32 [len(texts), length].
+        """
+        _check(texts, length)
+        return _pad([self._model.encode(text) for text in texts], length)
