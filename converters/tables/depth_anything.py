@@ -1,4 +1,4 @@
-"""Depth Anything V2: the layout of transformers (``*-hf``) and the authors' ``.pth`` files, relative and metric alike."""
+"""Depth Anything V2: the layout of transformers (``*-hf``) and of the authors' ``.pth`` files, relative and metric."""
 
 from converters.rules import CONV2D, IDENTITY, LINEAR, Rule, Table, Transform, permute
 

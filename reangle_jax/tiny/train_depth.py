@@ -1,0 +1,270 @@
+"""Trains the small family's Depth Anything V2.
+
+``python -m reangle_jax.tiny.train_depth --workdir DIR [--steps N | --minutes M] [--labels FOLDER]``
+
+Data: frames of procedural scenes with their exact depth, rendered once into ``--frames``; and, if ``--labels`` names a
+folder with train.npz and heldout.npz (``images`` uint8 [N, H, W, 3], ``inverse_depth`` float16 [N, H, W] up to scale and
+shift), real frames that a teacher has labelled, a third of each batch.
+
+Loss: absolute difference of inverse depths after each is shifted by its median and divided by its mean deviation, the
+largest fifth of the teacher's residuals left out, and of their gradients on four scales (MiDaS, Ranftl et al., 2020,
+arXiv 1907.01341). That fixes neither scale nor shift; but warping needs the shift, and a video one scale. So where the
+truth is known the output is also compared with the inverse depth over its mean, as it is.
+"""
+
+import argparse
+import functools
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Float16, Float32, UInt8
+
+from reangle_jax import checkpoints
+from reangle_jax.errors import InputError
+from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
+from reangle_jax.models.depth_anything.video import IMAGENET_MEAN, IMAGENET_STD
+from reangle_jax.tiny import training
+from reangle_jax.tiny.pool import ImagePool, load_pool
+from reangle_jax.tiny.scenes import random_scene, render, source_cameras
+
+WEIGHTS = Path(__file__).with_name("weights") / "depth"
+STORED = (144, 224)  # size of the frames that are kept, pixels
+INPUT = (126, 196)  # size that the network is trained at: 9 x 14 patches, what it sees of a 128 x 192 frame
+VIEWS = 3  # frames a scene
+GRADIENT_WEIGHT, ANCHOR_WEIGHT, TRIM = 0.5, 0.5, 0.8
+
+
+class Frames(NamedTuple):
+    """Frames and what is known of their depth; inverse depth in any unit."""
+
+    images: UInt8[np.ndarray, "N H W 3"]
+    inverse_depth: Float16[np.ndarray, "N H W"]
+
+
+def _random_poses(rng: np.random.Generator, count: int) -> Float32[np.ndarray, "N 4 4"]:
+    """Cameras about the scene's own: turned by up to some 15 degrees, tilted, moved by some tenths of a unit."""
+    poses = np.tile(np.eye(4, dtype=np.float32), (count, 1, 1))
+    for pose in poses:
+        angles = rng.normal(size=3) * (0.08, 0.15, 0.03)
+        pose[:3, :3] = cv2.Rodrigues(angles)[0]
+        pose[:3, 3] = rng.normal(size=3) * (0.35, 0.15, 0.35)
+    return poses
+
+
+def render_frames(seed: int, count: int, pool: ImagePool) -> Frames:
+    """Renders ``count`` frames of random scenes, `VIEWS` of each, at the size `STORED`."""
+    images, inverse = [], []
+    times = jnp.linspace(0.0, 1.0, VIEWS)
+    for k in range(-(-count // VIEWS)):
+        rng = np.random.default_rng([seed, k])
+        scene, _ = random_scene(rng, pool)
+        intrinsics = source_cameras(rng, VIEWS, *STORED).K
+        rgb, depth = render(scene, jnp.asarray(intrinsics), jnp.asarray(_random_poses(rng, VIEWS)), times, *STORED)
+        images.append((np.clip(np.asarray(rgb), 0, 1) * 255 + 0.5).astype(np.uint8))
+        inverse.append((1 / np.asarray(depth)).astype(np.float16))
+    return Frames(np.concatenate(images)[:count], np.concatenate(inverse)[:count])
+
+
+def rendered_frames(folder: Path, name: str, seed: int, count: int, pool: ImagePool) -> Frames:
+    """Frames from ``folder``, rendered there first if they are missing or of another number."""
+    path = folder / f"{name}_{seed}_{count}.npz"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        frames = render_frames(seed, count, pool)
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, **frames._asdict())
+        os.replace(temporary, path)
+    return load_frames(path)
+
+
+def load_frames(path: str | os.PathLike) -> Frames:
+    """Reads frames as `rendered_frames` and the teacher's script write them.
+
+    Raises:
+        InputError: the file is missing or is no such archive.
+    """
+    try:
+        with np.load(path) as file:
+            return Frames(file["images"], file["inverse_depth"])
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"labels: {path} cannot be used ({error}); give a folder of labelled frames") from None
+
+
+def _augment(rng: np.random.Generator, image: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A random crop at the size `INPUT`, mirrored half of the time, with colours, blur and noise changed."""
+    height, width = image.shape[:2]
+    scale = rng.uniform(0.6, 1.0)
+    rows, columns = round(height * scale), round(width * scale * rng.uniform(0.9, 1.0))
+    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+    window = (slice(top, top + rows), slice(left, left + columns))
+    size = (INPUT[1], INPUT[0])
+    image = cv2.resize(image[window], size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
+    inverse = cv2.resize(inverse[window].astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.5:
+        image, inverse = image[:, ::-1], inverse[:, ::-1]
+    if rng.random() < 0.25:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
+    grey = image.mean(-1, keepdims=True)
+    image = grey + (image - grey) * rng.uniform(0.3, 1.3)  # saturation
+    image = (image - grey.mean()) * rng.uniform(0.7, 1.3) + grey.mean()  # contrast
+    image = image * rng.uniform(0.7, 1.3) * rng.uniform(0.9, 1.1, 3)  # brightness, colour of the light
+    image = image + rng.normal(0, rng.uniform(0, 6), image.shape)
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8), inverse
+
+
+def make_batch(
+    rng: np.random.Generator, step: int, *, scenes: Frames, real: Frames | None, size: int
+) -> dict[str, np.ndarray]:
+    """A batch: uint8 ``images``, float32 ``inverse_depth``, and ``exact``, whether that is the truth."""
+    del step
+    chosen = [(scenes, True)] * (size if real is None else size - size // 3)
+    chosen += [] if real is None else [(real, False)] * (size // 3)
+    pairs = []
+    for frames, _ in chosen:
+        k = rng.integers(len(frames.images))
+        pairs.append(_augment(rng, frames.images[k], frames.inverse_depth[k]))
+    return {
+        "images": np.stack([image for image, _ in pairs]),
+        "inverse_depth": np.stack([inverse for _, inverse in pairs]),
+        "exact": np.array([exact for _, exact in chosen]),
+    }
+
+
+def _normalised(x: Float[Array, "B H W"]) -> Float[Array, "B H W"]:
+    """Each map less its median, over its mean absolute deviation from it."""
+    # Every third row and column gives the median well enough, and sorting is slow.
+    centred = x - jnp.median(x[:, ::3, ::3], axis=(1, 2), keepdims=True)
+    return centred / (jnp.mean(jnp.abs(centred), axis=(1, 2), keepdims=True) + 1e-4)
+
+
+def gradient_difference(difference: Float[Array, "B H W"], scales: int = 4) -> Float[Array, " B"]:
+    """Mean absolute gradient of a difference of maps, summed over scales that halve."""
+    total = jnp.zeros(difference.shape[0])
+    for scale in range(scales):
+        d = difference[:, :: 2**scale, :: 2**scale]
+        total += jnp.mean(jnp.abs(jnp.diff(d, axis=1)), (1, 2)) + jnp.mean(jnp.abs(jnp.diff(d, axis=2)), (1, 2))
+    return total
+
+
+def depth_loss(
+    prediction: Float[Array, "B H W"], inverse_depth: Float[Array, "B H W"], exact: Bool[Array, " B"]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss of the module's description, and its parts."""
+    difference = _normalised(prediction) - _normalised(inverse_depth)
+    residual = jnp.abs(difference)
+    limit = jax.lax.stop_gradient(jnp.quantile(residual[:, ::3, ::3], TRIM, axis=(1, 2), keepdims=True))
+    kept = jnp.where(exact[:, None, None] | (residual <= limit), residual, 0.0)
+    invariant = jnp.mean(kept, (1, 2))
+    gradient = gradient_difference(difference)
+    target = inverse_depth / (jnp.mean(inverse_depth, axis=(1, 2), keepdims=True) + 1e-6)
+    anchor = jnp.where(exact, jnp.mean(jnp.abs(prediction - target), (1, 2)), 0.0)
+    # The published network ends in a ReLU, which has no gradient below zero: training stays above it.
+    negative = jnp.mean(jax.nn.relu(-prediction))
+    parts = {"invariant": jnp.mean(invariant), "gradient": jnp.mean(gradient), "anchor": jnp.mean(anchor)}
+    value = parts["invariant"] + GRADIENT_WEIGHT * parts["gradient"] + ANCHOR_WEIGHT * parts["anchor"] + negative
+    return value, parts
+
+
+def loss(parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef: nnx.GraphDef) -> tuple[Array, dict]:
+    """The loss of one batch."""
+    del key
+    model = nnx.merge(graphdef, parameters)
+    return depth_loss(_raw(model, batch["images"]), batch["inverse_depth"], batch["exact"])
+
+
+def _raw(model: DepthAnything, images: UInt8[Array, "B H W 3"]) -> Float[Array, "B H W"]:
+    """The output before the last ReLU."""
+    mean, std = jnp.asarray(IMAGENET_MEAN)[None, None, None], jnp.asarray(IMAGENET_STD)[None, None, None]
+    taps = model.backbone.taps((images.astype(jnp.float32) / 255.0 - mean) / std, model.config.taps)
+    size = model.config.patch_size
+    return model.head(taps, images.shape[1] // size, images.shape[2] // size)
+
+
+def correlations(prediction: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of every pair of maps over the pixels whose truth is finite and above zero, float64 [N]."""
+    result = []
+    for p, t in zip(prediction, truth.astype(np.float64), strict=True):
+        valid = np.isfinite(t) & (t > 0)
+        result.append(np.corrcoef(p[valid], t[valid])[0, 1] if np.std(p[valid]) > 0 else 0.0)
+    return np.array(result)
+
+
+def load_motorcycle(folder: str | os.PathLike) -> Frames:
+    """Middlebury's Motorcycle as scikit-image packs it: the left image and its disparity (motorcycle_disp.npz)."""
+    image = cv2.imread(str(Path(folder) / "motorcycle_left.png"), cv2.IMREAD_COLOR)
+    if image is None:
+        raise InputError(f"motorcycle: {folder} has no motorcycle_left.png; give scikit-image's data folder")
+    with np.load(Path(folder) / "motorcycle_disp.npz") as file:
+        disparity = file["arr_0"]
+    # Depth is f B / (d + doffs): inverse depth is proportional to d + 31.086.
+    inverse = np.where(np.isfinite(disparity), disparity + 31.086, np.nan)
+    return Frames(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)[None], inverse[None].astype(np.float16))
+
+
+def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, held_out: dict[str, Frames]) -> dict[str, float]:
+    """Mean correlation with each held-out set's inverse depth."""
+    model = nnx.merge(graphdef, parameters)
+    result = {}
+    for name, frames in held_out.items():
+        prediction = estimate_video_depth(model, frames.images, batch_size=8)
+        result[f"correlation_{name}"] = round(float(np.mean(correlations(prediction, frames.inverse_depth))), 4)
+    return result
+
+
+def initial_model(config: DepthAnythingConfig, seed: int) -> DepthAnything:
+    """Random weights; the last bias starts at 1, the mean of the target."""
+    model = DepthAnything(config, rngs=nnx.Rngs(seed))
+    bias: Any = model.head.conv3.bias
+    bias.set_value(jnp.ones_like(bias[...]))
+    return model
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    training.add_arguments(parser, steps=30_000, out=str(WEIGHTS))
+    parser.add_argument("--frames", default=".cache/depth_frames", help="where rendered frames are kept")
+    parser.add_argument("--count", type=int, default=6000, help="rendered frames to train on")
+    parser.add_argument("--labels", default=None, help="a folder of real frames that a teacher has labelled")
+    parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")
+    parser.add_argument("--init", default=None, help="a weights folder to start from")
+    parser.add_argument("--batch", type=int, default=12, help="frames a step")
+    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
+    args = parser.parse_args()
+
+    pools, folder = load_pool(args.cache), Path(args.frames)
+    scenes = rendered_frames(folder, "train", args.seed, args.count, pools.train)
+    held_out = {"scenes": rendered_frames(folder, "heldout", args.seed + 1, 48, pools.heldout)}
+    real = load_frames(Path(args.labels) / "train.npz") if args.labels else None
+    if args.labels:
+        labelled = load_frames(Path(args.labels) / "heldout.npz")
+        held_out["teacher"] = Frames(labelled.images[::4], labelled.inverse_depth[::4])
+    if args.motorcycle:
+        held_out["motorcycle"] = load_motorcycle(args.motorcycle)
+
+    config = DepthAnythingConfig.tiny()
+    model = initial_model(config, args.seed)
+    if args.init:
+        checkpoints.load_into(model, args.init)
+    graphdef, parameters = nnx.split(model)
+    mean = training.train(
+        functools.partial(loss, graphdef=graphdef),
+        parameters,
+        functools.partial(make_batch, scenes=scenes, real=real, size=args.batch),
+        training.TrainConfig(
+            steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed, save_every=300.0
+        ),
+        args.workdir,
+        evaluate=functools.partial(evaluate, graphdef, held_out=held_out),
+    )
+    checkpoints.save_model(args.out, nnx.merge(graphdef, mean), config, dtype=np.float16)
+
+
+if __name__ == "__main__":
+    main()
