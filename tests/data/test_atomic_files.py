@@ -24,9 +24,14 @@ def test_npz_bytes_depend_on_the_arrays_alone(tmp_path, monkeypatch):
 def test_failure_inside_keeps_the_old_file_and_no_leftover(tmp_path):
     target = tmp_path / "deep" / "x.bin"
     files.atomic_write_bytes(target, b"old")
-    with pytest.raises(RuntimeError), files.atomic_path(target) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError
+
+    def fail_midway():
+        with files.atomic_path(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_midway()
     assert target.read_bytes() == b"old"
     assert os.listdir(target.parent) == ["x.bin"]
 
@@ -58,9 +63,14 @@ def test_folder_is_replaced_as_a_whole(tmp_path):
             for name in names:
                 (temporary / name).write_text(name)
     assert os.listdir(target) == ["c"]
-    with pytest.raises(RuntimeError), files.atomic_folder(target) as temporary:
-        (temporary / "d").write_text("d")
-        raise RuntimeError
+
+    def fail_midway():
+        with files.atomic_folder(target) as temporary:
+            (temporary / "d").write_text("d")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_midway()
     assert os.listdir(target) == ["c"]
     assert os.listdir(tmp_path) == ["lora"]
 

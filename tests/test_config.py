@@ -1,0 +1,181 @@
+import dataclasses
+import types
+
+import pytest
+
+from reangle_jax import config
+from reangle_jax.errors import InputError
+
+
+def settings(**changes):
+    """Parsed settings of a default config with dotted keys changed (dots written as __)."""
+    c = config.get_default()
+    c.video = "clip.mp4"
+    with c.unlocked():
+        for key, value in changes.items():
+            group, _, leaf = key.rpartition("__")
+            target = c[group] if group else c
+            target[leaf] = value
+    return config.parse(c)
+
+
+def raw(**changes):
+    """The same from a plain dict, which has no types of its own."""
+    values = config.get_default().to_dict()
+    values["video"] = "clip.mp4"
+    for key, value in changes.items():
+        group, _, leaf = key.rpartition("__")
+        (values[group] if group else values)[leaf] = value
+    return config.parse(values)
+
+
+def test_defaults_are_the_papers():
+    s = settings()
+    assert (s.num_frames, s.height, s.width, s.model) == (49, 480, 720, "cogvideox-5b-i2v")
+    f = s.finetune
+    assert (f.steps, f.rank, f.alpha, f.learning_rate, f.batch_size) == (400, 128, 128.0, 1e-4, 1)
+    assert (f.betas, f.weight_decay, f.max_grad_norm, f.condition_dropout) == ((0.9, 0.95), 1e-3, 1.0, 0.05)
+    assert (f.masked, f.noise_first_frame) == (True, True)
+    assert (s.sample.steps, s.sample.guidance_scale, s.sample.dynamic_guidance, s.sample.sampler) == (
+        40,
+        6.0,
+        True,
+        "ddim",
+    )
+    assert len(s.train_views) == 6
+
+
+def test_settings_are_frozen_and_typed():
+    s = raw(fps=24, finetune__alpha=64, seed=3.0, views=["left:5"], focal="260", pivot_depth=3)
+    assert (s.fps, s.finetune.alpha, s.seed, s.views, s.focal, s.pivot_depth) == (
+        24.0,
+        64.0,
+        3,
+        ("left:5",),
+        260.0,
+        3.0,
+    )
+    assert isinstance(s.seed, int)
+    assert isinstance(s.fps, float)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        s.seed = 1
+    hash(s)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": 1}, r"config\.seeds is not a setting: did you mean config\.seed\?"),
+        ({"finetune__rnk": 1}, r"config\.finetune\.rnk is not a setting: did you mean config\.finetune\.rank\?"),
+        ({"zzz": 1}, r"config\.zzz is not a setting: there are video, caption"),
+        ({"video": ""}, r"config\.video is not set"),
+        ({"num_frames": 16}, r"config\.num_frames=16 is not possible: it must be 1 \+ 4k, such as 13 or 17"),
+        ({"num_frames": 0}, "such as 1 or 5"),
+        ({"num_frames": 17.5}, r"config\.num_frames=17\.5 has the wrong type \(float\): it must be a whole number"),
+        ({"height": 100}, r"config\.height=100 is not possible: it must be a multiple of 16, such as 96 or 112"),
+        ({"width": 8}, "config.width=8"),
+        ({"start": -1}, "config.start=-1 is not possible: it must be at least 0"),
+        ({"fps": float("nan")}, "config.fps=nan has the wrong type"),
+        ({"fps": -2}, "config.fps=-2.0"),
+        ({"seed": -1}, "config.seed=-1"),
+        ({"seed": True}, "config.seed=True has the wrong type"),
+        ({"infill": 1}, "config.infill=1 has the wrong type"),
+        ({"caption": None}, "config.caption=None has the wrong type"),
+        ({"finetune": 3}, "config.finetune is a group of settings"),
+        ({"depth_kind": "metrc"}, r"config\.depth_kind='metrc'.*did you mean metric\?"),
+        ({"depth": "depth.exr"}, "config.depth='depth.exr'.*npy"),
+        ({"depth": "none.npy"}, r"config\.depth: no such file: none\.npy"),
+        ({"focal": "wide"}, "config.focal='wide' is not possible: it must be auto or a number above 0"),
+        ({"focal": 0}, "config.focal=0.0"),
+        ({"pivot_depth": "nan"}, "config.pivot_depth=nan"),
+        ({"mode": "static"}, "config.mode='static' is not available yet: use config.mode=dynamic"),
+        ({"mode": "still"}, "config.mode='still' is not possible: it must be one of dynamic, static"),
+        ({"views": ()}, "config.views is empty"),
+        ({"views": "left:10"}, r"config\.views='left:10' has the wrong type \(str\): it must be a tuple"),
+        ({"views": ("lft:10",)}, "config.views: unknown motion 'lft'"),
+        ({"views": ("left:400",)}, "config.views: .*out of range"),
+        ({"views": ("left",)}, "config.views: "),
+        ({"train_views": ("left:x",)}, "config.train_views: "),
+        ({"views": ("left:10", "left:10")}, "config.views: 'left:10' and 'left:10' share the folder left_10: keep one"),
+        (
+            {"views": ("path/transforms.json",)},
+            "config.views: 'path/transforms.json': camera files are not available yet",
+        ),
+        ({"model": "cogvideox-5b"}, r"config\.model='cogvideox-5b'.*did you mean cogvideox-5b-i2v\?"),
+        ({"mesh": "u=8"}, "config.mesh='u=8' is not possible"),
+        ({"finetune__steps": -1}, "config.finetune.steps=-1"),
+        ({"finetune__rank": 0}, "config.finetune.rank=0"),
+        ({"finetune__betas": (0.9,)}, "config.finetune.betas"),
+        ({"finetune__betas": (0.9, 1.0)}, "config.finetune.betas"),
+        ({"finetune__condition_dropout": 1.5}, r"config\.finetune\.condition_dropout=1\.5.*from 0 to 1"),
+        ({"finetune__max_grad_norm": 0}, "config.finetune.max_grad_norm"),
+        ({"sample__steps": 0}, "config.sample.steps=0"),
+        ({"sample__sampler": "euler"}, "config.sample.sampler='euler' is not possible: it must be one of ddim, dpm"),
+    ],
+)
+def test_refusals_are_one_line_with_setting_and_mend(changes, words):
+    with pytest.raises(InputError, match=words) as caught:
+        raw(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_key():
+    values = config.get_default().to_dict()
+    del values["sample"]["steps"]
+    with pytest.raises(InputError, match=r"config\.sample\.steps is missing"):
+        config.parse(values)
+
+
+def test_flatten_covers_every_key():
+    flat = config.flatten(settings())
+    assert flat["finetune.betas"] == [0.9, 0.95]
+    assert flat["views"] == list(config.SIX_MOTIONS)
+    nested = sum(len(config.get_default()[group]) for group in ("finetune", "sample", "evaluate"))
+    assert len(flat) == len(config.get_default()) - 3 + nested
+
+
+def test_view_folders_follow_the_contract():
+    assert [config.view_folder(v) for v in ("left:10", "in:0.15", "left:10+up:5")] == [
+        "left_10",
+        "in_0_15",
+        "left_10_up_5",
+    ]
+
+
+TABLE = types.SimpleNamespace(use_learned=True, sample_frames=17, sample_height=16, sample_width=24, patch_size_t=None)
+
+
+def test_learned_positions_allow_one_size_only():
+    config.check_model(settings(num_frames=17, height=128, width=192), TABLE)
+    with pytest.raises(
+        InputError, match=r"config\.num_frames=49.*17 frames of 128x192 only: set config\.num_frames=17"
+    ):
+        config.check_model(settings(height=128, width=192), TABLE)
+    with pytest.raises(InputError, match=r"set config\.width=192"):
+        config.check_model(settings(num_frames=17, height=128, width=208), TABLE)
+    free = types.SimpleNamespace(**{**vars(TABLE), "use_learned": False})
+    config.check_model(settings(num_frames=21, height=64, width=64), free)
+
+
+def test_patches_over_time_need_whole_pairs_of_latent_frames():
+    paired = types.SimpleNamespace(**{**vars(TABLE), "use_learned": False, "patch_size_t": 2})
+    config.check_model(settings(num_frames=13), paired)
+    with pytest.raises(InputError, match=r"makes 5 latent frames.*set config\.num_frames=21"):
+        config.check_model(settings(num_frames=17), paired)
+
+
+def test_weights_folders(tmp_path):
+    assert config.weights_folder(settings(model="tiny"), "vae") == config.TINY_WEIGHTS / "vae"
+    assert str(config.weights_folder(settings(), "vae")) == "weights/cogvideox-5b-i2v/vae"
+    s = settings(weights=str(tmp_path), depth_weights="tiny")
+    assert config.weights_folder(s, "transformer") == tmp_path / "transformer"
+    assert config.weights_folder(s, "depth") == config.TINY_WEIGHTS / "depth"
+    with pytest.raises(InputError, match=r"config\.weights: .*transformer/config\.json is missing"):
+        config.check_weights(s, ["transformer"])
+    with pytest.raises(InputError, match=r"config\.depth_weights: .*none/config\.json is missing"):
+        config.check_weights(settings(depth_weights=str(tmp_path / "none")), ["depth"])
+    with pytest.raises(InputError, match=r"config\.weights: cogvideox-5b-i2v needs .*set config\.weights"):
+        config.check_weights(settings(), ["vae"])
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text("{}")
+    config.check_weights(s, ["transformer"])
