@@ -22,7 +22,7 @@ RUNTIME = [
     "tensorboardX>=2.6",  # writes the event files that TensorBoard reads, without TensorFlow
     "tqdm>=4.66",
 ]
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "scikit-image>=0.24", "ruff==0.14.*", "pyright>=1.1.400"]
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "scikit-image>=0.24", "ruff>=0.14", "pyright>=1.1.400"]
 # PyTorch originals, for parity alone. torch is pinned so that no open range pulls a CUDA build.
 PARITY = ["torch==2.13.0", "diffusers==0.42.1", "transformers==5.23.0", "peft==0.21.2"]
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reangle_jax.data.files import atomic_savez
+from reangle_jax.errors import InputError
 from reangle_jax.geometry.trajectories import parse_view, view_cameras
 from reangle_jax.tiny.pool import ImagePool, load_pool
 from reangle_jax.tiny.scenes import random_scene, render, source_cameras
@@ -63,17 +64,31 @@ def render_clip(index: int, pool: ImagePool | None) -> tuple[np.ndarray, np.ndar
     return frames, np.asarray(depth, np.float16), prompt
 
 
-def load_clips(folder: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
-    """Frames uint8 [N, T, H, W, 3] and prompts of every shard in a folder."""
-    shards = sorted(Path(folder).glob("clips_*.npz"))
-    if not shards:
-        raise FileNotFoundError(f"{folder} has no rendered clips: run python -m reangle_jax.tiny.dataset --out {folder}")
-    frames, prompts = [], []
-    for shard in shards:
+def shards(folder: str | os.PathLike) -> list[Path]:
+    """The shards of a folder in order.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = sorted(Path(folder).glob("clips_*.npz"))
+    if not found:
+        raise InputError(f"{folder} has no rendered clips: run python -m reangle_jax.tiny.dataset --out {folder}")
+    return found
+
+
+def load_clips(shard: Path) -> tuple[np.ndarray, list[str]]:
+    """Frames uint8 [N, T, H, W, 3] and prompts of one shard."""
+    with np.load(shard) as file:
+        return file["frames"], json.loads(str(file["prompts"]))
+
+
+def load_prompts(folder: str | os.PathLike) -> list[str]:
+    """The prompts of every clip in a folder."""
+    prompts = []
+    for shard in shards(folder):
         with np.load(shard) as file:
-            frames.append(file["frames"])
             prompts += json.loads(str(file["prompts"]))
-    return np.concatenate(frames), prompts
+    return prompts
 
 
 def main() -> None:

@@ -1,0 +1,56 @@
+# Two commands do everything, set-up included:
+#   make demo   the bundled clip seen along six new camera paths, with the small weights, on a CPU
+#   make test   the tests
+# Another interpreter or place for the environment: make test PYTHON=python3.13 VENV=.venv313
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PY := $(VENV)/bin/python
+DEMO ?= runs/demo
+ARGS ?=
+
+.PHONY: demo test test-fast lint format bench clean
+
+demo: $(VENV)/.runtime
+	$(PY) -m reangle_jax.main --config configs/demo.py --workdir $(DEMO) $(ARGS)
+	@echo "look at $(DEMO)/grid.mp4 and $(DEMO)/views/*/video.mp4"
+
+test: $(VENV)/.test
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-fast: $(VENV)/.test
+	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not parity" $(ARGS)
+
+lint: $(VENV)/.test
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(PY)
+
+format: $(VENV)/.test
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(VENV)/.runtime
+	@for file in benchmarks/*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
+
+$(PY):
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one, or give PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: setup.py | $(PY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+# The PyTorch originals, for parity, are pinned for Python 3.11; elsewhere everything else is tested.
+$(VENV)/.test: setup.py | $(PY)
+	if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
+	  $(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0 && \
+	  $(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,parity]'; \
+	else \
+	  $(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'; \
+	fi
+	@touch $@ $(VENV)/.runtime
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

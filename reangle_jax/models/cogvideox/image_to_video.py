@@ -1,0 +1,129 @@
+"""CogVideoX image-to-video as parts: its three networks loaded from a weights folder, and what binds them together."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from reangle_jax import checkpoints
+from reangle_jax.models.cogvideox.transformer import Transformer
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.models.cogvideox.vae import VAE
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.models.text.t5 import T5Config, T5Encoder
+from reangle_jax.models.text.tokenizers import ByteTokenizer, SentencePieceTokenizer
+
+Config = TypeVar("Config")
+
+
+class Network(NamedTuple, Generic[Config]):
+    """A network split for jax.jit: ``nnx.merge(graphdef, *states)`` gives the module back inside a traced function."""
+
+    config: Config
+    graphdef: nnx.GraphDef
+    state: nnx.State
+
+
+def load_vae(folder: Path) -> Network[VAEConfig]:
+    """The autoencoder of a weights folder.
+
+    Raises:
+        InputError: the folder is missing or damaged, or holds another model.
+    """
+    config = checkpoints.load_config(folder, VAEConfig)
+    model = checkpoints.load_into(checkpoints.abstract(lambda: VAE(config, rngs=nnx.Rngs(0))), folder)
+    return Network(config, *nnx.split(model))
+
+
+def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float) -> Network[TransformerConfig]:
+    """The transformer of a weights folder with room for adapters; its state is the frozen base alone.
+
+    Merge it as ``nnx.merge(graphdef, lora, state)``, where ``lora`` is as :func:`init_lora` makes it.
+
+    Raises:
+        InputError: the folder is missing or damaged, or holds another model.
+    """
+    config = checkpoints.load_config(folder, TransformerConfig)
+    config = dataclasses.replace(config, lora_rank=lora_rank, lora_alpha=lora_alpha)
+    model = checkpoints.load_into(checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0))), folder)
+    graphdef, _, base = nnx.split(model, nnx.LoRAParam, ...)
+    return Network(config, graphdef, base)
+
+
+def init_lora(config: TransformerConfig, *, key: Array) -> nnx.State:
+    """Fresh adapters, which change nothing yet."""
+
+    @jax.jit
+    def init(key: Array) -> nnx.State:
+        # The base is built too, but its values are unused: the compiler drops them.
+        return nnx.state(Transformer(config, rngs=nnx.Rngs(key)), nnx.LoRAParam)
+
+    return init(key)
+
+
+def embed_prompts(folder: Path, prompts: Sequence[str], length: int) -> Float[np.ndarray, "N L D"]:
+    """Text embeddings of prompts, float32 on the host; equal prompts are encoded once.
+
+    The text encoder is loaded, used and dropped here: it is as large as the transformer and needed only once.
+
+    Raises:
+        InputError: the folder is missing or damaged, or holds another model.
+    """
+    config = checkpoints.load_config(folder, T5Config)
+    tokenizer = ByteTokenizer() if config.vocab_size == ByteTokenizer.vocab_size else SentencePieceTokenizer(folder)
+    model = checkpoints.load_into(checkpoints.abstract(lambda: T5Encoder(config, rngs=nnx.Rngs(0))), folder)
+    graphdef, state = nnx.split(model)
+    encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids).astype(jnp.float32))
+    known: dict[str, np.ndarray] = {}
+    for prompt in prompts:
+        if prompt not in known:
+            known[prompt] = np.asarray(encode(state, jnp.asarray(tokenizer([prompt], length))))[0]
+    return np.stack([known[prompt] for prompt in prompts])
+
+
+def to_unit(frames: UInt8[Array, "*s"]) -> Float[Array, "*s"]:
+    """Bytes to [-1, 1]."""
+    return frames.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_bytes(frames: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
+    """[-1, 1] to bytes, rounded."""
+    return jnp.clip(jnp.round((frames.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def image_condition(
+    vae: VAE, image: Float[Array, "B H W 3"], latent_frames: int, *, key: Array
+) -> Float[Array, "B t h w C"]:
+    """The condition that stands beside the noised latents: the image's latents, drawn and scaled, then zeros.
+
+    Training and sampling both come through here: a condition scaled otherwise in one of them gives brighter first frames.
+
+    Args:
+        vae: the autoencoder.
+        image: first frames in [-1, 1].
+        latent_frames: t.
+        key: of the draw from the posterior.
+    """
+    mean, logvar = vae.encode(image[:, None])
+    first = vae.scale_image_latents(vae.sample(mean, logvar, key=key))
+    batch, _, height, width, channels = first.shape
+    rest = jnp.zeros((batch, latent_frames - 1, height, width, channels), first.dtype)
+    return jnp.concatenate([first, rest], axis=1)
+
+
+def predictor(graphdef: nnx.GraphDef) -> Callable[..., Array]:
+    """``predict(latents, t, lora, base, condition, text)``: the transformer as samplers call it."""
+
+    def predict(latents: Array, t: Array, lora: Any, base: Any, condition: Array, text: Array) -> Array:
+        model = nnx.merge(graphdef, lora, base)
+        dtype = latents.dtype
+        joined = jnp.concatenate([latents, condition.astype(dtype)], axis=-1)
+        return model(joined, text.astype(dtype), t.astype(jnp.float32))
+
+    return predict
