@@ -1,0 +1,31 @@
+r"""Any clip along six camera paths, with the small family of models.
+
+Purpose: to try one's own clip at a small size before paying for the full one; the warps (--preview) are made as at full
+size, from a smaller depth network.
+Cost: as the demo's, meant for under 10 minutes on two CPU cores.
+Command:
+
+    python -m reangle_jax.main --config configs/tiny_dynamic.py --workdir runs/mine \
+        --config.video=clip.mp4 --config.caption="what the clip shows"
+
+Useful besides: --config.start=30 (begin there), --config.fps=8 (calmer clips: take fewer frames a second),
+--config.views=left:15,up:5+in:0.1 (other paths), --preview (depth and warps only, in seconds).
+Expect: runs/mine/grid.mp4, metrics.json, and views/NAME/video.mp4, 17 frames of 128 x 192.
+"""
+
+import ml_collections
+
+from reangle_jax.config import get_default
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Settings for any clip; `video` must be given."""
+    c = get_default()
+    c.model = "tiny"
+    c.num_frames, c.height, c.width = 17, 128, 192  # what the tiny model's position table was made for
+    c.finetune.steps = 200
+    c.finetune.rank = 16
+    c.finetune.alpha = 16.0
+    c.finetune.learning_rate = 1e-3
+    c.sample.steps = 20
+    return c
