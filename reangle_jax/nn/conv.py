@@ -94,3 +94,12 @@ class Conv3D(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
         return y.reshape(batch, frames, height, width, -1)
+
+    def of_still(self, x: Float[Array, "B 1 H W C"]) -> Float[Array, "B 1 H W out"]:
+        """Convolves a video that stands still, given by one frame: the taps in time add up to one 2D kernel."""
+        kernel = jnp.sum(self.kernel[...].astype(self.dtype), axis=0)
+        pad = self.kernel_size // 2
+        y = _conv2d(x[:, 0].astype(self.dtype), kernel, 1, ((pad, pad), (pad, pad)))
+        if self.bias is not None:
+            y = y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
+        return y[:, None]

@@ -27,7 +27,8 @@ from reangle_jax.tiny.pool import ImagePool, load_pool
 WEIGHTS = Path(__file__).with_name("weights") / "vae"
 KL_WEIGHT = 3e-4
 # (clips, frames, height, width) in turn; every further shape is a further program to compile.
-SHAPES = ((2, 9, 64, 64), (2, 9, 64, 64), (8, 1, 64, 96))
+SHAPES = ((1, 9, 64, 64), (1, 9, 64, 64), (1, 9, 64, 64), (6, 1, 64, 96))
+IMAGES = ((8, 1, 64, 96),)
 
 
 def moving_photo(pool: ImagePool, rng: np.random.Generator, frames: int, height: int, width: int) -> np.ndarray:
@@ -115,12 +116,29 @@ def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, clips: np.ndarray) -
     }
 
 
+def still_freedom(parameters: nnx.State) -> nnx.State:
+    """Factors on the updates that keep the taps on the past as they are: 1 for everything else."""
+
+    def factor(value: jax.Array) -> jax.Array:
+        present = jnp.arange(3) == 2
+        return present.astype(jnp.float32).reshape(3, 1, 1, 1, 1) if value.ndim == 5 else jnp.ones((1,) * value.ndim)
+
+    return jax.tree.map(factor, parameters)
+
+
+def still_start(parameters: nnx.State) -> tuple[nnx.State, nnx.State]:
+    """Parameters whose taps on the past are zero, so that images alone can teach the spatial part, and the factors."""
+    freedom = still_freedom(parameters)
+    return jax.tree.map(lambda value, f: value * jnp.broadcast_to(f, value.shape), parameters, freedom), freedom
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
     parser.add_argument("--scenes", default=None, help="a .npy of rendered clips, uint8 [N, T, H, W, 3]")
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone")
+    parser.add_argument("--images", action="store_true", help="first part: single images, taps on the past at rest")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
     args = parser.parse_args()
 
@@ -135,13 +153,15 @@ def main() -> None:
     scenes = np.load(args.scenes, mmap_mode="r") if args.scenes else None
     trainable = None
     if args.freeze_encoder:
-        trainable = jax.tree.map_with_path(lambda path, _: "encoder" not in str(path[0]), parameters)
+        trainable = jax.tree.map_with_path(lambda path, _: jnp.float32("encoder" not in str(path[0])), parameters)
+    if args.images:
+        parameters, trainable = still_start(parameters) if not args.init else (parameters, still_freedom(parameters))
     clips = held_out_clips(pools.heldout)
     mean = training.train(
         partial(loss, graphdef=graphdef),
         parameters,
-        partial(make_batch, pool=pools.train, scenes=scenes),
-        training.TrainConfig(steps=args.steps, minutes=args.minutes, learning_rate=2e-3, seed=args.seed),
+        partial(make_batch, pool=pools.train, scenes=scenes, shapes=IMAGES if args.images else SHAPES),
+        training.TrainConfig(steps=args.steps, minutes=args.minutes, learning_rate=3e-3, seed=args.seed),
         args.workdir,
         evaluate=lambda mean: evaluate(graphdef, mean, clips),
         trainable=trainable,

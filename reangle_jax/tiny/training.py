@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import orbax.checkpoint as ocp
 
 Batch = Any
@@ -32,7 +33,7 @@ class TrainConfig:
             ``decay`` of the schedule.
         warmup: steps.
         decay: fraction of the schedule.
-        weight_decay: AdamW's.
+        weight_decay: decoupled from the gradient, as in AdamW.
         max_grad_norm: gradients are clipped to this global norm.
         ema: decay of the running mean of the parameters that is evaluated and kept.
         seed: of the batches and of the noise.
@@ -93,6 +94,33 @@ def _batches(
         yield step, item
 
 
+def make_optimiser(parameters: dict[str, jax.Array], config: TrainConfig) -> optax.GradientTransformation:
+    """Muon for the kernels (Jordan, 2024; Liu et al., 2025, arXiv 2502.16982), AdamW for everything else.
+
+    Its rate is 1: the loop multiplies the updates by the rate of the moment.
+    """
+
+    def axes(path: str, ndim: int) -> optax.contrib.MuonDimensionNumbers | None:
+        if "kernel" not in path or ndim < 2:
+            return None
+        # A stack of matrices is as many matrices; the taps of a convolution belong to its input.
+        first = 1 if ndim == 3 else 0
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, ndim - 1)), ndim - 1)
+
+    numbers = {path: axes(path, value.ndim) for path, value in parameters.items()}
+    return optax.chain(
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.contrib.muon(
+            1.0,
+            weight_decay=config.weight_decay,
+            adam_b2=0.99,
+            adam_weight_decay=config.weight_decay,
+            muon_weight_dimension_numbers=numbers,
+            consistent_rms=0.2,  # updates as large as Adam's, so that one rate serves both
+        ),
+    )
+
+
 def train(
     loss: Loss,
     parameters: Any,
@@ -112,24 +140,31 @@ def train(
         config: the schedule.
         workdir: holds the checkpoints and ``log.jsonl``; the same call goes on where it stopped.
         evaluate: held-out numbers of the mean parameters, computed at each checkpoint and at the end.
-        trainable: a pytree of bools like ``parameters``; False leaves keep their value.
+        trainable: a pytree like ``parameters`` of float32 factors on the updates: 0 keeps a value as it is.
 
     Returns:
         The mean parameters.
     """
     workdir = Path(workdir).absolute()
-    optimiser = optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.scale_by_adam(b1=0.9, b2=0.99),
-        optax.add_decayed_weights(config.weight_decay),
-    )
+    leaves, tree = jax.tree_util.tree_flatten_with_path(parameters)
+    flat = {jax.tree_util.keystr(path): value for path, value in leaves}
+    freedom = jax.tree.leaves(trainable) if trainable is not None else None
+    optimiser = make_optimiser(flat, config)
+
+    def restore(flat: dict[str, jax.Array]) -> Any:
+        return tree.unflatten(list(flat.values()))
 
     def step_fn(state: dict[str, Any], batch: Batch, rate: jax.Array, key: jax.Array):
-        (value, numbers), gradients = jax.value_and_grad(loss, has_aux=True)(state["parameters"], batch, key)
+        def loss_of(flat: dict[str, jax.Array]):
+            return loss(restore(flat), batch, key)
+
+        (value, numbers), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["parameters"])
         updates, opt_state = optimiser.update(gradients, state["optimiser"], state["parameters"])
-        if trainable is not None:
-            updates = jax.tree.map(lambda u, t: u if t else jnp.zeros_like(u), updates, trainable)
-        new = jax.tree.map(lambda p, u: p - rate * u, state["parameters"], updates)
+        if freedom is not None:
+            updates = {
+                name: u * jnp.broadcast_to(f, u.shape) for (name, u), f in zip(updates.items(), freedom, strict=True)
+            }
+        new = jax.tree.map(lambda p, u: p + rate * u, state["parameters"], updates)
         decay = jnp.minimum(config.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
         mean = jax.tree.map(lambda m, p: decay * m + (1.0 - decay) * p, state["mean"], new)
         numbers = {"loss": value, "gradient_norm": optax.global_norm(gradients), **numbers}
@@ -137,9 +172,9 @@ def train(
 
     step_fn = jax.jit(step_fn, donate_argnums=0)
     state = {
-        "parameters": parameters,
-        "mean": jax.tree.map(jnp.array, parameters),
-        "optimiser": optimiser.init(parameters),
+        "parameters": flat,
+        "mean": jax.tree.map(jnp.array, flat),
+        "optimiser": optimiser.init(flat),
         "step": jnp.zeros((), jnp.float32),
         "seconds": jnp.zeros((), jnp.float32),
     }
@@ -147,7 +182,16 @@ def train(
         latest = manager.latest_step()
         if latest is not None:
             state = manager.restore(latest, args=ocp.args.StandardRestore(state))
-        return _loop(step_fn, state, make_batch, config, workdir, manager, evaluate)
+        mean = _loop(
+            step_fn,
+            state,
+            make_batch,
+            config,
+            workdir,
+            manager,
+            lambda mean: evaluate(restore(mean)) if evaluate else {},
+        )
+        return restore(mean)
 
 
 def _loop(step_fn, state, make_batch, config: TrainConfig, workdir: Path, manager, evaluate) -> Any:
@@ -160,7 +204,7 @@ def _loop(step_fn, state, make_batch, config: TrainConfig, workdir: Path, manage
     def save(step: int) -> None:
         manager.save(step, args=ocp.args.StandardSave({**state, "seconds": jnp.float32(elapsed)}))
         manager.wait_until_finished()
-        held_out = evaluate(state["mean"]) if evaluate else {}
+        held_out = evaluate(state["mean"])
         if held_out:
             log.write(json.dumps({"step": step, "seconds": round(elapsed), **held_out}) + "\n")
             log.flush()

@@ -36,6 +36,8 @@ class CausalConv3D(nnx.Module):
     ) -> tuple[Float[Array, "B T H W out"], Float[Array, "B 2 H W C"]]:
         """Convolves a chunk; returns the output and the chunk's last two frames, its own past included."""
         first = x[:, :1]
+        if past is None and x.shape[1] == 1:
+            return self.conv.of_still(x), jnp.concatenate([first, x], axis=1)
         x = jnp.concatenate([first, first, x] if past is None else [past, x], axis=1)
         return self.conv(x), x[:, -2:]
 
