@@ -1,0 +1,80 @@
+"""CogVideoX transformers, diffusers layout: 2b, 5b, 5b-I2V and 1.5-5B-I2V, by config."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from converters.rules import IDENTITY, LINEAR, Rule, Table, Transform
+from reangle_jax.models.cogvideox.heads import to_halves, to_pairs
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+
+POSITIONS = Transform("positions", lambda x: x[0], lambda x: x[None])  # [1, S, width] -> [S, width]
+
+
+def _both(first: Callable[[np.ndarray], np.ndarray], second: Callable[[np.ndarray], np.ndarray]):
+    return lambda x: second(first(x))
+
+
+def _rotated(config: TransformerConfig) -> tuple[Transform, Transform]:
+    """Transforms of a kernel and of a vector whose last axis is rotated: interleaved pairs -> halves."""
+    dim = config.attention_head_dim
+    vector = Transform("rope_vector", lambda x: to_halves(x, dim), lambda x: to_pairs(x, dim))
+    kernel = Transform("rope_linear", _both(LINEAR.forward, vector.forward), _both(vector.inverse, LINEAR.inverse))
+    return kernel, vector
+
+
+def _patches(config: TransformerConfig) -> Transform:
+    """[out, in, h, w] -> [in * h * w, out]; models with patches in time are published flat."""
+    if config.patch_size_t is not None:
+        return LINEAR
+    size = config.patch_size
+    return Transform(
+        "patches",
+        lambda x: x.reshape(x.shape[0], -1).T,
+        lambda x: x.T.reshape(x.shape[1], -1, size, size),
+    )
+
+
+def _affine(source: str, target: str, kernel: Transform = LINEAR, vector: Transform = IDENTITY) -> list[Rule]:
+    return [Rule(f"{source}.weight", f"{target}.kernel", kernel), Rule(f"{source}.bias", f"{target}.bias", vector)]
+
+
+def _norm(source: str, target: str, vector: Transform = IDENTITY) -> list[Rule]:
+    return [Rule(f"{source}.weight", f"{target}.scale", vector), Rule(f"{source}.bias", f"{target}.bias", vector)]
+
+
+def table(config: TransformerConfig) -> Table:
+    """The rules for one of the published transformers, or for one of their shape.
+
+    Args:
+        config: the transformer's.
+
+    Returns:
+        The table. No published tensor is left over.
+    """
+    kernel, vector = _rotated(config)
+    layer, stack = "transformer_blocks.{i}", "blocks.layers"
+    rules = [
+        *_affine("patch_embed.proj", "patch_embed.proj", _patches(config)),
+        *_affine("patch_embed.text_proj", "patch_embed.text_proj"),
+        *_affine("time_embedding.linear_{n}", "time_embedding.linear_{n}"),
+        *_affine(f"{layer}.norm{{n}}.linear", f"{stack}.norm{{n}}.linear"),
+        *_norm(f"{layer}.norm{{n}}.norm", f"{stack}.norm{{n}}.norm"),
+        *_affine(f"{layer}.attn1.to_q", f"{stack}.attn.to_q", kernel, vector),
+        *_affine(f"{layer}.attn1.to_k", f"{stack}.attn.to_k", kernel, vector),
+        *_affine(f"{layer}.attn1.to_v", f"{stack}.attn.to_v"),
+        *_affine(f"{layer}.attn1.to_out.0", f"{stack}.attn.to_out"),
+        *_norm(f"{layer}.attn1.norm_q", f"{stack}.attn.norm_q", vector),
+        *_norm(f"{layer}.attn1.norm_k", f"{stack}.attn.norm_k", vector),
+        *_affine(f"{layer}.ff.net.0.proj", f"{stack}.ff.up"),
+        *_affine(f"{layer}.ff.net.2", f"{stack}.ff.down"),
+        *_norm("norm_final", "head.norm_final"),
+        *_affine("norm_out.linear", "head.linear"),
+        *_norm("norm_out.norm", "head.norm"),
+        *_affine("proj_out", "head.proj_out"),
+    ]
+    if config.use_learned:
+        rules.append(Rule("patch_embed.pos_embedding", "patch_embed.pos_embedding", POSITIONS))
+    if config.ofs_embed_dim is not None:
+        rules += _affine("ofs_embedding.linear_{n}", "ofs_embedding.linear_{n}")
+    return Table(rules)
