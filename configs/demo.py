@@ -25,10 +25,14 @@ def get_config() -> ml_collections.ConfigDict:
     c.caption = "A woman walks past a man sitting on a block, a large tree stands in front."
     c.model = "tiny"
     c.num_frames, c.height, c.width = 17, 128, 192  # what the tiny model's position table was made for
-    c.finetune.steps = 200
-    c.finetune.rank = 16
-    c.finetune.alpha = 16.0
-    c.finetune.learning_rate = 1e-3
-    c.sample.steps = 20
-    c.evaluate.untuned = True
+    c.update_from_flattened_dict(
+        {
+            "finetune.steps": 200,
+            "finetune.rank": 16,
+            "finetune.alpha": 16.0,
+            "finetune.learning_rate": 1e-3,
+            "sample.steps": 20,
+            "evaluate.untuned": True,
+        }
+    )
     return c

@@ -7,7 +7,7 @@ that everything else reads.
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,6 @@ import ml_collections
 from reangle_jax.errors import InputError
 
 MODELS = ("tiny", "cogvideox-5b-i2v", "cogvideox1.5-5b-i2v")
-TINY_WEIGHTS = Path(__file__).parent / "tiny" / "weights"
-PARTS = ("transformer", "vae", "text_encoder", "depth")
 SPATIAL_MULTIPLE = 16  # the VAE's 8 times the transformer's 2 x 2 patch
 # The paper's six motions. Amounts at the last of 49 frames, from the released scripts' rates per frame.
 SIX_MOTIONS = ("left:10", "right:10", "up:8", "down:8", "in:0.15", "out:0.15")
@@ -196,44 +194,6 @@ def flatten(settings: Settings) -> dict[str, Any]:
     return flat
 
 
-def weights_folder(settings: Settings, part: str) -> Path:
-    """The folder of a part's converted weights, whether or not it exists; `part` is one of PARTS."""
-    if part == "depth" and settings.depth_weights:
-        return TINY_WEIGHTS / "depth" if settings.depth_weights == "tiny" else Path(settings.depth_weights)
-    if settings.weights:
-        return Path(settings.weights) / part
-    return (TINY_WEIGHTS if settings.model == "tiny" else Path("weights") / settings.model) / part
-
-
-def check_model(settings: Settings, transformer_config: Any) -> None:
-    """Refuses a clip that the transformer cannot take.
-
-    Args:
-        settings: the run's.
-        transformer_config: a `models.cogvideox.transformer_config.TransformerConfig`.
-
-    Raises:
-        InputError: a size other than the learned position table's, or a number of frames that its patches do not tile.
-    """
-    t = transformer_config
-    frames = (settings.num_frames - 1) // 4 + 1
-    if frames % (t.patch_size_t or 1):
-        raise InputError(
-            f"config.num_frames={settings.num_frames} makes {frames} latent frames, and {settings.model} takes them by "
-            f"{t.patch_size_t}: set config.num_frames={settings.num_frames + 4}"
-        )
-    if not t.use_learned:
-        return
-    native = {"num_frames": t.sample_frames, "height": t.sample_height * 8, "width": t.sample_width * 8}
-    for key, allowed in native.items():
-        got = getattr(settings, key)
-        if got != allowed:
-            raise InputError(
-                f"config.{key}={got}: {settings.model} has learned positions for {native['num_frames']} frames of "
-                f"{native['height']}x{native['width']} only: set config.{key}={allowed}"
-            )
-
-
 def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
@@ -370,26 +330,6 @@ def _check_model_choice(s: Settings) -> None:
     _check_choice("model", s.model, MODELS)
     if s.mesh != "auto":
         raise _refuse("mesh", s.mesh, "only auto (one device) is available yet")
-
-
-def check_weights(settings: Settings, parts: Iterable[str]) -> None:
-    """Refuses weights that are not there; what is in them is checked when they are read.
-
-    Args:
-        settings: the run's.
-        parts: which of PARTS the work needs.
-
-    Raises:
-        InputError: a folder, or its config.json, is missing.
-    """
-    for part in parts:
-        key = "depth_weights" if part == "depth" and settings.depth_weights else "weights"
-        folder = weights_folder(settings, part)
-        if key == "weights" and not settings.weights and not folder.is_dir():
-            what = "the folder that `python -m converters` wrote" if settings.model != "tiny" else f"{folder}"
-            raise InputError(f"config.weights: {settings.model} needs {what}: set config.weights")
-        if not (folder / "config.json").is_file():
-            raise InputError(f"config.{key}: {folder / 'config.json'} is missing; give a folder of converted weights")
 
 
 def _check_training(s: Settings) -> None:

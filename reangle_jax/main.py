@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from reangle_jax import command_line, config
+from reangle_jax import command_line, config, weights
 from reangle_jax.config import Settings
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_seconds
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
                 print(plan.table(Run(command.workdir, settings), [_stage(name) for name in STAGES]))
                 return 0
             stages = PREVIEW if command.preview else STAGES
-            _check_weights(settings, preview=command.preview)
+            weights.check(settings, [part for part in weights.PARTS if _needs(settings, part, stages)])
             _run(command.workdir, settings, stages, stop)
             return 0
     except InputError as error:
@@ -74,17 +74,8 @@ def _stage(name: str) -> Stage:
     return getattr(importlib.import_module(f"reangle_jax.stages.{module}"), attribute)
 
 
-def _check_weights(settings: Settings, *, preview: bool) -> None:
-    config.check_weights(settings, ["depth"] if settings.depth == "model" else [])
-    if preview:
-        return
-    config.check_weights(settings, ["transformer", "vae", "text_encoder"])
-    from reangle_jax import checkpoints
-    from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-
-    config.check_model(
-        settings, checkpoints.load_config(config.weights_folder(settings, "transformer"), TransformerConfig)
-    )
+def _needs(settings: Settings, part: str, stages: Sequence[str]) -> bool:
+    return settings.depth == "model" if part == "depth" else stages is not PREVIEW
 
 
 def _complain(message: str) -> int:

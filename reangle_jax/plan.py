@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from reangle_jax import checkpoints, config, measure
+from reangle_jax import checkpoints, measure, weights
 from reangle_jax.config import Settings
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
@@ -172,7 +172,7 @@ def vae_flops(c: VAEConfig, pixels: int) -> tuple[float, float]:
 def _config(settings: Settings, part: str, config_class: type, published: Any) -> Any:
     """The config beside the weights; the published one while there are none."""
     try:
-        return checkpoints.load_config(config.weights_folder(settings, part), config_class)
+        return checkpoints.load_config(weights.folder(settings, part), config_class)
     except InputError:
         return published
 
@@ -187,9 +187,11 @@ def _rate() -> float:
 
 def _missing_weights(settings: Settings) -> list[str]:
     missing = []
-    for part in ("depth", "transformer", "vae", "text_encoder")[settings.depth != "model" :]:
+    for part in weights.PARTS:
+        if part == "depth" and settings.depth != "model":
+            continue
         try:
-            config.check_weights(settings, [part])
+            weights.check(settings, [part])
         except InputError as error:
             missing.append(str(error))
     return missing

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from reangle_jax import config, measure
+from reangle_jax import config, measure, weights
 from reangle_jax.config import Settings
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
@@ -133,7 +133,7 @@ class Run:
 
     def weights(self, part: str) -> Path:
         """Folder of a part's converted weights."""
-        return config.weights_folder(self.settings, part)
+        return weights.folder(self.settings, part)
 
     def scratch(self, unit: Unit) -> Path:
         """A folder for work in progress on a unit of the running stage: kept while the same work is resumed."""

@@ -1,5 +1,4 @@
 import dataclasses
-import types
 
 import pytest
 
@@ -140,42 +139,3 @@ def test_view_folders_follow_the_contract():
         "in_0_15",
         "left_10_up_5",
     ]
-
-
-TABLE = types.SimpleNamespace(use_learned=True, sample_frames=17, sample_height=16, sample_width=24, patch_size_t=None)
-
-
-def test_learned_positions_allow_one_size_only():
-    config.check_model(settings(num_frames=17, height=128, width=192), TABLE)
-    with pytest.raises(
-        InputError, match=r"config\.num_frames=49.*17 frames of 128x192 only: set config\.num_frames=17"
-    ):
-        config.check_model(settings(height=128, width=192), TABLE)
-    with pytest.raises(InputError, match=r"set config\.width=192"):
-        config.check_model(settings(num_frames=17, height=128, width=208), TABLE)
-    free = types.SimpleNamespace(**{**vars(TABLE), "use_learned": False})
-    config.check_model(settings(num_frames=21, height=64, width=64), free)
-
-
-def test_patches_over_time_need_whole_pairs_of_latent_frames():
-    paired = types.SimpleNamespace(**{**vars(TABLE), "use_learned": False, "patch_size_t": 2})
-    config.check_model(settings(num_frames=13), paired)
-    with pytest.raises(InputError, match=r"makes 5 latent frames.*set config\.num_frames=21"):
-        config.check_model(settings(num_frames=17), paired)
-
-
-def test_weights_folders(tmp_path):
-    assert config.weights_folder(settings(model="tiny"), "vae") == config.TINY_WEIGHTS / "vae"
-    assert str(config.weights_folder(settings(), "vae")) == "weights/cogvideox-5b-i2v/vae"
-    s = settings(weights=str(tmp_path), depth_weights="tiny")
-    assert config.weights_folder(s, "transformer") == tmp_path / "transformer"
-    assert config.weights_folder(s, "depth") == config.TINY_WEIGHTS / "depth"
-    with pytest.raises(InputError, match=r"config\.weights: .*transformer/config\.json is missing"):
-        config.check_weights(s, ["transformer"])
-    with pytest.raises(InputError, match=r"config\.depth_weights: .*none/config\.json is missing"):
-        config.check_weights(settings(depth_weights=str(tmp_path / "none")), ["depth"])
-    with pytest.raises(InputError, match=r"config\.weights: cogvideox-5b-i2v needs .*set config\.weights"):
-        config.check_weights(settings(), ["vae"])
-    (tmp_path / "transformer").mkdir()
-    (tmp_path / "transformer" / "config.json").write_text("{}")
-    config.check_weights(s, ["transformer"])

@@ -1,4 +1,4 @@
-"""A depth map for every frame, given by the user as a .npy or .npz."""
+"""Depth given by the user as a .npy or .npz."""
 
 import os
 import zipfile
@@ -6,58 +6,22 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from reangle_jax.errors import InputError
 
 
-def read_depth(path: str | os.PathLike[str], *, shape: tuple[int, int, int], kind: str) -> Float[np.ndarray, "T H W"]:
-    """Reads and checks a depth file.
+def load_depth(path: str | os.PathLike[str]) -> np.ndarray:
+    """Reads the array of a depth file; what it holds is for `geometry.depth.scene_depth` to check.
 
     Args:
-        path: a .npy, or an .npz with one array or one named ``depth``.
-        shape: the T, H, W that it must have: those of the frames after choosing, resizing and cropping.
-        kind: ``inverse`` or ``metric``.
-
-    Returns:
-        float32 [T, H, W], of the kind that was given.
+        path: a .npy, or an .npz with one array, or with one named ``depth``.
 
     Raises:
-        InputError: it cannot be read, has another shape, holds what is not a finite number, is constant, or cannot be
-            the depth of anything.
+        InputError: there is no such file, or NumPy cannot read it without unpickling, or it is unclear which array.
     """
     name = f"config.depth: {path}"
-    array = _load(Path(path), name)
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"{name} holds {array.dtype}: it must hold numbers")
-    if array.shape != shape:
-        raise InputError(
-            f"{name} has the shape {array.shape}, but {shape} is needed: one map for each of config.num_frames frames, "
-            f"each of config.height x config.width"
-        )
-    depth = array.astype(np.float32)
-    bad = ~np.isfinite(depth)
-    if bad.any():
-        frame = int(np.argwhere(bad)[0][0])
-        raise InputError(
-            f"{name} holds {int(bad.sum())} values that are NaN or infinite, first in frame {frame}: fill them"
-        )
-    if depth.min() == depth.max():
-        raise InputError(f"{name} is constant ({depth.min():g}): without depth nothing can be warped")
-    if kind == "metric" and depth.min() <= 0:
-        raise InputError(
-            f"{name} holds {depth.min():g}, but config.depth_kind=metric needs distances above 0: is it inverse depth?"
-        )
-    if kind == "inverse" and depth.max() <= 0:
-        raise InputError(
-            f"{name} has nothing above 0, but config.depth_kind=inverse means larger is nearer: check its sign"
-        )
-    return depth
-
-
-def _load(path: Path, name: str) -> np.ndarray:
     try:
-        with path.open("rb") as file:  # NumPy would leave it open when the archive is broken
+        with Path(path).open("rb") as file:  # NumPy would leave it open when the archive is broken
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
                 return loaded

@@ -1,10 +1,10 @@
 """The depth of every frame: from Depth Anything V2, or from the user's file."""
 
 import logging
+from typing import cast
 
 import numpy as np
 
-from reangle_jax import checkpoints
 from reangle_jax.config import Settings
 from reangle_jax.data import depth_file
 from reangle_jax.errors import InputError
@@ -18,33 +18,39 @@ _log = logging.getLogger(__name__)
 
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One for the whole clip: its frames share one scale."""
+    size = ("num_frames", "height", "width")
     if settings.depth == "model":
         return (Unit(inputs=("input/frames.npz",), weights=("depth",), outputs=("input/depth.npz",)),)
-    shape = ("num_frames", "height", "width")
-    return (Unit(settings=(*shape, "depth_kind"), external=("depth",), outputs=("input/depth.npz",)),)
+    return (Unit(settings=(*size, "depth_kind"), external=("depth",), outputs=("input/depth.npz",)),)
 
 
 def depth(settings: Settings, run: Run) -> None:
     """Writes input/depth.npz."""
-    if settings.depth == "model":
-        values, kind = _estimate(run)
+    frames = run.load_npz("input/frames.npz")["frames"]
+    from_model = settings.depth == "model"
+    if from_model:
+        values, kind = _estimate(run, frames)
     else:
-        shape = (settings.num_frames, settings.height, settings.width)
-        values = depth_file.read_depth(settings.depth, shape=shape, kind=settings.depth_kind)
-        kind = settings.depth_kind
-    z = values if kind == "metric" else np.asarray(geometry.depth_from_inverse(values), np.float32)
+        values, kind = depth_file.load_depth(settings.depth), cast(geometry.DepthKind, settings.depth_kind)
+    try:
+        z = geometry.scene_depth(values, kind, expect_shape=frames.shape[:3])
+    except InputError as error:
+        words = str(error).removeprefix("depth: ")
+        if from_model:
+            raise InputError(f"config.depth=model: the network's depth of this video {words}") from None
+        raise InputError(f"config.depth: {settings.depth}: {words}") from None
     low, high = np.quantile(z, [0.01, 0.99])
     _log.info("depth: 98 %% of the points lie %.4g to %.4g in front of the camera", low, high)
     run.save_npz("input/depth.npz", depth=z)
 
 
-def _estimate(run: Run) -> tuple[np.ndarray, str]:
+def _estimate(run: Run, frames: np.ndarray) -> tuple[np.ndarray, geometry.DepthKind]:
     """Depth by the network, and which kind it is."""
-    from flax import nnx
+    from flax import nnx  # late: a run with a depth file needs no network
 
+    from reangle_jax import checkpoints
     from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 
-    frames = run.load_npz("input/frames.npz")["frames"]
     try:
         config = checkpoints.load_config(run.weights("depth"), DepthAnythingConfig)
         model = checkpoints.abstract(lambda: DepthAnything(config, rngs=nnx.Rngs(0)))
@@ -54,8 +60,6 @@ def _estimate(run: Run) -> tuple[np.ndarray, str]:
             raise
         raise InputError(str(error).replace("config.weights", "config.depth_weights")) from None
     values = estimate_video_depth(model, frames, batch_size=BATCH)
-    if not np.isfinite(values).all() or values.min() == values.max():
-        raise InputError("config.depth=model: the network sees no depth in this video: give a depth file instead")
     return values, "inverse" if config.max_depth is None else "metric"
 
 

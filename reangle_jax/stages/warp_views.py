@@ -36,7 +36,7 @@ def warp_views(settings: Settings, run: Run) -> None:
     """Writes views/NAME/cameras.json, warp.npz, warp.mp4."""
     clip, z = run.load_npz("input/frames.npz"), run.load_npz("input/depth.npz")["depth"]
     source, width, height = cameras.load_cameras(run.path("input/cameras.json"), expect_frames=len(z))
-    pivot = depth.pivot_depth(z[0]) if isinstance(settings.pivot_depth, str) else settings.pivot_depth
+    pivot = depth.pivot_depth(z) if isinstance(settings.pivot_depth, str) else settings.pivot_depth
     _log.info("the cameras turn about a point %.4g in front of the first one", pivot)
     frames_in, z_in = jnp.asarray(clip["frames"]), jnp.asarray(z)
     for unit in progress(run.todo, "warp_views", unit="view"):

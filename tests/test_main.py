@@ -1,0 +1,304 @@
+"""The command from outside: exit codes and the one line that each unusable input gets."""
+
+import errno
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from reangle_jax import config, main
+from reangle_jax.data import video
+from reangle_jax.run import Stage, Unit
+
+ROOT = Path(__file__).parent.parent
+T, H, W = 5, 32, 48
+
+
+def scene():
+    """A textured wall with a moving nearer square: frames uint8 [T, H, W, 3] and metric depth [T, H, W]."""
+    texture = np.random.default_rng(0).integers(60, 200, (H // 4, W // 4, 3)).astype(np.uint8)
+    frames = np.stack([cv2.resize(texture, (W, H), interpolation=cv2.INTER_CUBIC)] * T)
+    depth = np.full((T, H, W), 4.0, np.float32)
+    for t in range(T):
+        frames[t, 10:22, 8 + 3 * t : 20 + 3 * t] = (220, 60, 40)
+        depth[t, 10:22, 8 + 3 * t : 20 + 3 * t] = 2.0
+    return frames, depth
+
+
+@pytest.fixture
+def inputs(tmp_path):
+    """A folder with a clip, its depth, and a config that fits both."""
+    frames, depth = scene()
+    video.write_video(tmp_path / "clip.mp4", frames, 8)
+    np.save(tmp_path / "depth.npy", depth)
+    (tmp_path / "config.py").write_text(
+        "from reangle_jax.config import get_default\n"
+        "def get_config():\n"
+        "    c = get_default()\n"
+        f"    c.video = {str(tmp_path / 'clip.mp4')!r}\n"
+        f"    c.depth = {str(tmp_path / 'depth.npy')!r}\n"
+        "    c.depth_kind = 'metric'\n"
+        f"    c.num_frames, c.height, c.width = {T}, {H}, {W}\n"
+        "    c.model = 'tiny'\n"
+        "    c.views = ('left:10', 'in:0.1')\n"
+        "    c.train_views = ('left:10',)\n"
+        "    return c\n"
+    )
+    return tmp_path
+
+
+def call(inputs, *arguments, workdir="run"):
+    return main.main(["main", f"--config={inputs / 'config.py'}", f"--workdir={inputs / workdir}", *arguments])
+
+
+def damage(path, change):
+    np.save(path, change(np.load(path)))
+
+
+def spoil_video(content):
+    return lambda inputs: (inputs / "clip.mp4").write_bytes(content)
+
+
+def spoil_depth(change):
+    return lambda inputs: np.save(inputs / "depth.npy", change(np.load(inputs / "depth.npy")))
+
+
+def nothing(inputs):
+    del inputs
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "words"),
+    [
+        (nothing, ["--config.video=none.mp4"], "config.video: no such file or folder: none.mp4"),
+        (spoil_video(b"no video"), [], "clip.mp4 is not a video that OpenCV can read"),
+        (spoil_video(b""), [], "clip.mp4 is not a video that OpenCV can read"),
+        (nothing, ["--config.video=."], "holds no frames"),
+        (nothing, ["--config.num_frames=9"], "has 5 frames, but config.start=0 and config.num_frames=9 need 9"),
+        (nothing, ["--config.start=3"], "config.num_frames=1 would fit"),
+        (nothing, ["--config.num_frames=6"], "config.num_frames=6 is not possible: it must be 1 + 4k, such as 5 or 9"),
+        (nothing, ["--config.height=100"], "config.height=100 is not possible: it must be a multiple of 16"),
+        (nothing, ["--config.views=lft:10"], "config.views: unknown motion 'lft'"),
+        (nothing, ["--config.views=left:100"], "out of range"),
+        (nothing, ["--config.train_views=left"], "config.train_views: "),
+        (nothing, ["--config.views=cameras.json"], "camera files are not available yet"),
+        (nothing, ["--config.mode=static"], "config.mode='static' is not available yet"),
+        (nothing, ["--config.sead=1"], "config.sead is not a setting: did you mean config.seed?"),
+        (nothing, ["--config.seed=one"], "config.seed='one' has the wrong type: it must be a whole number"),
+        (nothing, ["--config.focal=wide"], "config.focal='wide' is not possible"),
+        (spoil_depth(lambda d: d[:, :-1]), [], "depth.npy: its shape is (5, 31, 48), the video's is (5, 32, 48)"),
+        (spoil_depth(lambda d: d * np.nan), [], "depth.npy: holds NaN"),
+        (spoil_depth(lambda d: d * 0 + 1), [], "depth.npy: is constant"),
+        (spoil_depth(lambda d: -d), [], "depth.npy: holds negative values"),
+        (nothing, ["--config.depth=none.npy"], "config.depth: no such file: none.npy"),
+        (
+            nothing,
+            ["--config.depth=model", "--config.depth_weights=none"],
+            "config.depth_weights: none/config.json is missing",
+        ),
+        (nothing, ["--wrong"], "Unknown command line flag 'wrong'"),
+        (nothing, ["--workdir=/proc/none"], "--workdir /proc/none cannot be written"),
+    ],
+)
+def test_unusable_input_gets_one_line_and_exit_code_2(inputs, spoil, arguments, words, capfd, monkeypatch):
+    monkeypatch.chdir(inputs)
+    (inputs / "empty").mkdir()
+    if arguments == ["--config.video=."]:
+        monkeypatch.chdir(inputs / "empty")
+    spoil(inputs)
+    assert call(inputs, "--preview", *arguments) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert words in errors[0]
+
+
+def test_weights_are_asked_for_before_any_work(inputs, capfd):
+    """A folder that is missing; one that holds another model; one that is broken."""
+    weights = inputs / "weights"
+    assert call(inputs, f"--config.weights={weights}") == 2
+    assert f"error: config.weights: {weights}/transformer/config.json is missing" in capfd.readouterr().err
+    for part in ("transformer", "vae", "text_encoder"):
+        (weights / part).mkdir(parents=True)
+        (weights / part / "config.json").write_text('{"class": "VAEConfig"}')
+    assert call(inputs, f"--config.weights={weights}") == 2
+    assert "holds VAEConfig, not TransformerConfig" in capfd.readouterr().err
+    (weights / "transformer" / "config.json").write_text('{"class": "Transf')
+    assert call(inputs, f"--config.weights={weights}") == 2
+    assert "transformer/config.json cannot be read" in capfd.readouterr().err
+    assert not (inputs / "run").exists()
+
+
+def test_help_lists_the_settings(capsys):
+    assert main.main(["main", "--help"]) == 0
+    assert "config.finetune.steps=400" in capsys.readouterr().out
+
+
+class TestRealProcess:
+    def run(self, *arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "reangle_jax.main", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def test_bad_input_is_one_line_on_stderr(self, inputs):
+        result = self.run(f"--config={inputs / 'config.py'}", f"--workdir={inputs / 'run'}", "--config.num_frames=6")
+        assert result.returncode == 2
+        assert result.stderr == "error: config.num_frames=6 is not possible: it must be 1 + 4k, such as 5 or 9\n"
+        assert result.stdout == ""
+
+    def test_no_flags(self):
+        result = self.run()
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: --config is not set")
+
+
+@pytest.fixture
+def one_stage(monkeypatch):
+    """Puts one small stage in the place of all, doing what the test says."""
+
+    def put(work):
+        stage = Stage("work", 1, lambda settings: (Unit(outputs=("out.npz",)),), work)
+        monkeypatch.setattr(main, "PREVIEW", ("work.STAGE",))
+        monkeypatch.setattr(main, "_stage", lambda name: stage)
+
+    return put
+
+
+def test_full_disk_is_the_users_to_mend_and_leaves_nothing_half(inputs, one_stage, monkeypatch, capfd):
+    def work(settings, run):
+        run.save_npz("out.npz", x=np.zeros(3))
+
+    one_stage(work)
+    real = os.fsync
+
+    def full(descriptor):
+        if "out.npz" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert call(inputs, "--preview") == 2
+    assert "error: no space left on the disk: free some, or choose another --workdir" in capfd.readouterr().err
+    assert not list((inputs / "run").glob("*out.npz*"))
+    monkeypatch.setattr(os, "fsync", real)
+    assert call(inputs, "--preview") == 0
+    assert (inputs / "run" / "out.npz").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_disk_that_is_really_full(inputs, capfd):
+    small = inputs / "small"
+    small.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", small], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("this root may not mount")
+    try:
+        assert call(inputs, "--preview", workdir="small/run") == 2
+        assert "error: no space left on the disk" in capfd.readouterr().err
+        whole = {path.name for path in (small / "run").rglob("*") if path.is_file()}
+        assert not {name for name in whole if name.endswith(".tmp")}
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.parametrize("wrap", ["cause", "message"])
+def test_full_disk_is_found_under_a_librarys_error(inputs, one_stage, wrap, capfd):
+    def work(settings, run):
+        if wrap == "message":
+            raise ValueError("tensorstore: No space left on device [os_error_code='28']")
+        try:
+            raise OSError(errno.ENOSPC, "full", "lora/x")
+        except OSError as error:
+            raise RuntimeError("saving failed") from error
+
+    one_stage(work)
+    assert call(inputs, "--preview") == 2
+    assert "no space left on the disk" in capfd.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(inputs, one_stage):
+    def work(settings, run):
+        raise ZeroDivisionError
+
+    one_stage(work)
+    with pytest.raises(ZeroDivisionError):
+        call(inputs, "--preview")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_signals(inputs, one_stage, name, code, capfd):
+    import signal
+
+    def work(settings, run):
+        os.kill(os.getpid(), getattr(signal, name))
+
+    one_stage(work)
+    assert call(inputs, "--preview") == code
+    assert f"stopped by {name}: the same command continues" in capfd.readouterr().err
+
+
+def test_plan_writes_nothing(inputs, monkeypatch, capsys):
+    stages = ("ingest.STAGE", "first_frames.STAGE", "evaluate.STAGE")
+    monkeypatch.setattr(main, "STAGES", stages)
+    assert call(inputs, "--plan") == 0
+    out = capsys.readouterr().out
+    assert "ingest" in out
+    assert "not done yet" in out
+    assert not (inputs / "run").exists()
+
+
+def test_plan_tells_done_from_to_do(inputs, monkeypatch, capsys):
+    monkeypatch.setattr(main, "STAGES", ("ingest.STAGE", "first_frames.STAGE"))
+    monkeypatch.setattr(main, "PREVIEW", ("ingest.STAGE",))
+    assert call(inputs, "--preview") == 0
+    capsys.readouterr()
+    assert call(inputs, "--plan", "--config.start=1") == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert "config.start changed from 0 to 1" in lines["ingest"]
+    assert "took" in lines["ingest"]
+    assert "not done yet" in lines["first_frames"]
+    assert call(inputs, "--plan") == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert lines["ingest"].endswith("done")
+
+
+def test_plan_estimates_grow_with_the_work():
+    from reangle_jax import plan
+    from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+    from reangle_jax.models.cogvideox.vae_config import VAEConfig
+
+    full = TransformerConfig.cogvideox_5b_i2v()
+    # The roofline of docs/scale: 5.57 billion parameters (the position table apart), 332.2 and 149 TFLOP.
+    assert plan.transformer_parameters(full) == pytest.approx(5.57e9, rel=0.015)
+    assert plan.transformer_flops(full, 17776) == pytest.approx(332.2e12, rel=0.001)
+    encode, decode = plan.vae_flops(VAEConfig.cogvideox_5b(), 49 * 480 * 720)
+    assert encode == pytest.approx(149e12, rel=0.01)
+    assert decode == pytest.approx(315e12, rel=0.17)
+    values = config.get_default().to_dict() | {"video": "x"}
+    needs = plan.estimate(config.parse(values))
+    values["sample"]["steps"] = 80
+    more = plan.estimate(config.parse(values))
+    assert more["generate"].flops > 1.9 * needs["generate"].flops
+    assert more["finetune"] == needs["finetune"]
+
+
+def test_the_configs_can_be_used():
+    for name in ("demo", "tiny_dynamic", "dynamic"):
+        path = ROOT / "configs" / f"{name}.py"
+        text, module = path.read_text(), runpy.run_path(str(path))
+        c = module["get_config"]()
+        c.video = "clip.mp4"
+        settings = config.parse(c)
+        assert f"python -m reangle_jax.main --config configs/{name}.py" in text
+        for word in ("Purpose", "Cost", "Expect"):
+            assert word in module["__doc__"]
+        assert settings.views == config.SIX_MOTIONS

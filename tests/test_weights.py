@@ -1,0 +1,96 @@
+import json
+
+import pytest
+
+from reangle_jax import config, weights
+from reangle_jax.errors import InputError
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+
+TABLE = {"use_learned": True, "sample_frames": 17, "sample_height": 16, "sample_width": 24, "patch_size_t": None}
+
+
+def settings(**changes):
+    return config.parse(config.get_default().to_dict() | {"video": "clip.mp4"} | changes)
+
+
+def test_learned_positions_allow_one_size_only():
+    weights.check_model(settings(num_frames=17, height=128, width=192), TABLE)
+    with pytest.raises(
+        InputError, match=r"config\.num_frames=49.*17 frames of 128x192 only: set config\.num_frames=17"
+    ):
+        weights.check_model(settings(height=128, width=192), TABLE)
+    with pytest.raises(InputError, match=r"set config\.width=192"):
+        weights.check_model(settings(num_frames=17, height=128, width=208), TABLE)
+    weights.check_model(settings(num_frames=21, height=64, width=64), TABLE | {"use_learned": False})
+
+
+def test_patches_over_time_need_whole_pairs_of_latent_frames():
+    paired = TABLE | {"use_learned": False, "patch_size_t": 2}
+    weights.check_model(settings(num_frames=13), paired)
+    with pytest.raises(InputError, match=r"makes 5 latent frames.*set config\.num_frames=21"):
+        weights.check_model(settings(num_frames=17), paired)
+
+
+def test_folders(tmp_path):
+    assert weights.folder(settings(model="tiny"), "vae") == weights.TINY_WEIGHTS / "vae"
+    assert str(weights.folder(settings(), "vae")) == "weights/cogvideox-5b-i2v/vae"
+    s = settings(weights=str(tmp_path), depth_weights="tiny")
+    assert weights.folder(s, "transformer") == tmp_path / "transformer"
+    assert weights.folder(s, "depth") == weights.TINY_WEIGHTS / "depth"
+
+
+def test_the_classes_are_the_models_own():
+    """The names are spelled out so that a check needs no import of the models; here they are compared."""
+    from reangle_jax.models.cogvideox.vae_config import VAEConfig
+    from reangle_jax.models.depth_anything import DepthAnythingConfig
+    from reangle_jax.models.text.t5 import T5Config
+
+    classes = {
+        "depth": DepthAnythingConfig,
+        "transformer": TransformerConfig,
+        "vae": VAEConfig,
+        "text_encoder": T5Config,
+    }
+    assert {part: cls.__name__ for part, cls in classes.items()} == weights.PARTS
+
+
+def write(folder, **fields):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(fields))
+
+
+def describe(published):
+    return {"class": "TransformerConfig", **vars(published)}
+
+
+def test_missing_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"config\.weights: cogvideox-5b-i2v needs .* set config\.weights"):
+        weights.check(settings(), ["vae"])
+    with pytest.raises(InputError, match=r"config\.weights: .*w/transformer/config\.json is missing"):
+        weights.check(settings(weights=str(tmp_path / "w")), ["transformer"])
+    with pytest.raises(InputError, match=r"config\.depth_weights: .*none/config\.json is missing"):
+        weights.check(settings(depth_weights=str(tmp_path / "none")), ["depth"])
+
+
+def test_weights_of_another_model(tmp_path):
+    write(tmp_path / "transformer", **describe(TransformerConfig.cogvideox_5b_i2v()))
+    s = settings(weights=str(tmp_path))
+    weights.check(s, ["transformer"])
+    with pytest.raises(
+        InputError, match=r"num_frames=17: cogvideox-5b-i2v has learned positions for 49 frames of 480x720"
+    ):
+        weights.check(settings(weights=str(tmp_path), num_frames=17), ["transformer"])
+    write(tmp_path / "transformer", **describe(TransformerConfig.cogvideox1_5_5b_i2v()))
+    with pytest.raises(InputError, match=r"another model than cogvideox-5b-i2v \(patch_size_t is 2, not None\)"):
+        weights.check(s, ["transformer"])
+    newer = settings(weights=str(tmp_path), model="cogvideox1.5-5b-i2v", num_frames=53)
+    weights.check(newer, ["transformer"])
+    write(tmp_path / "transformer", **{"class": "VAEConfig"})
+    with pytest.raises(
+        InputError, match="holds VAEConfig, not TransformerConfig: give the weights of cogvideox-5b-i2v"
+    ):
+        weights.check(s, ["transformer"])
+    (tmp_path / "transformer" / "config.json").write_text('{"class": "Trans')
+    with pytest.raises(InputError, match=r"config\.json cannot be read"):
+        weights.check(s, ["transformer"])
