@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from reangle_jax.diffusion.schedule import Schedule
+from reangle_jax.diffusion.schedule import Schedule, look_up
 
 
 def _masked_mean_square(difference: Array, mask: Array | None) -> Array:
@@ -52,7 +52,6 @@ def masked_x0_loss(
     Returns:
         The loss, float32.
     """
-    weight = jnp.asarray((1.0 / (1.0 - schedule.alphas_cumprod)).astype("float32"))[t]
-    root = jnp.sqrt(weight).reshape(-1, 1, 1, 1, 1)
+    root = look_up((1.0 - schedule.alphas_cumprod) ** -0.5, t, z_t.ndim)
     clean = schedule.to_x0(z_t.astype(jnp.float32), v_pred, t)
     return _masked_mean_square(root * (clean - z0.astype(jnp.float32)), mask)

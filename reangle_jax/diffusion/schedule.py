@@ -14,6 +14,14 @@ from jaxtyping import Array, Float, Int
 from reangle_jax.errors import InputError
 
 
+def look_up(table: np.ndarray, t: Int[Array, " B"], ndim: int) -> Float[Array, "B ..."]:
+    """``table[t]`` in float32, with axes of size 1 behind up to ``ndim`` in all."""
+    # A select and a sum, exact since all terms but one are 0: a gather by sharded indices has no sharding of its own.
+    hit = t[:, None] == jnp.arange(len(table), dtype=t.dtype)[None, :]
+    row = jnp.asarray(table.astype(np.float32))[None, :]
+    return jnp.where(hit, row, jnp.float32(0)).sum(-1).reshape((-1,) + (1,) * (ndim - 1))
+
+
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """Scaled-linear betas, shifted in signal-to-noise ratio, rescaled to zero terminal ratio.
@@ -69,10 +77,8 @@ class Schedule:
         return times.astype(np.int32) - 1
 
     def _factors(self, t: Array, ndim: int) -> tuple[Array, Array]:
-        shape = (-1,) + (1,) * (ndim - 1)
-        signal = jnp.asarray(np.sqrt(self.alphas_cumprod).astype(np.float32))
-        noise = jnp.asarray(np.sqrt(1.0 - self.alphas_cumprod).astype(np.float32))
-        return signal[t].reshape(shape), noise[t].reshape(shape)
+        signal = look_up(np.sqrt(self.alphas_cumprod), t, ndim)
+        return signal, look_up(np.sqrt(1.0 - self.alphas_cumprod), t, ndim)
 
     def add_noise(self, z: Float[Array, "B ..."], eps: Float[Array, "B ..."], t: Int[Array, " B"]) -> Array:
         """z_t = sqrt(abar) z + sqrt(1 - abar) eps, computed in float32, in the dtype of ``z``."""
