@@ -21,3 +21,18 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 def rng() -> np.random.Generator:
     """A NumPy generator with a fixed seed."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def small_weights(tmp_path_factory):
+    """A weights folder of very small random networks (see tests/networks.py)."""
+    from tests.networks import write_weights
+
+    return write_weights(tmp_path_factory.mktemp("weights"))
+
+
+@pytest.fixture
+def optax_promotion():
+    """Dtype promotion as optax needs it: its Adam raises a float32 to the power of an int32 count."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

@@ -167,7 +167,7 @@ def train(
         new = jax.tree.map(lambda p, u: p + rate * u, state["parameters"], updates)
         decay = jnp.minimum(config.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
         mean = jax.tree.map(lambda m, p: decay * m + (1.0 - decay) * p, state["mean"], new)
-        numbers = {"loss": value, "gradient_norm": optax.global_norm(gradients), **numbers}
+        numbers = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **numbers}
         return {"parameters": new, "mean": mean, "optimiser": opt_state, "step": state["step"] + 1.0}, numbers
 
     step_fn = jax.jit(step_fn, donate_argnums=0)
@@ -197,17 +197,19 @@ def train(
 def _loop(step_fn, state, make_batch, config: TrainConfig, workdir: Path, manager, evaluate) -> Any:
     spent, first = float(state.pop("seconds")), int(state["step"])
     key = jax.random.key(config.seed)
-    log = (workdir / "log.jsonl").open("a", encoding="utf-8")
     start = last_save = last_log = time.monotonic()
     elapsed = spent
+
+    def write(line: dict[str, Any]) -> None:
+        with (workdir / "log.jsonl").open("a", encoding="utf-8") as log:
+            log.write(json.dumps(line) + "\n")
 
     def save(step: int) -> None:
         manager.save(step, args=ocp.args.StandardSave({**state, "seconds": jnp.float32(elapsed)}))
         manager.wait_until_finished()
         held_out = evaluate(state["mean"])
         if held_out:
-            log.write(json.dumps({"step": step, "seconds": round(elapsed), **held_out}) + "\n")
-            log.flush()
+            write({"step": step, "seconds": round(elapsed), **held_out})
             print(f"step {step} {held_out}", flush=True)
 
     step = first
@@ -226,12 +228,10 @@ def _loop(step_fn, state, make_batch, config: TrainConfig, workdir: Path, manage
             line = {"step": step, "seconds": round(elapsed), "rate": float(rate), **line}
             line["steps_a_second"] = config.log_every / (now - last_log) if step > first else None
             last_log = now
-            log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()}) + "\n")
-            log.flush()
+            write({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()})
         if time.monotonic() - last_save > config.save_every:
             save(step + 1)
             last_save = time.monotonic()
     if manager.latest_step() != step:
         save(step)
-    log.close()
     return state["mean"]

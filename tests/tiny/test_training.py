@@ -1,0 +1,88 @@
+"""The shared training loop: it learns, goes on where it stopped, and leaves alone what it must."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reangle_jax.tiny import training
+from reangle_jax.tiny.train_transformer import mirrored_prompt
+
+# optax raises float32 to the power of an int32 count.
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+TRUE = np.array([[1.0, -2.0], [0.5, 3.0], [2.0, 1.0]], np.float32)
+
+
+def loss(parameters, batch, key):
+    del key
+    error = batch["x"] @ parameters["kernel"] + parameters["bias"][None, :] - batch["y"]
+    value = jnp.mean(jnp.square(error))
+    return value, {"largest": jnp.max(jnp.abs(error))}
+
+
+def make_batch(rng, step):
+    del step
+    x = rng.standard_normal((8, 3)).astype(np.float32)
+    return {"x": x, "y": x @ TRUE + 1.0}
+
+
+def start():
+    return {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros((2,))}
+
+
+def run(folder, steps, stop_after=None, trainable=None):
+    batches = make_batch
+    if stop_after is not None:
+
+        def batches(rng, step):
+            if step >= stop_after:
+                raise RuntimeError("killed")
+            return make_batch(rng, step)
+
+    # A rate that is constant up to the decay, which both runs share: only the length of the schedule decides it.
+    config = training.TrainConfig(
+        steps=steps, learning_rate=0.1, warmup=5, ema=0.9, log_every=5, save_every=0.0, weight_decay=0.0
+    )
+    return training.train(loss, start(), batches, config, folder, trainable=trainable)
+
+
+def test_learns_a_linear_map(tmp_path):
+    mean = run(tmp_path, 400)
+    np.testing.assert_allclose(mean["kernel"], TRUE, atol=0.05)
+    np.testing.assert_allclose(mean["bias"], [1.0, 1.0], atol=0.05)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 0
+    assert lines[-1]["loss"] < 0.01 * lines[0]["loss"]
+
+
+def test_a_run_that_was_cut_off_ends_as_an_unbroken_one(tmp_path):
+    whole = run(tmp_path / "whole", 30)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "broken", 30, stop_after=17)
+    resumed = run(tmp_path / "broken", 30)
+    # Bitwise: the same program on the same batches.
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def test_what_is_not_trainable_keeps_its_value(tmp_path):
+    factors = {"kernel": jnp.zeros((1, 1)), "bias": jnp.ones((1,))}
+    mean = run(tmp_path, 20, trainable=factors)
+    np.testing.assert_array_equal(mean["kernel"], 0)
+    assert float(jnp.abs(mean["bias"]).min()) > 0.1
+
+
+def test_rate_warms_up_and_ends_at_zero():
+    config = training.TrainConfig(steps=100, learning_rate=1.0, warmup=10, decay=0.5)
+    assert config.rate(0.0, 0) == pytest.approx(0.1)
+    assert config.rate(0.4, 40) == pytest.approx(1.0)
+    assert config.rate(0.75, 75) == pytest.approx(0.5)
+    assert config.rate(1.0, 100) == pytest.approx(0.0)
+
+
+def test_the_mirror_image_swaps_left_and_right():
+    prompt = "CAMERA_ORBIT_LEFT CAMERA_DOLLY_IN Camera movement orbit left and dolly in, a leftover right, upright"
+    mirrored = "CAMERA_ORBIT_RIGHT CAMERA_DOLLY_IN Camera movement orbit right and dolly in, a leftover left, upright"
+    assert mirrored_prompt(prompt) == mirrored
+    assert mirrored_prompt(mirrored) == prompt
