@@ -15,7 +15,7 @@ def _both(first: Callable[[np.ndarray], np.ndarray], second: Callable[[np.ndarra
     return lambda x: second(first(x))
 
 
-def _rotated(config: TransformerConfig) -> tuple[Transform, Transform]:
+def rotated(config: TransformerConfig) -> tuple[Transform, Transform]:
     """Transforms of a kernel and of a vector whose last axis is rotated: interleaved pairs -> halves."""
     dim = config.attention_head_dim
     vector = Transform("rope_vector", lambda x: to_halves(x, dim), lambda x: to_pairs(x, dim))
@@ -52,7 +52,7 @@ def table(config: TransformerConfig) -> Table:
     Returns:
         The table. No published tensor is left over.
     """
-    kernel, vector = _rotated(config)
+    kernel, vector = rotated(config)
     layer, stack = "transformer_blocks.{i}", "blocks.layers"
     rules = [
         *_affine("patch_embed.proj", "patch_embed.proj", _patches(config)),

@@ -26,8 +26,9 @@ def attention(
         v: values.
         bias: added to the logits before the softmax; its leading axis is 1 or B.
         scale: factor on the logits; 1/sqrt(D) by default.
-        impl: ``plain`` (any platform, materialises the logits in float32), ``mapped`` (one head at a time, for CPUs: see
-            below), ``xla`` (jax.nn's, any platform) or ``cudnn`` (fused, NVIDIA Ampere and newer, 16-bit types).
+        impl: ``plain`` (any platform, materialises the logits in float32), ``mapped`` (one head at a time: the
+            fastest on CPUs), ``xla`` (jax.nn's, any platform) or ``cudnn`` (fused, NVIDIA Ampere and newer, 16-bit
+            types).
 
     Returns:
         The mix of values, in the queries' dtype.

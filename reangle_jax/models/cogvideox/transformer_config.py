@@ -160,5 +160,5 @@ class TransformerConfig:
             sample_width=24,
             use_learned=True,
             attention_impl="mapped",
-            remat=True,  # saves time too: on CPUs the activations' way to memory and back costs more than computing them
+            remat=True,  # on CPUs it saves time too: memory is slower than computing the activations again
         )
