@@ -61,7 +61,7 @@ def table(run: Run, stages: Sequence[Stage]) -> str:
         f"{run.root}: {settings.num_frames} frames of {settings.height}x{settings.width}, {settings.model}, on "
         f"{device['count']} x {device['kind']}" + (f" with {human_bytes(limit)} each" if limit else ""),
         "",
-        f"{'stage':14}{'units':>7}{'done':>6}{'peak memory':>14}{'time':>14}  state",
+        f"{'stage':14}{'units':>7}{'done':>6}{'peak memory':>14}{'time':>18}  state",
     ]
     dirty: set[str] = set()  # outputs of work that comes first: what follows from them may change
     total = 0.0
@@ -73,7 +73,7 @@ def table(run: Run, stages: Sequence[Stage]) -> str:
         dirty |= {output for unit in (*todo, *waiting) for output in unit.outputs}
         measured = [record for unit in units if (record := run.measured(stage, unit))]
         each = needs.get(stage.name)
-        if measured:
+        if measured and (not todo or each is None):
             seconds = sum(record["seconds"] for record in measured) / len(measured) * len(units)
             peak = max(record["peak_device_bytes"] or record["peak_host_bytes"] for record in measured)
             time, memory = f"took {human_seconds(seconds)}", human_bytes(peak)
@@ -88,7 +88,7 @@ def table(run: Run, stages: Sequence[Stage]) -> str:
             state = "; ".join(dict.fromkeys(reason for unit in todo for reason in reasons[unit][:2]))
         if each is not None and limit and each.peak_bytes > limit:
             state += "  (DOES NOT FIT this device)"
-        lines.append(f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>14}  {state[:160]}")
+        lines.append(f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>18}  {state[:160]}")
     lines += ["", f"to do: about {human_seconds(total)} (~: computed from the sizes; took: measured in this folder)"]
     missing = _missing_weights(settings)
     return "\n".join(lines + [f"missing: {line}" for line in missing])
@@ -110,7 +110,8 @@ def estimate(settings: Settings) -> dict[str, Needs]:
     stored, computed = (jax.numpy.dtype(d).itemsize for d in (transformer.param_dtype, transformer.dtype))
     adapters = transformer.num_layers * 4 * 2 * transformer.inner_dim * f.rank
     block = tokens * transformer.inner_dim * computed
-    logits = transformer.num_attention_heads * tokens**2 * 4 if transformer.attention_impl == "plain" else 0
+    heads_at_once = {"plain": transformer.num_attention_heads, "mapped": 1}.get(transformer.attention_impl, 0)
+    logits = heads_at_once * tokens**2 * 4
     vae_bytes = pixels * min(1.0, 8 / settings.num_frames) * vae.block_out_channels[0] * 4 * 3
     text = _T5_XXL_BYTES if settings.model != "tiny" else 0.0
     encode, decode = vae_flops(vae, pixels)

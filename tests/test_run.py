@@ -391,7 +391,8 @@ def test_host_peak_is_measured_per_stage():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.42, "0.4 s"), (12.4, "12 s"), (65, "1 min 5 s"), (59.6, "1 min 0 s"), (7500, "2 h 5 min")]
+    ("seconds", "text"),
+    [(0.42, "0.4 s"), (12.4, "12 s"), (65, "1 min 5 s"), (59.6, "1 min 0 s"), (7500, "2 h 5 min"), (280000, "3 d 5 h")],
 )
 def test_seconds_are_readable(seconds, text):
     assert measure.human_seconds(seconds) == text
