@@ -215,7 +215,9 @@ def finish_or_die(self, unit):
 
 def update_or_die(self, *arguments, **values):
     update(self, *arguments, **values)
-    if place == "finetune step" and self._description == "finetune" and self._done == 5:
+    if self._description == "finetune" and (place, self._done) == ("finetune stop", 3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    if self._description == "finetune" and (place, self._done) == ("finetune step", 5):
         die()
 
 run.Run.finish, progress.progress.update = finish_or_die, update_or_die
@@ -223,22 +225,25 @@ sys.exit(main.main(argv))
 """
 
 
+# Where it is stopped, its exit code, and what the next start must say.
+STOPS = (
+    ("ingest/frames", -9, None),
+    ("depth/", -9, "do ingest/frames: not done yet"),
+    ("warp_views/up:5", -9, "skip ingest/frames: done"),
+    ("finetune stop", 143, "skip warp_views/left_8: done"),
+    ("finetune step", -9, "finetune goes on after step 3"),
+    ("generate/in:0.1", -9, "finetune goes on after step 4"),
+    ("evaluate/metrics", -9, "skip generate/left_8: done"),
+    ("never", 0, "skip generate/in_0_1: done"),
+)
+
+
 @pytest.mark.slow
 def test_killed_in_every_stage_and_started_again_ends_with_the_same_outputs(inputs, weighted, whole, tmp_path):
     """One folder, killed again and again, each time further on."""
-    places = [
-        "ingest/frames",
-        "depth/",
-        "warp_views/up:5",
-        "finetune step",
-        "generate/in:0.1",
-        "evaluate/metrics",
-        "never",
-    ]
-    cache = Path(__file__).parent.parent.parent / ".cache" / "jax"
+    cache = ROOT / ".cache" / "jax"
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
-    codes = []
-    for place in places:
+    for place, code, says in STOPS:
         arguments = command(inputs, tmp_path / "run", weighted)[1:]
         result = subprocess.run(
             [sys.executable, "-c", KILLER, place, *arguments],
@@ -247,8 +252,6 @@ def test_killed_in_every_stage_and_started_again_ends_with_the_same_outputs(inpu
             text=True,
             check=False,
         )
-        codes.append((place, result.returncode))
-        if result.returncode not in (0, -9):
-            pytest.fail(result.stderr[-2000:])
-    assert codes == [(place, 0 if place == "never" else -9) for place in places]
+        assert result.returncode == code, f"{place}: {result.stderr[-2000:]}"
+        assert says is None or says in result.stderr
     assert outputs(tmp_path / "run") == outputs(whole)

@@ -1,0 +1,51 @@
+import io
+import logging
+import time
+
+import pytest
+
+from reangle_jax import progress as module
+from reangle_jax.progress import progress
+
+
+@pytest.fixture
+def clock(monkeypatch, caplog):
+    """A clock that the test moves; logs are kept."""
+    caplog.set_level(logging.INFO)
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_now_and_then_where_there_is_no_terminal(clock, caplog):
+    with progress(400, "finetune", initial=100) as bar:
+        for _ in range(40):
+            clock[0] += 2.0
+            bar.update(loss=0.125, view="left:10")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2  # 80 seconds, one line each 30
+    assert lines[0] == "finetune 115/400, 2.0 s/step, 9 min 30 s left, loss 0.125, view left:10"
+
+
+def test_short_work_says_nothing(clock, caplog):
+    assert list(progress([1, 2, 3], "warp", unit="view")) == [1, 2, 3]
+    assert not caplog.records
+
+
+def test_a_bar_on_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(module.sys, "stderr", terminal)
+    with progress(3, "finetune") as bar:
+        bar.update(loss=0.5)
+        bar.update(2)
+    assert "finetune: 100%" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue()
+
+
+def test_a_number_cannot_be_iterated_over():
+    with pytest.raises(TypeError, match="items"):
+        list(progress(3, "x"))
