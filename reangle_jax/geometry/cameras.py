@@ -182,10 +182,10 @@ def _check_rigid(path: Any, index: int, pose: np.ndarray) -> None:
     if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
         raise InputError(f"{where} ends in the row {pose[3].tolist()}; the last row must be [0, 0, 0, 1]")
     rotation = pose[:3, :3]
-    off = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
-    if off > _ROTATION_TOLERANCE:
+    error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    if error > _ROTATION_TOLERANCE:
         raise InputError(
-            f"{where} holds no rotation (R R^T differs from 1 by {off:.2g}); its columns must be orthogonal unit vectors"
+            f"{where} holds no rotation (R R^T is off 1 by {error:.2g}); its columns must be orthogonal unit vectors"
         )
     if np.linalg.det(rotation) < 0:
         raise InputError(f"{where} mirrors the scene (its determinant is -1); use x right, y down, z forward")

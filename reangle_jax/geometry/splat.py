@@ -6,7 +6,8 @@ the colours of the points that lie at this depth, within a few percent, and noth
 
 The released scripts (method.md, stage 1) instead weight all points by ``exp(-50 log(1 + z) / max log(1 + z))``. With
 depths up to 1e4 that is only about ``z ** -5.4``: a surface 10 % farther still gets 0.6 of the nearer one's weight and
-shines through it. The hard test was the better one on the analytic scene of the tests, and needs no exponential.
+shines through it. On the analytic scene of the tests (nine views at 240x360) the hard test gives 39.7 dB on average and
+35.4 dB at the worst view; the released rule gives 37.9 and 30.7 dB, or 38.9 and 30.8 dB with the maximum at 1e4.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ _NEAR = 1e-6
 # identity camera then hits every pixel's centre and returns its input bit for bit.
 _SUBPIXEL = 256.0
 # A point takes part in the depth test of a pixel when it covers at least this share of it. Less would fatten
-# silhouettes by a pixel; more would let the background through surfaces that come nearer (gaps grow with 1/share).
-_TEST_SHARE = 1 / 16
+# silhouettes by a pixel; more would let the background through surfaces that come nearer and whose points spread: at
+# 1/16 the worst view of the analytic scene (in:0.4) falls from 35 to 28 dB.
+_TEST_SHARE = 1 / 64
 # Points up to this much farther (relative) than the nearest one belong to the same surface.
 _SAME_SURFACE = 0.05
-# A pixel with less weight in all is not covered.
+# A pixel with less weight in all is not covered. A higher limit would be purer (0.15: +1.5 dB) but hide surfaces that come
+# nearer; a lower one shows silhouettes' last hundredths at full strength (1/64: -1.8 dB).
 _MIN_WEIGHT = 0.05
 # A point is torn when depth steps by this much (relative) on both of two opposite sides, in one direction ...
 _TORN_STEP = 0.08

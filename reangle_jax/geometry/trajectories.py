@@ -32,13 +32,13 @@ class _Kind:
     phrase: str
 
 
-# An orbit past the limit shows little of what the source saw; `in` must stop before the pivot.
+# An orbit past the limit shows little of what the source saw; `in` doubles sizes at 0.5: gaps open between the points.
 _KINDS = {
     "left": _Kind("yaw", +1, 60.0, "degrees", "CAMERA_ORBIT_LEFT", "orbit left"),
     "right": _Kind("yaw", -1, 60.0, "degrees", "CAMERA_ORBIT_RIGHT", "orbit right"),
     "up": _Kind("pitch", +1, 60.0, "degrees", "CAMERA_ORBIT_UP", "orbit up"),
     "down": _Kind("pitch", -1, 60.0, "degrees", "CAMERA_ORBIT_DOWN", "orbit down"),
-    "in": _Kind("distance", -1, 0.8, "of the pivot's distance", "CAMERA_DOLLY_IN", "dolly in"),
+    "in": _Kind("distance", -1, 0.6, "of the pivot's distance", "CAMERA_DOLLY_IN", "dolly in"),
     "out": _Kind("distance", +1, 2.0, "of the pivot's distance", "CAMERA_DOLLY_OUT", "dolly out"),
 }
 _PART = re.compile(r"([A-Za-z_]+):([0-9]*\.?[0-9]+|[0-9]+\.)")
@@ -134,7 +134,7 @@ def view_cameras(
     """The cameras of a view, relative to a source camera at the identity.
 
     ``left`` moves the camera itself to its left (towards -x), ``up`` towards -y, both on a sphere about the pivot
-    ``(0, 0, pivot_depth)`` that it keeps looking at; ``in`` and ``out`` change its distance from the pivot by a fraction.
+    ``(0, 0, pivot_depth)`` that it keeps looking at; ``in`` and ``out`` change its distance from it by a fraction.
 
     Args:
         view: the view.
