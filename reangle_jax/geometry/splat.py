@@ -35,8 +35,8 @@ _SUBPIXEL = 256.0
 _TEST_SHARE = 1 / 64
 # Points up to this much farther (relative) than the nearest one belong to the same surface.
 _SAME_SURFACE = 0.05
-# A pixel with less weight in all is not covered. A higher limit would be purer (0.15: +1.5 dB) but hide surfaces that come
-# nearer; a lower one shows silhouettes' last hundredths at full strength (1/64: -1.8 dB).
+# A pixel with less weight in all is not covered. A lower limit shows silhouettes' last hundredths at full strength
+# (1/64: 37.9 dB for 39.7, mask IoU 0.975 for 0.962); a higher one hides surfaces that come nearer.
 _MIN_WEIGHT = 0.05
 # A point is torn when depth steps by this much (relative) on both of two opposite sides, in one direction ...
 _TORN_STEP = 0.08
