@@ -8,6 +8,7 @@ encoded once, with its mirror image (left and right change places in its prompt)
 """
 
 import argparse
+import json
 from functools import partial
 from pathlib import Path
 
@@ -20,12 +21,9 @@ from reangle_jax import checkpoints
 from reangle_jax.data.files import atomic_savez
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
+from reangle_jax.models.cogvideox import image_to_video
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from reangle_jax.models.cogvideox.vae import VAE
-from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from reangle_jax.models.text.t5 import T5Config, T5Encoder
-from reangle_jax.models.text.tokenizers import ByteTokenizer
 from reangle_jax.tiny import training
 from reangle_jax.tiny.dataset import FRAMES, HEIGHT, WIDTH, load_clips, shards
 from reangle_jax.tiny.pool import ImagePool, load_pool
@@ -52,55 +50,38 @@ def noised_first_frames(frames: np.ndarray, rng: np.random.Generator) -> np.ndar
     return first + sigma * rng.standard_normal(first.shape, np.float32)
 
 
-class Latents:
-    """Encodes clips once and keeps what a training step needs, as float16 on the host."""
+class Encoder:
+    """The small autoencoder: clips to what a training step needs of them, as float16 on the host."""
 
-    def __init__(self, vae_folder: str, text_folder: str):
-        vae_config = checkpoints.load_config(vae_folder, VAEConfig)
-        vae = checkpoints.load_into(checkpoints.abstract(lambda: VAE(vae_config, rngs=nnx.Rngs(0))), vae_folder)
-        text_config = checkpoints.load_config(text_folder, T5Config)
-        text = checkpoints.load_into(
-            checkpoints.abstract(lambda: T5Encoder(text_config, rngs=nnx.Rngs(0))), text_folder
-        )
-        self.length = TransformerConfig.tiny().max_text_seq_length
-        self.scale = vae_config.scaling_factor
-        self.vae, self.text = nnx.split(vae), nnx.split(text)
-        self._encode = jax.jit(lambda state, video: nnx.merge(self.vae[0], state).encode(video))
-        self._embed = jax.jit(lambda state, ids: nnx.merge(self.text[0], state)(ids))
+    def __init__(self, folder: str):
+        network = image_to_video.load_vae(Path(folder))
+        self.state, self.scale = network.state, network.config.scaling_factor
+        self._encode = jax.jit(lambda state, video: nnx.merge(network.graphdef, state).encode(video))
 
-    def embed(self, prompts: list[str]) -> np.ndarray:
-        """Text embeddings, float16 [N, L, D]."""
-        ids = ByteTokenizer()(prompts, self.length)
-        return np.concatenate(
-            [np.asarray(self._embed(self.text[1], ids[k : k + 1]), np.float16) for k in range(len(ids))]
-        )
-
-    def encode(self, videos: np.ndarray) -> np.ndarray:
+    def __call__(self, videos: np.ndarray) -> np.ndarray:
         """Scaled posterior means, and standard deviations after them: float16 [N, t, h, w, 2C]."""
         rows = []
         for video in videos:
-            mean, logvar = self._encode(self.vae[1], jnp.asarray(video[None], jnp.float32))
+            mean, logvar = self._encode(self.state, jnp.asarray(video[None]))
             both = jnp.concatenate([mean, jnp.exp(0.5 * logvar)], axis=-1) * self.scale
             rows.append(np.asarray(both, np.float16))
         return np.concatenate(rows)
 
-    def clip_file(self, path: Path, frames: np.ndarray, prompts: list[str], seed: int) -> None:
-        """Encodes a shard of clips and their mirror images into one file."""
+    def shard(self, path: Path, frames: np.ndarray, prompts: list[str], seed: int) -> None:
+        """Encodes clips and their mirror images into one file."""
         frames = np.concatenate([frames, frames[:, :, :, ::-1]])
         prompts = prompts + [mirrored_prompt(prompt) for prompt in prompts]
         images = noised_first_frames(frames, np.random.default_rng(seed))
-        condition = self.encode(images.reshape(-1, 1, HEIGHT, WIDTH, 3))[:, 0]
-        atomic_savez(
-            path,
-            video=self.encode(np.asarray([f.astype(np.float32) / 127.5 - 1 for f in frames])),
-            image=condition.reshape(len(frames), NOISED_IMAGES, *condition.shape[1:]),
-            text=self.embed(prompts),
-        )
+        condition = self(images.reshape(-1, 1, HEIGHT, WIDTH, 3))[:, 0]
+        video = np.concatenate([self(clip[None].astype(np.float32) / 127.5 - 1) for clip in frames])
+        image = condition.reshape(len(frames), NOISED_IMAGES, *condition.shape[1:])
+        atomic_savez(path, video=video, image=image, prompts=np.array(json.dumps(prompts)))
 
 
-def encode_all(latents: Latents, scenes: str, pool: ImagePool, folder: Path) -> dict[str, np.ndarray]:
-    """Latents of every rendered shard and of real clips, made where they are missing; all in memory at the end."""
+def encode_all(vae: str, scenes: str, pool: ImagePool, folder: Path) -> None:
+    """Makes the latents of every rendered shard and of some real clips, where they are missing."""
     folder.mkdir(parents=True, exist_ok=True)
+    encoder = Encoder(vae)
     for k, shard in enumerate(shards(scenes)):
         path = folder / f"latents_{shard.stem}.npz"
         if path.exists():
@@ -111,10 +92,18 @@ def encode_all(latents: Latents, scenes: str, pool: ImagePool, folder: Path) -> 
         if real and pool.clips:
             clips = np.stack([pool.random_clip(rng, FRAMES, HEIGHT, WIDTH) for _ in range(real)])
             frames, prompts = np.concatenate([frames, clips]), prompts + [""] * real
-        latents.clip_file(path, frames, prompts, k)
+        encoder.shard(path, frames, prompts, k)
         print(f"encoded {shard.name}", flush=True)
+
+
+def load_latents(folder: Path, text_folder: str) -> dict[str, np.ndarray]:
+    """Every encoded clip of a folder, with its prompt's embedding: ``video``, ``image``, ``text``, float16."""
     files = [np.load(path) for path in sorted(folder.glob("latents_*.npz"))]
-    return {name: np.concatenate([file[name] for file in files]) for name in ("video", "image", "text")}
+    data = {name: np.concatenate([file[name] for file in files]) for name in ("video", "image")}
+    prompts = [prompt for file in files for prompt in json.loads(str(file["prompts"]))]
+    length = TransformerConfig.tiny().max_text_seq_length
+    data["text"] = image_to_video.embed_prompts(Path(text_folder), prompts, length).astype(np.float16)
+    return data
 
 
 def make_batch(
@@ -160,12 +149,16 @@ def main() -> None:
     parser.add_argument("--vae", default=str(WEIGHTS.with_name("vae")))
     parser.add_argument("--text", default=str(WEIGHTS.with_name("text_encoder")))
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--encode-only", action="store_true", help="make the latents and stop")
     args = parser.parse_args()
     pools, workdir = load_pool(args.cache), Path(args.workdir)
-    latents = Latents(args.vae, args.text)
-    data = encode_all(latents, args.scenes, pools.train, workdir / "latents")
-    unseen = encode_all(latents, args.heldout_scenes, pools.heldout, workdir / "latents_heldout")
-    empty = latents.embed([""])[0]
+    encode_all(args.vae, args.scenes, pools.train, workdir / "latents")
+    encode_all(args.vae, args.heldout_scenes, pools.heldout, workdir / "latents_heldout")
+    if args.encode_only:
+        return
+    data, unseen = (load_latents(workdir / name, args.text) for name in ("latents", "latents_heldout"))
+    length = TransformerConfig.tiny().max_text_seq_length
+    empty = image_to_video.embed_prompts(Path(args.text), [""], length)[0].astype(np.float16)
     print(f"{len(data['video'])} clips with their mirror images", flush=True)
 
     config = TransformerConfig.tiny()

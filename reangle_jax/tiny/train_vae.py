@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx
 
 from reangle_jax import checkpoints
+from reangle_jax.data.video import fit
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.tiny import training
@@ -95,8 +96,10 @@ def loss(
 
 
 def held_out_clips(pool: ImagePool, count: int = 4) -> np.ndarray:
-    """Clips of 17 frames at 128x192 that nothing is trained on: uint8 [N, 17, 128, 192, 3]."""
-    return np.stack([pool.random_clip(np.random.default_rng(k), 17, 128, 192) for k in range(count)])
+    """Clips of 17 successive frames at 128x192 that nothing is trained on: uint8 [N, 17, 128, 192, 3]."""
+    (clip,) = pool.clips[:1]
+    first = np.linspace(0, len(clip) - 17, count).astype(int)
+    return np.stack([[fit(frame, 128, 192) for frame in clip[k : k + 17]] for k in first])
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,0 +1,132 @@
+"""Motion learning: what is trained and what is not, the mask, resuming."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from reangle_jax.config import Finetune
+from reangle_jax.models.cogvideox import image_to_video as i2v
+from reangle_jax.stages import finetune
+from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+OPTIONS = Finetune(
+    steps=4,
+    rank=2,
+    alpha=2.0,
+    learning_rate=1e-2,
+    batch_size=2,
+    masked=True,
+    betas=(0.9, 0.95),
+    weight_decay=1e-3,
+    max_grad_norm=1.0,
+    condition_dropout=0.05,
+    noise_first_frame=True,
+    checkpoint_every=0,
+)
+
+
+@pytest.fixture(scope="module")
+def networks(small_weights):
+    vae = i2v.load_vae(small_weights / "vae")
+    transformer = i2v.load_transformer(small_weights / "transformer", lora_rank=2, lora_alpha=2.0)
+    return transformer, vae
+
+
+@pytest.fixture(scope="module")
+def data(networks, small_weights):
+    rng = np.random.default_rng(0)
+    videos = rng.integers(0, 256, (3, FRAMES, HEIGHT, WIDTH, 3)).astype(np.uint8)
+    visible = np.ones(videos.shape[:-1], bool)
+    visible[1:, :, :, 32:] = False
+    data = finetune.encode_videos(networks[1], videos, visible)
+    text = i2v.embed_prompts(small_weights / "text_encoder", ["a", "b", "a"], TEXT_LENGTH)
+    return data._replace(text=jnp.asarray(text))
+
+
+def test_encoded_set_has_latent_shapes_and_masks(data):
+    assert data.mean.shape == data.logvar.shape == (3, 2, HEIGHT // 8, WIDTH // 8, 4)
+    assert data.mask.shape == (3, 2, HEIGHT // 8, WIDTH // 8)
+    assert float(data.mask[0].min()) == 1.0
+    np.testing.assert_array_equal(np.asarray(data.mask[1, 0, 0]), [1, 1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(data.text[0], data.text[2])
+
+
+def run_steps(networks, data, count, options=OPTIONS):
+    transformer, vae = networks
+    lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
+    optimiser = finetune.make_optimiser(options)
+    step = finetune.make_step(transformer, vae, options, optimiser)
+    opt_state, losses = optimiser.init(lora), []
+    for number in range(count):
+        lora, opt_state, loss = step(
+            lora, opt_state, transformer.state, vae.state, data, jax.random.fold_in(jax.random.key(2), number)
+        )
+        losses.append(float(loss))
+    return lora, losses, step
+
+
+def test_only_adapters_change_and_one_program_serves_all_steps(networks, data):
+    before = jax.tree.map(np.array, networks[0].state)
+    lora, losses, step = run_steps(networks, data, 3)
+    fresh = i2v.init_lora(networks[0].config, key=jax.random.key(1))
+    assert all(np.isfinite(losses))
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), lora, fresh)))
+    # The frozen base is the same to the last bit.
+    jax.tree.map(np.testing.assert_array_equal, before, networks[0].state)
+    assert step._cache_size() == 1
+
+
+def test_fresh_adapters_change_no_bit(networks, small_weights):
+    transformer = networks[0]
+    plain = i2v.load_transformer(small_weights / "transformer", lora_rank=0, lora_alpha=0.0)
+    lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
+    keys = jax.random.split(jax.random.key(3), 3)
+    latents, condition = (jax.random.normal(k, (1, 2, 8, 8, 4)) for k in keys[:2])
+    text = jax.random.normal(keys[2], (1, TEXT_LENGTH, 16))
+    t = jnp.array([500])
+    with_lora = i2v.predictor(transformer.graphdef)(latents, t, lora, transformer.state, condition, text)
+    without = i2v.predictor(plain.graphdef)(latents, t, nnx.State({}), plain.state, condition, text)
+    np.testing.assert_array_equal(with_lora, without)
+
+
+def test_loss_looks_at_visible_latents_only(networks, data):
+    transformer, vae = networks
+    lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
+    model = nnx.merge(transformer.graphdef, lora, transformer.state)
+    coder = nnx.merge(vae.graphdef, vae.state)
+    one = dataclasses.replace(OPTIONS, batch_size=1)
+
+    def loss(mask, options=one):
+        return float(finetune.motion_loss(model, coder, data._replace(mask=mask), options, key=jax.random.key(7)))
+
+    ones, zeros = jnp.ones_like(data.mask), jnp.zeros_like(data.mask)
+    left = ones.at[:, :, :, 4:].set(0)
+    plain = loss(zeros, dataclasses.replace(one, masked=False))
+    assert loss(zeros) == 0.0
+    # 1e-6: sums in another order.
+    assert loss(ones) == pytest.approx(plain, rel=1e-6)
+    assert loss(left) + loss(ones - left) == pytest.approx(plain, rel=1e-6)
+    assert 0 < loss(left) < plain
+
+
+def test_condition_in_training_is_the_condition_in_sampling(networks, data):
+    vae = nnx.merge(networks[1].graphdef, networks[1].state)
+    image = i2v.to_unit(data.first[:1])
+    condition = i2v.image_condition(vae, image, 2, key=jax.random.key(0))
+    mean, logvar = vae.encode(image[:, None])
+    # The first latent lies about the scaled posterior mean, within 6 deviations; the rest is zero.
+    deviation = jnp.exp(0.5 * logvar) * vae.config.scaling_factor
+    offset = jnp.abs(condition[:, :1] - mean * vae.config.scaling_factor)
+    assert bool(jnp.all(offset <= 6 * deviation + 1e-6))
+    assert bool(jnp.all(condition[:, 1:] == 0))
+
+
+def test_training_lowers_the_loss(networks, data):
+    options = dataclasses.replace(OPTIONS, batch_size=4, learning_rate=3e-2)
+    _, losses, _ = run_steps(networks, data, 40, options)
+    assert np.mean(losses[-10:]) < 0.97 * np.mean(losses[:10])
