@@ -274,7 +274,11 @@ class _Builder:
         if action == "tumbles":
             axis = rng.normal(size=3)
             position[1] -= rng.uniform(0.7, 1.6)
-            moving = {"axis": axis / np.linalg.norm(axis), "spin": rng.uniform(1, 4), "swing": rng.uniform(-0.4, 0.4, 3)}
+            moving = {
+                "axis": axis / np.linalg.norm(axis),
+                "spin": rng.uniform(1, 4),
+                "swing": rng.uniform(-0.4, 0.4, 3),
+            }
             self.put(slot, position=position, rate=rng.uniform(0.4, 1.2), phase=rng.uniform(), **moving, **common)
         else:
             moving = {"spin": rng.choice([-1, 1]) * rng.uniform(0.7, 3.0)} if action == "turns" else {}

@@ -207,44 +207,50 @@ def _nearest(
     """Distance and slot of the first thing each ray meets."""
     to_local = jnp.swapaxes(pose.rotation, 1, 2) / pose.half_size[:, :, None]
     o = _dot(to_local, (origin[None] - pose.centre)[:, :, None])  # [N, 3, 1]
+    cards = jax.tree.map(lambda leaf: leaf[BILLBOARDS], scene.objects)
+    # One mip level for the whole billboard, the one for its distance straight ahead, keeps the outline free of seams.
+    reach = jnp.maximum(jnp.abs(o[BILLBOARDS, 2, 0]) * pose.half_size[BILLBOARDS, 2], NEAR)
+    texels = SMALL / (2 * pose.half_size[BILLBOARDS, 0])
+    level = jnp.round(jnp.clip(jnp.log2(texels * reach / focal), 0, 4)).astype(jnp.int32)
+    base, size = _level_table(cards.texture, level)
 
-    def local(part: slice) -> tuple[list[Array], list[Array]]:
+    def local(part: slice, direction: Array) -> tuple[list[Array], list[Array]]:
         matrix = to_local[part]
         d = [sum(matrix[:, i, j, None] * direction[None, j] for j in range(3)) for i in range(3)]
         return [o[part, i] for i in range(3)], d
 
-    distances = [
-        _hit_squares(*local(slice(0, NUM_PLANES))),
-        _hit_billboards(scene, pose, focal, *local(BILLBOARDS)),
-        _hit_balls(*local(BALLS)),
-        _hit_slabs(*local(BOXES)),
-        _hit_columns(*local(COLUMNS)),
-        _hit_dome(*local(slice(DOME, DOME + 1))),
-    ]
-    distance = jnp.where(scene.objects.active[:, None], jnp.concatenate(distances), _MISS)
-    return distance.min(0), distance.argmin(0).astype(jnp.int32)
+    def meet_cards(direction):
+        o, d = local(BILLBOARDS, direction)
+        t = -o[2] / _nonzero(d[2])
+        cycle = pose.cycle[BILLBOARDS, None]
+        x, y = _sway(o[0] + t * d[0], o[1] + t * d[1], cards.bend[:, None], cards.wave[:, None], cycle)
+        inside = (jnp.abs(x) <= 1) & (jnp.abs(y) <= 1) & (t > NEAR)
+        return (x + 1) / 2, (y + 1) / 2, jnp.where(inside, t, _MISS)
+
+    def meet_all(direction, u, v, t):
+        alpha = _bilinear(scene.atlas, base[:, None], size[:, None], u, v, (24,))[0]
+        distances = [
+            _hit_squares(*local(slice(0, NUM_PLANES), direction)),
+            jnp.where(alpha > 127.5, t, _MISS),
+            _hit_balls(*local(BALLS, direction)),
+            _hit_slabs(*local(BOXES, direction)),
+            _hit_columns(*local(COLUMNS, direction)),
+            _hit_dome(*local(slice(DOME, DOME + 1), direction)),
+        ]
+        # A running minimum: XLA's argmin over a short leading axis is several times as slow on CPU.
+        nearest, index = jnp.full_like(t[0], 2 * _MISS), jnp.zeros_like(t[0], jnp.int32)
+        for slot, distance in enumerate(row for part in distances for row in part):
+            closer = scene.objects.active[slot] & (distance < nearest)
+            nearest, index = jnp.where(closer, distance, nearest), jnp.where(closer, slot, index)
+        return nearest, index
+
+    return _tiled(meet_all, direction, *_tiled(meet_cards, direction))
 
 
 def _hit_squares(o: list[Array], d: list[Array]) -> Array:
     t = -o[2] / _nonzero(d[2])
     inside = (jnp.abs(o[0] + t * d[0]) <= 1) & (jnp.abs(o[1] + t * d[1]) <= 1) & (t > NEAR)
     return jnp.where(inside, t, _MISS)
-
-
-def _hit_billboards(scene: Scene, pose: Pose, focal: Array, o: list[Array], d: list[Array]) -> Array:
-    """Squares cut to the outline of their texture: a hit is where its alpha, at the mip level of the centre, is over a half."""
-    t = -o[2] / _nonzero(d[2])
-    objects = jax.tree.map(lambda leaf: leaf[BILLBOARDS], scene.objects)
-    cycle = pose.cycle[BILLBOARDS, None]
-    x, y = _sway(o[0] + t * d[0], o[1] + t * d[1], objects.bend[:, None], objects.wave[:, None], cycle)
-    inside = (jnp.abs(x) <= 1) & (jnp.abs(y) <= 1) & (t > NEAR)
-    # One level for the whole billboard keeps the outline free of seams: the one for its distance straight ahead.
-    reach = jnp.maximum(jnp.abs(o[2][:, 0]) * pose.half_size[BILLBOARDS, 2], NEAR)
-    texels = SMALL / (2 * pose.half_size[BILLBOARDS, 0])
-    level = jnp.round(jnp.clip(jnp.log2(texels * reach / focal), 0, 4)).astype(jnp.int32)
-    base, size = _level_table(objects.texture, level)
-    alpha = _bilinear(scene.atlas, base[:, None], size[:, None], (x + 1) / 2, (y + 1) / 2, (24,))[0]
-    return jnp.where(inside & (alpha > 127.5), t, _MISS)
 
 
 def _sway(x: Array, y: Array, bend: Array, wave: Array, cycle: Array) -> tuple[Array, Array]:
@@ -314,33 +320,51 @@ def _shade(
         to_local.reshape(-1, 9), shift, objects.tint, objects.repeat, objects.offset, pose.cycle[:, None],
         jnp.stack([objects.bend, objects.wave, objects.texture.astype(jnp.float32), _density(objects, pose)], -1),
     ]  # fmt: skip
-    table = jnp.concatenate(columns, -1)  # [N, 24]
-    row = table.T[:, index]  # [24, P]
-    matrix, tint, repeat, offset = row[:9].reshape(3, 3, -1), row[12:15], row[15:17], row[17:19]
-    point = origin[:, None] + distance[None] * direction
-    p = (matrix * point[None]).sum(1) + row[9:12]
+    table = jnp.concatenate(columns, -1).T  # [24, N]
 
-    is_ball = ((index >= BALLS.start) & (index < BALLS.stop)) | (index >= DOME)
-    is_box = (index >= BOXES.start) & (index < BOXES.stop)
-    is_column = (index >= COLUMNS.start) & (index < COLUMNS.stop)
-    normal = _normals(p, is_ball, is_box, is_column)
-    normal = (matrix * normal[:, None]).sum(0)  # the inverse transpose of rotation times size, up to scale
-    normal = normal * jax.lax.rsqrt((normal**2).sum(0) + 1e-20)[None]
-    facing = (normal * direction).sum(0)
-    normal = jnp.where(facing > 0, -1.0, 1.0)[None] * normal
+    def surface(direction, distance, index):
+        row = table[:, index]  # [24, P]
+        matrix, repeat, offset = row[:9].reshape(3, 3, -1), row[15:17], row[17:19]
+        point = origin[:, None] + distance[None] * direction
+        p = (matrix * point[None]).sum(1) + row[9:12]
+        is_ball = ((index >= BALLS.start) & (index < BALLS.stop)) | (index >= DOME)
+        is_box = (index >= BOXES.start) & (index < BOXES.stop)
+        is_column = (index >= COLUMNS.start) & (index < COLUMNS.stop)
+        normal = _normals(p, is_ball, is_box, is_column)
+        normal = (matrix * normal[:, None]).sum(0)  # the inverse transpose of rotation times size, up to scale
+        normal = normal * jax.lax.rsqrt((normal**2).sum(0) + 1e-20)[None]
+        facing = (normal * direction).sum(0)
+        lambert = jnp.maximum((normal * scene.light[:, None]).sum(0) * jnp.where(facing > 0, -1.0, 1.0), 0)
+        # Texels between neighbouring pixels: distance / focal is a pixel's width on a surface that faces the camera.
+        slope = jnp.clip(jnp.abs(facing) * jax.lax.rsqrt((direction**2).sum(0)), 0.02, 1.0)
+        lod = jnp.log2(jnp.maximum(row[23] * distance / focal * jax.lax.rsqrt(slope), 1e-6))
+        u, v = _surface(p, is_ball, is_box, is_column, row[19], row[20], row[21])
+        u, v = u * repeat[0] + offset[0], v * repeat[1] + offset[1]
+        shadow = jnp.where(index == GROUND, _contact(scene, pose, point), 1.0)
+        lit = scene.ambient + (1 - scene.ambient) * lambert * shadow
+        tint = row[12:15] * jnp.where(index == DOME, 1.0, lit)[None]
+        return u, v, lod, row[22].astype(jnp.int32), tint
 
-    u, v = _surface(p, is_ball, is_box, is_column, row[19], row[20], row[21])
-    u, v = u * repeat[0] + offset[0], v * repeat[1] + offset[1]
-    # Texels between neighbouring pixels: distance / focal is a pixel's width on a surface that faces the camera.
-    length = jnp.sqrt((direction**2).sum(0))
-    slope = jnp.clip(jnp.abs(facing) / length, 0.02, 1.0)
-    lod = jnp.log2(jnp.maximum(row[23] * distance / focal * jax.lax.rsqrt(slope), 1e-6))
-    colour = _trilinear(scene.atlas, row[22].astype(jnp.int32), lod, u, v)
+    def look_up(u, v, lod, texture, tint):
+        return jnp.clip(_trilinear(scene.atlas, texture, lod, u, v) * tint, 0, 1)
 
-    lambert = jnp.maximum((normal * scene.light[:, None]).sum(0), 0)
-    lit = scene.ambient + (1 - scene.ambient) * lambert * jnp.where(index == GROUND, _contact(scene, pose, point), 1.0)
-    lit = jnp.where(index == DOME, 1.0, lit)
-    return jnp.clip(colour * tint * lit[None], 0, 1)
+    return _tiled(look_up, *_tiled(surface, direction, distance, index))
+
+
+def _tiled(function, *arrays):
+    """`function` over arrays [..., P], in a loop over a few tiles of P.
+
+    On CPU a loop is the one border that XLA does not fuse across: without it each of the many users of a cheap-looking value
+    (texture co-ordinates) computes it again, at twice the time.
+    """
+    leaves, tree = jax.tree.flatten(arrays)
+    count = leaves[0].shape[-1]
+    tiles = next(n for n in (4, 3, 2, 1) if count % n == 0)
+    if tiles == 1:
+        return function(*arrays)
+    split = [jnp.moveaxis(x.reshape(*x.shape[:-1], tiles, count // tiles), -2, 0) for x in leaves]
+    done = jax.lax.map(lambda tile: function(*jax.tree.unflatten(tree, tile)), split)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, -2).reshape(*x.shape[1:-1], count), done)
 
 
 def _normals(p: Array, is_ball: Array, is_box: Array, is_column: Array) -> Array:
@@ -376,7 +400,10 @@ def _density(objects: Objects, pose: Pose) -> Float[Array, "N"]:
     """Texels a scene unit on each object's surface, the finer direction of the two: it sets the mip level."""
     x, y, z = pose.half_size[:, 0], pose.half_size[:, 1], pose.half_size[:, 2]
     slot = jnp.arange(NUM_OBJECTS)
-    is_ball, is_box = (slot >= BALLS.start) & (slot < BALLS.stop) | (slot >= DOME), (slot >= BOXES.start) & (slot < BOXES.stop)
+    is_ball, is_box = (
+        (slot >= BALLS.start) & (slot < BALLS.stop) | (slot >= DOME),
+        (slot >= BOXES.start) & (slot < BOXES.stop),
+    )
     is_round = is_ball | (slot >= COLUMNS.start)
     across = jnp.where(is_round, 2 * jnp.pi * x, jnp.where(is_box, 2 * jnp.minimum(x, z), 2 * x))
     along = jnp.where(is_ball, jnp.pi * y, jnp.where(is_box, 2 * jnp.minimum(y, z), 2 * y))
