@@ -110,7 +110,11 @@ def make_sampler(
     @jax.jit
     def decode(vae_state: Any, latents: Array) -> Array:
         model = nnx.merge(vae.graphdef, vae_state)
-        return i2v.to_bytes(model.decode(model.unscale_latents(latents.astype(jnp.float32)))[0])
+        # An even number t of latents decodes to 4 t frames (the published way), not to 4 t - 3: one more in front makes
+        # it odd, and its four frames are dropped.
+        spare = 1 - latents.shape[1] % 2
+        latents = jnp.concatenate([latents[:, :spare], latents], axis=1)
+        return i2v.to_bytes(model.decode(model.unscale_latents(latents.astype(jnp.float32)))[0, 4 * spare :])
 
     def sample(lora, base, vae_state, image, empty_text, text, *, key, on_step: Callable[[], None]) -> np.ndarray:
         latents, condition = start(vae_state, jnp.asarray(image), key)

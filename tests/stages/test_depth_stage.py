@@ -1,0 +1,69 @@
+"""The depth stage with a small random network: what it writes, and weights that cannot be used."""
+
+import shutil
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from reangle_jax import checkpoints, config
+from reangle_jax.errors import InputError
+from reangle_jax.models.depth_anything import DepthAnything
+from reangle_jax.run import Run
+from reangle_jax.stages import depth
+from tests.networks import DEPTH_SMALL, fill_randomly
+
+
+@pytest.fixture(scope="module")
+def metric_weights(tmp_path_factory):
+    """Metric, since a random network's inverse depth may be zero everywhere."""
+    folder = tmp_path_factory.mktemp("depth") / "depth"
+    small = DEPTH_SMALL.metric(20.0)
+    model = checkpoints.abstract(lambda: DepthAnything(small, rngs=nnx.Rngs(0)))
+    fill_randomly(model)
+    checkpoints.save_model(folder, model, small)
+    return folder
+
+
+@pytest.fixture
+def run_stage(tmp_path, rng):
+    def run_stage(folder):
+        values = config.get_default().to_dict() | {"video": "x", "num_frames": 5, "height": 32, "width": 48}
+        settings = config.parse(values | {"depth_weights": str(folder)})
+        with Run.opened(tmp_path / "run", settings) as run:
+            frames = rng.integers(0, 256, (5, 32, 48, 3)).astype(np.uint8)
+            run.save_npz("input/frames.npz", frames=frames, fps=8.0)
+            run.run_stage(depth.STAGE)
+            return run.load_npz("input/depth.npz")["depth"]
+
+    return run_stage
+
+
+def test_depth_by_the_network(metric_weights, run_stage):
+    z = run_stage(metric_weights)
+    assert (z.shape, z.dtype) == ((5, 32, 48), np.float32)
+    assert 0 < z.min() < z.max() <= 20.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]), "is damaged"),
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: (file.parent / "config.json").write_text('{"class": "VAEConfig"}'), "describes VAEConfig"),
+    ],
+)
+def test_weights_that_cannot_be_used(metric_weights, run_stage, tmp_path, spoil, words):
+    shutil.copytree(metric_weights, tmp_path / "depth")
+    spoil(tmp_path / "depth" / "model.safetensors")
+    with pytest.raises(InputError, match=rf"config\.depth_weights: .*{words}"):
+        run_stage(tmp_path / "depth")
+    assert not (tmp_path / "run" / "input" / "depth.npz").exists()
+
+
+def test_weights_of_another_size(metric_weights, run_stage, tmp_path):
+    shutil.copytree(metric_weights, tmp_path / "depth")
+    path = tmp_path / "depth" / "config.json"
+    path.write_text(path.read_text().replace('"width": 32', '"width": 64'))
+    with pytest.raises(InputError, match=r"config\.depth_weights: .*does not fit the model"):
+        run_stage(tmp_path / "depth")
