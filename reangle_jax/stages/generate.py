@@ -114,7 +114,7 @@ def make_sampler(
         # it odd, and its four frames are dropped.
         spare = 1 - latents.shape[1] % 2
         latents = jnp.concatenate([latents[:, :spare], latents], axis=1)
-        return i2v.to_bytes(model.decode(model.unscale_latents(latents.astype(jnp.float32)))[0, 4 * spare :])
+        return i2v.to_bytes(model.decode(model.unscale_latents(latents.astype(jnp.float32)))[0, ratio * spare :])
 
     def sample(lora, base, vae_state, image, empty_text, text, *, key, on_step: Callable[[], None]) -> np.ndarray:
         latents, condition = start(vae_state, jnp.asarray(image), key)
