@@ -3,8 +3,8 @@
 ``python -m reangle_jax.tiny.train_depth --workdir DIR [--steps N | --minutes M] [--labels FOLDER]``
 
 Data: frames of procedural scenes with their exact depth, rendered once into ``--frames``; and, if ``--labels`` names a
-folder with train.npz and heldout.npz (``images`` uint8 [N, H, W, 3], ``inverse_depth`` float16 [N, H, W] up to scale and
-shift), real frames that a teacher has labelled, a third of each batch.
+folder with train.npz and heldout.npz (``images`` uint8 [N, H, W, 3], ``inverse_depth`` float16 [N, H, W], up to scale
+and shift), real frames that a teacher has labelled, a third of each batch.
 
 Loss: absolute difference of inverse depths after each is shifted by its median and divided by its mean deviation, the
 largest fifth of the teacher's residuals left out, and of their gradients on four scales (MiDaS, Ranftl et al., 2020,
@@ -218,8 +218,18 @@ def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, held_out: dict[str, 
 
 
 def initial_model(config: DepthAnythingConfig, seed: int) -> DepthAnything:
-    """Random weights; the last bias starts at 1, the mean of the target."""
+    """Random weights; the last bias starts at 1, the mean of the target.
+
+    The head's kernels are scaled so that each keeps its input's variance. PyTorch's default, a third of that and for
+    the enlarging kernels far less, leaves the shallow levels near zero.
+    """
     model = DepthAnything(config, rngs=nnx.Rngs(seed))
+    state = nnx.state(model.head, nnx.Param)
+    for path, variable in checkpoints.parameter_paths(state).items():
+        if path.endswith("kernel"):
+            factor = variable.shape[0] if variable.shape[0] in (2, 4) else 1  # its pixels share no input
+            variable.set_value(variable[...] * (3.0**0.5 * factor))
+    nnx.update(model.head, state)
     bias: Any = model.head.conv3.bias
     bias.set_value(jnp.ones_like(bias[...]))
     return model
