@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,7 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         width = config.width
-        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
         kernel = uniform_fan_in(rngs.params(), (width, 3 * width), dtypes["param_dtype"])
         kernel = kernel.reshape(width, 3, width).transpose(1, 0, 2)
         self.qkv_kernel = nnx.Param(kernel, axes=(None, "embed", "heads"))
@@ -107,7 +108,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.width * config.mlp_ratio
-        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
         self.norm1 = LayerNorm(width, epsilon=config.epsilon, **dtypes)
         self.attn = SelfAttention(config, rngs=rngs)
         self.norm2 = LayerNorm(width, epsilon=config.epsilon, **dtypes)
@@ -136,7 +137,7 @@ class VisionTransformer(nnx.Module):
     """
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
         size = config.patch_size
         self.patch_embed = Conv2D(3, config.width, size, stride=size, rngs=rngs, **dtypes)
         tokens = config.native_grid**2 + 1

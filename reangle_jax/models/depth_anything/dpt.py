@@ -1,6 +1,7 @@
 """The dense prediction head of Depth Anything V2 (DPT, Ranftl et al., 2021, arXiv 2103.13413)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ class Reassemble(nnx.Module):
     """Tokens of one tap to an image-like map of one level: a projection, then a change of size."""
 
     def __init__(self, in_features: int, features: int, factor: int | None, *, rngs: nnx.Rngs, dtype, param_dtype):
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.project = Conv2D(in_features, features, 1, rngs=rngs, **dtypes)
         if factor is None:
             self.resize = Conv2D(features, features, 3, stride=2, padding=1, rngs=rngs, **dtypes)
@@ -57,7 +58,7 @@ class ResidualUnit(nnx.Module):
     """Two 3x3 convolutions, each after a ReLU, around a skip."""
 
     def __init__(self, features: int, *, rngs: nnx.Rngs, dtype, param_dtype):
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.conv1 = Conv2D(features, features, 3, padding=1, rngs=rngs, **dtypes)
         self.conv2 = Conv2D(features, features, 3, padding=1, rngs=rngs, **dtypes)
 
@@ -70,7 +71,7 @@ class Fusion(nnx.Module):
     """Adds a level to the path from below, refines it and enlarges it; the deepest one has no path from below."""
 
     def __init__(self, features: int, *, deepest: bool, rngs: nnx.Rngs, dtype, param_dtype):
-        dtypes = {"dtype": dtype, "param_dtype": param_dtype}
+        dtypes: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.skip = None if deepest else ResidualUnit(features, rngs=rngs, **dtypes)
         self.refine = ResidualUnit(features, rngs=rngs, **dtypes)
         self.project = Conv2D(features, features, 1, rngs=rngs, **dtypes)
@@ -94,7 +95,7 @@ class DPTHead(nnx.Module):
     """Four taps of the backbone to one map at the image's size, before the last activation."""
 
     def __init__(self, config: DepthAnythingConfig, *, rngs: nnx.Rngs):
-        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
         features, levels = config.fusion_width, list(zip(config.neck_widths, FACTORS, strict=True))
         self.reassemble = nnx.List([Reassemble(config.width, n, f, rngs=rngs, **dtypes) for n, f in levels])
         self.convs = nnx.List(
