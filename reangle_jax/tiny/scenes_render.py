@@ -1,7 +1,7 @@
 """Exact renderer of the procedural scenes: one ray a sample, closed-form intersections, trilinear texture look-ups.
 
-All objects stand in fixed slots (`Objects`), so one compiled function renders every scene. Everything is a unit shape under a
-moving, turning, stretching frame: a square (walls, ground, billboards), a ball, a cube or an upright cylinder.
+All objects stand in fixed slots (`Objects`), so one compiled function renders every scene. Everything is a unit shape
+under a moving, turning, stretching frame: a square (walls, ground, billboards), a ball, a cube or an upright cylinder.
 """
 
 import functools
@@ -58,22 +58,22 @@ class Objects(NamedTuple):
         tint: factor on the colour.
     """
 
-    active: Bool[Array, "N"]
+    active: Bool[Array, " N"]
     position: Float[Array, "N 3"]
     velocity: Float[Array, "N 3"]
     half_size: Float[Array, "N 3"]
     axis: Float[Array, "N 3"]
-    angle: Float[Array, "N"]
-    spin: Float[Array, "N"]
+    angle: Float[Array, " N"]
+    spin: Float[Array, " N"]
     swing: Float[Array, "N 3"]
-    rate: Float[Array, "N"]
-    phase: Float[Array, "N"]
-    hop: Float[Array, "N"]
-    squash: Float[Array, "N"]
-    bend: Float[Array, "N"]
-    wave: Float[Array, "N"]
-    anchored: Float[Array, "N"]
-    texture: Int[Array, "N"]
+    rate: Float[Array, " N"]
+    phase: Float[Array, " N"]
+    hop: Float[Array, " N"]
+    squash: Float[Array, " N"]
+    bend: Float[Array, " N"]
+    wave: Float[Array, " N"]
+    anchored: Float[Array, " N"]
+    texture: Int[Array, " N"]
     repeat: Float[Array, "N 2"]
     offset: Float[Array, "N 2"]
     tint: Float[Array, "N 3"]
@@ -85,26 +85,26 @@ class Scene(NamedTuple):
     Attributes:
         objects: the slots.
         atlas: packed RGBA textures with their mip levels (see `scenes_textures.pack_atlas`).
-        upright: rotation from the world (the source camera's axes at frame 0) to the axes in which the objects are given
-            (y straight down); the origins coincide.
+        upright: rotation from the world (the source camera's axes at frame 0) to the axes in which the objects are
+            given (y straight down); the origins coincide.
         light: unit vector towards the light, in upright axes.
         ambient: share of the light that comes from everywhere.
     """
 
     objects: Objects
-    atlas: UInt32[Array, "texels"]
+    atlas: UInt32[Array, " texels"]
     upright: Float[Array, "3 3"]
     light: Float[Array, "3"]
     ambient: Float[Array, ""]
 
 
 class Pose(NamedTuple):
-    """The objects at one instant: centre, rotation (object to upright axes), half extents, and the phase angle of sway."""
+    """The objects at one instant: centre, rotation (object to upright axes), half extents, phase of the sway."""
 
     centre: Float[Array, "N 3"]
     rotation: Float[Array, "N 3 3"]
     half_size: Float[Array, "N 3"]
-    cycle: Float[Array, "N"]
+    cycle: Float[Array, " N"]
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "supersample"))
@@ -112,7 +112,7 @@ def render(
     scene: Scene,
     K: Float[Array, "T 3 3"],
     camera_to_world: Float[Array, "T 4 4"],
-    times: Float[Array, "T"],
+    times: Float[Array, " T"],
     height: int,
     width: int,
     supersample: int = 1,
@@ -131,25 +131,26 @@ def render(
     Returns:
         Colours in [0, 1], float32, and the depth along the camera's z axis in scene units, float32.
     """
+    half = jnp.full(2, 0.5)
 
     def frame(inputs):
         intrinsics, pose, time = inputs
         objects = pose_at(scene.objects, time)
-        centres = _pixel_grid(height, width, 1, 0, 0)
-        origin, direction = _rays(scene, intrinsics, pose, centres)
-        depth, index = _nearest(scene, objects, intrinsics[0, 0], origin, direction)
+        focal = intrinsics[0, 0]
+        origin, direction = _rays(scene, intrinsics, pose, _pixel_grid(height, width, half))
+        depth, index = _nearest(scene, objects, focal, origin, direction)
         if supersample == 1:
-            colour = _shade(scene, objects, intrinsics[0, 0], origin, direction, depth, index)
+            colour = _shade(scene, objects, focal, origin, direction, depth, index)
         else:
-            colour = jnp.zeros((3, height * width), jnp.float32)
-            for row in range(supersample):
-                for column in range(supersample):
-                    samples = _pixel_grid(height, width, supersample, row, column)
-                    _, ray = _rays(scene, intrinsics, pose, samples)
-                    distance, hit = _nearest(scene, objects, intrinsics[0, 0], origin, ray)
-                    density = intrinsics[0, 0] * supersample
-                    colour += _shade(scene, objects, density, origin, ray, distance, hit)
-            colour = colour / supersample**2
+
+            def sample(total, offset):
+                _, ray = _rays(scene, intrinsics, pose, _pixel_grid(height, width, offset))
+                hit = _nearest(scene, objects, focal, origin, ray)
+                return total + _shade(scene, objects, focal * supersample, origin, ray, *hit), None
+
+            line = (np.arange(supersample, dtype=np.float32) + 0.5) / supersample
+            offsets = jnp.asarray(np.stack(np.meshgrid(line, line), -1).reshape(-1, 2))
+            colour = jax.lax.scan(sample, jnp.zeros((3, height * width)), offsets)[0] / supersample**2
         return colour.T.reshape(height, width, 3), depth.reshape(height, width)
 
     return jax.lax.map(frame, (K, camera_to_world, times))
@@ -168,7 +169,7 @@ def pose_at(objects: Objects, time: Float[Array, ""]) -> Pose:
     return Pose(centre, _axis_angle(objects.axis, objects.angle + objects.spin * time), half_size, cycle)
 
 
-def _axis_angle(axis: Float[Array, "N 3"], angle: Float[Array, "N"]) -> Float[Array, "N 3 3"]:
+def _axis_angle(axis: Float[Array, "N 3"], angle: Float[Array, " N"]) -> Float[Array, "N 3 3"]:
     """Rodrigues' rotation about a unit axis."""
     x, y, z = axis[:, 0], axis[:, 1], axis[:, 2]
     zero = jnp.zeros_like(x)
@@ -178,17 +179,16 @@ def _axis_angle(axis: Float[Array, "N 3"], angle: Float[Array, "N"]) -> Float[Ar
     return jnp.eye(3)[None] + sine * cross + versine * square
 
 
-def _pixel_grid(height: int, width: int, supersample: int, row: int, column: int) -> Float[Array, "2 P"]:
-    """x and y of one sub-sample of every pixel, row by row."""
-    y = jnp.arange(height, dtype=jnp.float32) + (row + 0.5) / supersample
-    x = jnp.arange(width, dtype=jnp.float32) + (column + 0.5) / supersample
+def _pixel_grid(height: int, width: int, offset: Float[Array, "2"]) -> Float[Array, "2 P"]:
+    """The point at `offset` (x, y in [0, 1]) of every pixel, row by row."""
+    y, x = jnp.arange(height, dtype=jnp.float32) + offset[1], jnp.arange(width, dtype=jnp.float32) + offset[0]
     return jnp.stack([jnp.tile(x, height), jnp.repeat(y, width)])
 
 
 def _rays(
     scene: Scene, K: Float[Array, "3 3"], camera_to_world: Float[Array, "4 4"], pixels: Float[Array, "2 P"]
 ) -> tuple[Float[Array, "3"], Float[Array, "3 P"]]:
-    """Origin and directions in upright axes; directions have length one along the camera's z, so that distance is depth."""
+    """Origin and directions in upright axes; a direction is one long along the camera's z: distance is depth."""
     y = (pixels[1] - K[1, 2]) / K[1, 1]
     x = (pixels[0] - K[0, 2] - K[0, 1] * y) / K[0, 0]
     to_upright = _dot(scene.upright, camera_to_world[:3, :3])
@@ -203,7 +203,7 @@ def _dot(a: Array, b: Array) -> Array:
 
 def _nearest(
     scene: Scene, pose: Pose, focal: Float[Array, ""], origin: Float[Array, "3"], direction: Float[Array, "3 P"]
-) -> tuple[Float[Array, "P"], Int[Array, "P"]]:
+) -> tuple[Float[Array, " P"], Int[Array, " P"]]:
     """Distance and slot of the first thing each ray meets."""
     to_local = jnp.swapaxes(pose.rotation, 1, 2) / pose.half_size[:, :, None]
     o = _dot(to_local, (origin[None] - pose.centre)[:, :, None])  # [N, 3, 1]
@@ -216,7 +216,8 @@ def _nearest(
 
     def local(part: slice, direction: Array) -> tuple[list[Array], list[Array]]:
         matrix = to_local[part]
-        d = [sum(matrix[:, i, j, None] * direction[None, j] for j in range(3)) for i in range(3)]
+        x, y, z = direction[None, 0], direction[None, 1], direction[None, 2]
+        d = [matrix[:, i, :1] * x + matrix[:, i, 1:2] * y + matrix[:, i, 2:] * z for i in range(3)]
         return [o[part, i] for i in range(3)], d
 
     def meet_cards(direction):
@@ -237,12 +238,8 @@ def _nearest(
             _hit_columns(*local(COLUMNS, direction)),
             _hit_dome(*local(slice(DOME, DOME + 1), direction)),
         ]
-        # A running minimum: XLA's argmin over a short leading axis is several times as slow on CPU.
-        nearest, index = jnp.full_like(t[0], 2 * _MISS), jnp.zeros_like(t[0], jnp.int32)
-        for slot, distance in enumerate(row for part in distances for row in part):
-            closer = scene.objects.active[slot] & (distance < nearest)
-            nearest, index = jnp.where(closer, distance, nearest), jnp.where(closer, slot, index)
-        return nearest, index
+        distance = jnp.where(scene.objects.active[:, None], jnp.concatenate(distances), _MISS)
+        return distance.min(0), distance.argmin(0).astype(jnp.int32)
 
     return _tiled(meet_all, direction, *_tiled(meet_cards, direction))
 
@@ -254,7 +251,7 @@ def _hit_squares(o: list[Array], d: list[Array]) -> Array:
 
 
 def _sway(x: Array, y: Array, bend: Array, wave: Array, cycle: Array) -> tuple[Array, Array]:
-    """Undoes a square's in-plane deformation: its foot (y = 1) stays, its top (y = -1) sways by `bend`, ripples run along it."""
+    """Undoes a square's in-plane deformation: the foot (y = 1) stays, the top (y = -1) sways, ripples run along it."""
     rise = (1 - y) / 2
     return x - bend * jnp.sin(cycle) * rise**2 - wave * rise * jnp.sin(4 * y + cycle), y
 
@@ -309,8 +306,8 @@ def _shade(
     focal: Float[Array, ""],
     origin: Float[Array, "3"],
     direction: Float[Array, "3 P"],
-    distance: Float[Array, "P"],
-    index: Int[Array, "P"],
+    distance: Float[Array, " P"],
+    index: Int[Array, " P"],
 ) -> Float[Array, "3 P"]:
     """Colours of the hits: texture, Lambert's law and soft contact shadows on the ground."""
     objects = scene.objects
@@ -352,10 +349,10 @@ def _shade(
 
 
 def _tiled(function, *arrays):
-    """`function` over arrays [..., P], in a loop over a few tiles of P.
+    """Applies `function` to arrays [..., P], in a loop over a few tiles of P.
 
-    On CPU a loop is the one border that XLA does not fuse across: without it each of the many users of a cheap-looking value
-    (texture co-ordinates) computes it again, at twice the time.
+    On CPU a loop is the one border that XLA does not fuse across: without it each of the many users of a cheap-looking
+    value (texture co-ordinates) computes it again, which took a third longer.
     """
     leaves, tree = jax.tree.flatten(arrays)
     count = leaves[0].shape[-1]
@@ -396,7 +393,7 @@ def _surface(
     return u, v
 
 
-def _density(objects: Objects, pose: Pose) -> Float[Array, "N"]:
+def _density(objects: Objects, pose: Pose) -> Float[Array, " N"]:
     """Texels a scene unit on each object's surface, the finer direction of the two: it sets the mip level."""
     x, y, z = pose.half_size[:, 0], pose.half_size[:, 1], pose.half_size[:, 2]
     slot = jnp.arange(NUM_OBJECTS)
@@ -411,7 +408,7 @@ def _density(objects: Objects, pose: Pose) -> Float[Array, "N"]:
     return size * jnp.maximum(objects.repeat[:, 0] / across, objects.repeat[:, 1] / along)
 
 
-def _contact(scene: Scene, pose: Pose, point: Float[Array, "3 P"]) -> Float[Array, "P"]:
+def _contact(scene: Scene, pose: Pose, point: Float[Array, "3 P"]) -> Float[Array, " P"]:
     """Light left by what stands on or floats over the ground: a soft blob under each thing, view-independent."""
     light = jnp.ones_like(point[0])
     bottom = pose.centre[:, 1] + pose.half_size[:, 1]

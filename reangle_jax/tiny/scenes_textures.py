@@ -55,7 +55,7 @@ def random_sky(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "size s
     return _opaque((sky * (1 - 0.8 * cloud) + 245 * 0.8 * cloud).astype(np.uint8))
 
 
-def pack_atlas(large: list[np.ndarray], small: list[np.ndarray]) -> UInt32[np.ndarray, "texels"]:
+def pack_atlas(large: list[np.ndarray], small: list[np.ndarray]) -> UInt32[np.ndarray, " texels"]:
     """Packs RGBA textures with all their mip levels, 8 bits a channel (red lowest), one after the other."""
     levels = []
     for image in (*large, *small):
@@ -73,7 +73,7 @@ def mip_texels(size: int) -> int:
 
 
 def value_noise(rng: np.random.Generator, size: int, cells: int, octaves: int = 3) -> np.ndarray:
-    """Multi-octave value noise in [0, 1], [size, size] float32: random grids of `cells`, 2 cells, ..., enlarged smoothly."""
+    """Multi-octave value noise in [0, 1], [size, size] float32: ever finer random grids, enlarged smoothly."""
     total, weight = np.zeros((size, size), np.float32), 0.0
     for octave in range(octaves):
         side = min(cells << octave, size)
@@ -127,7 +127,7 @@ def brick(rng: np.random.Generator, size: int, a: np.ndarray, b: np.ndarray) -> 
 def planks(rng: np.random.Generator, size: int, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, str]:
     """Boards with grain along their length."""
     count = int(rng.integers(3, 9))
-    y, x = _grid(size, count)
+    y, _ = _grid(size, count)
     grain = cv2.resize(rng.random((size, 4), dtype=np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     shade = rng.uniform(0.7, 1.15, count).astype(np.float32)[np.floor(y).astype(int) % count]
     shade = (shade + 0.35 * (grain - 0.5)) * (0.4 + 0.6 * _soft(np.minimum(y % 1, 1 - y % 1) - 0.03, 0.03))
