@@ -5,17 +5,20 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
+from reangle_jax.nn.attention import SAVED
+
 
 class Stack(nnx.Module):
     """``depth`` blocks of one kind, applied in turn to a carry.
 
     Every parameter of ``layers`` has a leading axis of size ``depth``. One compiled body serves all layers, so that
-    compile time does not grow with depth; only the carry is kept for the backward pass when ``remat`` is set.
+    compile time does not grow with depth; only the carry, and what attention gave, is kept for the backward pass when
+    ``remat`` is set.
 
     Args:
         make_block: builds one block from its random streams.
         depth: how many.
-        remat: recompute each block in the backward pass instead of keeping its activations.
+        remat: recompute each block in the backward pass, but for its attention, instead of keeping its activations.
         rngs: source of the initial values, split over the layers.
     """
 
@@ -44,8 +47,7 @@ class Stack(nnx.Module):
         def body(carry, layer):
             return nnx.merge(graphdef, layer)(carry, *shared), None
 
-        body = jax.checkpoint(body) if self.remat else body
-        carry, _ = jax.lax.scan(body, carry, state)
+        carry, _ = jax.lax.scan(self._rematerialised(body), carry, state)
         return carry
 
     def with_taps(self, carry, *shared):
@@ -56,4 +58,9 @@ class Stack(nnx.Module):
             carry = nnx.merge(graphdef, layer)(carry, *shared)
             return carry, carry
 
-        return jax.lax.scan(jax.checkpoint(body) if self.remat else body, carry, state)
+        return jax.lax.scan(self._rematerialised(body), carry, state)
+
+    def _rematerialised(self, body: Callable) -> Callable:
+        # In a scan the backward pass is another loop: XLA cannot merge the two computations, and needs no guard.
+        policy = jax.checkpoint_policies.save_only_these_names(SAVED)
+        return jax.checkpoint(body, policy=policy, prevent_cse=False) if self.remat else body

@@ -2,7 +2,7 @@
 
 Tolerances are relative to the largest value: 1e-5 for a module, whose sums are short, and 1e-4 for the whole. What
 differs is the order of float32 sums, and angles that diffusers rounds to float32 before taking their sines. The time
-embedding has 1e-4: its angles reach 999 rad, so that one unit in a frequency's last place is 6e-5 rad in both libraries.
+embedding has 1e-4: its angles reach 999 rad, and one unit in a frequency's last place there is 6e-5 rad.
 """
 
 import dataclasses

@@ -1,0 +1,63 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reangle_jax.nn.embeddings import rope_angles, rotate_halves, rotate_interleaved, sincos_1d, timestep_embedding
+
+
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_timestep_embedding(flip, shift):
+    times = np.array([0.0, 19.0, 999.0])
+    angles = times[:, None] * np.exp(-np.log(1e4) * np.arange(4) / (4 - shift))
+    parts = [np.cos(angles), np.sin(angles)] if flip else [np.sin(angles), np.cos(angles)]
+    got = timestep_embedding(jnp.asarray(times, jnp.float32), 8, flip=flip, freq_shift=shift)
+    # 999 rad in float32 is known to 6e-5.
+    np.testing.assert_allclose(got, np.concatenate(parts, -1), atol=1e-4)
+
+
+def test_whole_timesteps_may_be_integers():
+    np.testing.assert_array_equal(
+        timestep_embedding(jnp.asarray([7, 500]), 8), timestep_embedding(jnp.asarray([7.0, 500.0]), 8)
+    )
+
+
+def test_sincos():
+    table = sincos_1d(np.arange(3), 4)
+    want = [[np.sin(p), np.sin(p / 100), np.cos(p), np.cos(p / 100)] for p in range(3)]
+    np.testing.assert_allclose(table, want, atol=1e-12)
+
+
+def test_rope_angles():
+    np.testing.assert_allclose(rope_angles(np.array([0, 3]), 4), [[0, 0], [3, 0.03]], atol=1e-12)
+
+
+def rotate(x, angles):
+    return rotate_halves(x, jnp.cos(angles), jnp.sin(angles))
+
+
+def test_halves_and_neighbours_are_one_rotation(rng):
+    x = rng.normal(size=(2, 5, 3, 8)).astype(np.float32)
+    angles = jnp.asarray(rng.normal(size=(5, 4)), jnp.float32)
+    order = np.array([0, 2, 4, 6, 1, 3, 5, 7])
+    want = rotate_interleaved(jnp.asarray(x), angles)[..., order]
+    np.testing.assert_allclose(rotate(jnp.asarray(x[..., order]), angles), want, atol=1e-6)
+
+
+def test_rotation_is_complex_multiplication(rng):
+    x = rng.normal(size=(2, 5, 3, 8)).astype(np.float32)
+    angles = rng.normal(size=(5, 4)).astype(np.float32)
+    turned = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angles)[None, :, None, :]
+    want = np.concatenate([turned.real, turned.imag], -1)
+    np.testing.assert_allclose(rotate(jnp.asarray(x), jnp.asarray(angles)), want, atol=1e-6)
+
+
+def test_products_depend_on_distance_alone(rng):
+    q, k = (jnp.asarray(np.tile(rng.normal(size=(1, 1, 1, 8)), (1, 6, 1, 1)), jnp.float32) for _ in range(2))
+    angles = jnp.asarray(rope_angles(np.arange(6), 8), jnp.float32)
+    products = np.einsum("qd,kd->qk", rotate(q, angles)[0, :, 0], rotate(k, angles)[0, :, 0])
+    np.testing.assert_allclose(products[1:, 1:], products[:-1, :-1], atol=1e-5)
+
+
+def test_rotation_keeps_the_dtype():
+    assert rotate(jnp.ones((1, 2, 1, 4), jnp.bfloat16), jnp.ones((2, 2))).dtype == jnp.bfloat16
