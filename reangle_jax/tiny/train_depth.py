@@ -6,17 +6,17 @@ Data: frames of procedural scenes with their exact depth, rendered once into ``-
 folder with train.npz and heldout.npz (``images`` uint8 [N, H, W, 3], ``inverse_depth`` float16 [N, H, W], up to scale
 and shift), real frames that a teacher has labelled, a third of each batch.
 
-Loss: absolute difference of inverse depths after each is shifted by its median and divided by its mean deviation, the
-largest fifth of the teacher's residuals left out, and of their gradients on four scales (MiDaS, Ranftl et al., 2020,
-arXiv 1907.01341). That fixes neither scale nor shift; but warping needs the shift, and a video one scale. So where the
-truth is known the output is also compared with the inverse depth over its mean, as it is.
+Loss: absolute difference of inverse depths, and of their gradients on four scales (MiDaS, Ranftl et al., 2020, arXiv
+1907.01341). A teacher's labels have no scale and shift: both maps are shifted by their median and divided by their mean
+deviation, and the largest fifth of the residuals is left out. Where the truth is known, both are known too, and warping
+needs them: there the target is the inverse depth over its mean, as it is, and its deviation divides the difference.
 """
 
 import argparse
 import functools
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import jax
@@ -35,9 +35,11 @@ from reangle_jax.tiny.scenes import random_scene, render, source_cameras
 
 WEIGHTS = Path(__file__).with_name("weights") / "depth"
 STORED = (144, 224)  # size of the frames that are kept, pixels
-INPUT = (126, 196)  # size that the network is trained at: 9 x 14 patches, what it sees of a 128 x 192 frame
+INPUT = (126, 196)  # what the network sees of a 128 x 192 frame: 9 x 14 patches
+SIZES = ((84, 126), (84, 126), INPUT)  # the sizes that it is trained at, in turn: small ones cost less than half
 VIEWS = 3  # frames a scene
-GRADIENT_WEIGHT, ANCHOR_WEIGHT, TRIM = 0.5, 0.5, 0.8
+GRADIENT_WEIGHT, TRIM = 0.5, 0.8
+LEAST_DEVIATION = 0.2  # a map flatter than that, as at first, is not stretched: its noise would be all there is
 
 
 class Frames(NamedTuple):
@@ -96,16 +98,18 @@ def load_frames(path: str | os.PathLike) -> Frames:
         raise InputError(f"labels: {path} cannot be used ({error}); give a folder of labelled frames") from None
 
 
-def _augment(rng: np.random.Generator, image: np.ndarray, inverse: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A random crop at the size `INPUT`, mirrored half of the time, with colours, blur and noise changed."""
+def _augment(
+    rng: np.random.Generator, image: np.ndarray, inverse: np.ndarray, size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random crop at the size asked for, mirrored half of the time, with colours, blur and noise changed."""
     height, width = image.shape[:2]
     scale = rng.uniform(0.6, 1.0)
     rows, columns = round(height * scale), round(width * scale * rng.uniform(0.9, 1.0))
     top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
     window = (slice(top, top + rows), slice(left, left + columns))
-    size = (INPUT[1], INPUT[0])
-    image = cv2.resize(image[window], size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
-    inverse = cv2.resize(inverse[window].astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+    how = cv2.INTER_AREA if rows > size[0] else cv2.INTER_LINEAR
+    image = cv2.resize(image[window], size[::-1], interpolation=how).astype(np.float32)
+    inverse = cv2.resize(inverse[window].astype(np.float32), size[::-1], interpolation=how)
     if rng.random() < 0.5:
         image, inverse = image[:, ::-1], inverse[:, ::-1]
     if rng.random() < 0.25:
@@ -119,16 +123,15 @@ def _augment(rng: np.random.Generator, image: np.ndarray, inverse: np.ndarray) -
 
 
 def make_batch(
-    rng: np.random.Generator, step: int, *, scenes: Frames, real: Frames | None, size: int
+    rng: np.random.Generator, step: int, *, scenes: Frames, real: Frames | None, count: int
 ) -> dict[str, np.ndarray]:
     """A batch: uint8 ``images``, float32 ``inverse_depth``, and ``exact``, whether that is the truth."""
-    del step
-    chosen = [(scenes, True)] * (size if real is None else size - size // 3)
-    chosen += [] if real is None else [(real, False)] * (size // 3)
+    chosen = [(scenes, True)] * (count if real is None else count - count // 3)
+    chosen += [] if real is None else [(real, False)] * (count // 3)
     pairs = []
     for frames, _ in chosen:
         k = rng.integers(len(frames.images))
-        pairs.append(_augment(rng, frames.images[k], frames.inverse_depth[k]))
+        pairs.append(_augment(rng, frames.images[k], frames.inverse_depth[k], SIZES[step % len(SIZES)]))
     return {
         "images": np.stack([image for image, _ in pairs]),
         "inverse_depth": np.stack([inverse for _, inverse in pairs]),
@@ -136,11 +139,11 @@ def make_batch(
     }
 
 
-def _normalised(x: Float[Array, "B H W"]) -> Float[Array, "B H W"]:
-    """Each map less its median, over its mean absolute deviation from it."""
+def _centre_and_deviation(x: Float[Array, "B H W"]) -> tuple[Float[Array, "B 1 1"], Float[Array, "B 1 1"]]:
+    """Each map's median and its mean absolute deviation from it."""
     # Every third row and column gives the median well enough, and sorting is slow.
-    centred = x - jnp.median(x[:, ::3, ::3], axis=(1, 2), keepdims=True)
-    return centred / (jnp.mean(jnp.abs(centred), axis=(1, 2), keepdims=True) + 1e-4)
+    centre = jnp.median(x[:, ::3, ::3], axis=(1, 2), keepdims=True)
+    return centre, jnp.mean(jnp.abs(x - centre), axis=(1, 2), keepdims=True)
 
 
 def gradient_difference(difference: Float[Array, "B H W"], scales: int = 4) -> Float[Array, " B"]:
@@ -156,19 +159,27 @@ def depth_loss(
     prediction: Float[Array, "B H W"], inverse_depth: Float[Array, "B H W"], exact: Bool[Array, " B"]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of the module's description, and its parts."""
-    difference = _normalised(prediction) - _normalised(inverse_depth)
+    target = inverse_depth / (jnp.mean(inverse_depth, axis=(1, 2), keepdims=True) + 1e-6)
+    target_centre, target_deviation = _centre_and_deviation(target)
+    target_deviation = target_deviation + 1e-3
+    centre, deviation = _centre_and_deviation(prediction)
+    aligned = (prediction - centre) / jnp.maximum(deviation, LEAST_DEVIATION)
+    invariant = aligned - (target - target_centre) / target_deviation
+    known = exact[:, None, None]
+    difference = jnp.where(known, (prediction - target) / target_deviation, invariant)
     residual = jnp.abs(difference)
     limit = jax.lax.stop_gradient(jnp.quantile(residual[:, ::3, ::3], TRIM, axis=(1, 2), keepdims=True))
-    kept = jnp.where(exact[:, None, None] | (residual <= limit), residual, 0.0)
-    invariant = jnp.mean(kept, (1, 2))
+    value = jnp.mean(jnp.where(known | (residual <= limit), residual, 0.0), (1, 2))
     gradient = gradient_difference(difference)
-    target = inverse_depth / (jnp.mean(inverse_depth, axis=(1, 2), keepdims=True) + 1e-6)
-    anchor = jnp.where(exact, jnp.mean(jnp.abs(prediction - target), (1, 2)), 0.0)
+    share = exact.astype(jnp.float32)
+    parts = {
+        "exact": jnp.sum(value * share) / jnp.maximum(jnp.sum(share), 1.0),
+        "teacher": jnp.sum(value * (1.0 - share)) / jnp.maximum(jnp.sum(1.0 - share), 1.0),
+        "gradient": jnp.mean(gradient),
+    }
     # The published network ends in a ReLU, which has no gradient below zero: training stays above it.
     negative = jnp.mean(jax.nn.relu(-prediction))
-    parts = {"invariant": jnp.mean(invariant), "gradient": jnp.mean(gradient), "anchor": jnp.mean(anchor)}
-    value = parts["invariant"] + GRADIENT_WEIGHT * parts["gradient"] + ANCHOR_WEIGHT * parts["anchor"] + negative
-    return value, parts
+    return jnp.mean(value) + GRADIENT_WEIGHT * parts["gradient"] + negative, parts
 
 
 def loss(parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef: nnx.GraphDef) -> tuple[Array, dict]:
@@ -220,18 +231,23 @@ def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, held_out: dict[str, 
 def initial_model(config: DepthAnythingConfig, seed: int) -> DepthAnything:
     """Random weights; the last bias starts at 1, the mean of the target.
 
-    The head's kernels are scaled so that each keeps its input's variance. PyTorch's default, a third of that and for
-    the enlarging kernels far less, leaves the shallow levels near zero.
+    At first, what depends on the picture is noise to the loss, and training would rather suppress it for good (tokens
+    all alike, the mean depth for every picture) than make sense of it. So the blocks' branches and the last kernel
+    start small, and the head's other kernels keep their input's variance.
     """
     model = DepthAnything(config, rngs=nnx.Rngs(seed))
-    state = nnx.state(model.head, nnx.Param)
+    state = nnx.state(model, nnx.Param)
     for path, variable in checkpoints.parameter_paths(state).items():
-        if path.endswith("kernel"):
-            factor = variable.shape[0] if variable.shape[0] in (2, 4) else 1  # its pixels share no input
-            variable.set_value(variable[...] * (3.0**0.5 * factor))
-    nnx.update(model.head, state)
-    bias: Any = model.head.conv3.bias
-    bias.set_value(jnp.ones_like(bias[...]))
+        if path.startswith("head.") and path.endswith("kernel"):
+            # PyTorch's default has a third of the variance; an enlarging kernel's pixels share no input.
+            factor = variable.shape[0] if variable.shape[0] in (2, 4) else 1
+            small = 0.1 if "conv3" in path else 1.0
+            variable.set_value(variable[...] * (3.0**0.5 * factor * small))
+        elif path.endswith(("scale1", "scale2")):
+            variable.set_value(jnp.full_like(variable[...], 0.1))
+        elif path == "head.conv3.bias":
+            variable.set_value(jnp.ones_like(variable[...]))
+    nnx.update(model, state)
     return model
 
 
@@ -266,9 +282,9 @@ def main() -> None:
     mean = training.train(
         functools.partial(loss, graphdef=graphdef),
         parameters,
-        functools.partial(make_batch, scenes=scenes, real=real, size=args.batch),
+        functools.partial(make_batch, scenes=scenes, real=real, count=args.batch),
         training.TrainConfig(
-            steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed, save_every=300.0
+            steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed, save_every=600.0
         ),
         args.workdir,
         evaluate=functools.partial(evaluate, graphdef, held_out=held_out),
