@@ -28,7 +28,7 @@ Rope = tuple[Float[Array, "S half"], Float[Array, "S half"]]
 
 
 def _linear(config: TransformerConfig, rngs: nnx.Rngs) -> Callable[..., Linear]:
-    dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
 
     def build(
         in_features: int,
@@ -37,7 +37,16 @@ def _linear(config: TransformerConfig, rngs: nnx.Rngs) -> Callable[..., Linear]:
         lora: LoRAConfig | None = None,
         init_scale: float = 1.0,
     ) -> Linear:
-        return Linear(in_features, out_features, axes=axes, lora=lora, init_scale=init_scale, **dtypes, rngs=rngs)
+        return Linear(
+            in_features,
+            out_features,
+            axes=axes,
+            lora=lora,
+            init_scale=init_scale,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
 
     return build
 
