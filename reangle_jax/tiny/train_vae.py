@@ -2,7 +2,8 @@
 
 ``python -m reangle_jax.tiny.train_vae --workdir DIR [--steps N | --minutes M] [--freeze-encoder] [--init FOLDER]``
 
-Data: crops of real clips, photographs under a moving window and, if ``--scenes`` names a file of rendered clips, those.
+Data: crops of real clips, photographs under a moving window and, if ``--scenes`` names a folder, rendered clips; half
+of them recoloured.
 Loss: absolute and squared error, plus a little of the Kullback-Leibler divergence that keeps the latents near a unit
 normal. At the end the latents' standard deviation is measured and its inverse becomes the config's scaling factor.
 """
@@ -23,6 +24,7 @@ from reangle_jax.data.video import fit
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.tiny import training
+from reangle_jax.tiny.dataset import load_clips, shards
 from reangle_jax.tiny.pool import ImagePool, load_pool
 
 WEIGHTS = Path(__file__).with_name("weights") / "vae"
@@ -54,6 +56,14 @@ def moving_photo(pool: ImagePool, rng: np.random.Generator, frames: int, height:
     return np.stack(result)
 
 
+def recoloured(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A clip in other colours: channels permuted, saturation and brightness changed; photographs alone are too grey."""
+    clip = clip[..., rng.permutation(3)].astype(np.float32)
+    grey = clip.mean(-1, keepdims=True)
+    clip = (grey + (clip - grey) * np.exp(rng.normal(0.4, 0.6))) * rng.uniform(0.7, 1.3, 3)
+    return np.clip(clip, 0, 255).astype(np.uint8)
+
+
 def make_batch(
     rng: np.random.Generator, step: int, *, pool: ImagePool, scenes: np.ndarray | None, shapes=SHAPES
 ) -> np.ndarray:
@@ -62,15 +72,16 @@ def make_batch(
     clips = []
     for _ in range(count):
         kind = rng.random()
-        if scenes is not None and kind < 0.25:
+        if scenes is not None and kind < 0.4:
             clip = scenes[rng.integers(len(scenes))]
             first = rng.integers(clip.shape[0] - frames + 1)
             y, x = (rng.integers(n - m + 1) for n, m in zip(clip.shape[1:3], (height, width), strict=True))
-            clips.append(np.asarray(clip[first : first + frames, y : y + height, x : x + width]))
-        elif kind < 0.6:
-            clips.append(moving_photo(pool, rng, frames, height, width))
+            clip = clip[first : first + frames, y : y + height, x : x + width]
+        elif kind < 0.7:
+            clip = moving_photo(pool, rng, frames, height, width)
         else:
-            clips.append(pool.random_clip(rng, frames, height, width))
+            clip = pool.random_clip(rng, frames, height, width)
+        clips.append(recoloured(clip, rng) if rng.random() < 0.5 else clip)
     return np.stack(clips)
 
 
@@ -139,7 +150,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
-    parser.add_argument("--scenes", default=None, help="a .npy of rendered clips, uint8 [N, T, H, W, 3]")
+    parser.add_argument("--scenes", default=None, help="a folder of rendered clips (reangle_jax.tiny.dataset)")
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone")
     parser.add_argument("--images", action="store_true", help="first part: single images, taps on the past at rest")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
@@ -153,7 +164,7 @@ def main() -> None:
         checkpoints.load_into(vae, args.init)
     graphdef, parameters = nnx.split(vae)
     pools = load_pool(args.cache)
-    scenes = np.load(args.scenes, mmap_mode="r") if args.scenes else None
+    scenes = np.concatenate([load_clips(shard)[0] for shard in shards(args.scenes)]) if args.scenes else None
     trainable = None
     if args.freeze_encoder:
         trainable = jax.tree.map_with_path(lambda path, _: jnp.float32("encoder" not in str(path[0])), parameters)
