@@ -75,6 +75,7 @@ def save_model(folder: str | os.PathLike, model: nnx.Module, config: Any, *, dty
         arrays[path] = np.ascontiguousarray(array.astype(dtype or array.dtype))
     temporary = folder / (WEIGHTS + ".tmp")
     save_file(arrays, temporary)
+    temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
     os.replace(temporary, folder / WEIGHTS)
     text = json.dumps({"class": type(config).__name__, **dataclasses.asdict(config)}, indent=2, default=str)
     temporary = folder / (CONFIG + ".tmp")

@@ -1,5 +1,6 @@
 """Multi-view motion learning (method, stage 2): adapters learn the scene's motion from the video and its warps."""
 
+import dataclasses
 import functools
 import json
 import logging
@@ -30,6 +31,8 @@ SCHEDULE = Schedule.cogvideox_5b()
 # The noise on the conditioning frame: sigma = exp(N(mean, deviation)).
 LOG_SIGMA_MEAN, LOG_SIGMA_DEVIATION = -3.0, 0.5
 LOG_EVERY = 10  # steps
+# The options that the adapters depend on: not how often a state is saved.
+DECISIVE = tuple(field.name for field in dataclasses.fields(Finetune) if field.name != "checkpoint_every")
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +60,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     warps = tuple(view_file(view, "warp.npz") for view in settings.train_views)
     return (
         Unit(
-            settings=("caption", "mode", "train_views", "model", "finetune", "seed"),
+            settings=("caption", "mode", "train_views", "model", "seed", *(f"finetune.{key}" for key in DECISIVE)),
             inputs=("input/frames.npz", *warps),
             outputs=("lora",),
             weights=("transformer", "vae", "text_encoder"),

@@ -23,6 +23,8 @@ from reangle_jax.run import Run, Stage, Unit, view_file
 
 SCHEDULE = Schedule.cogvideox_5b()
 UNTUNED = "untuned"
+# Stands for all of lora/: unlike the Orbax state beside it, it has the same bytes whenever the adapters are the same.
+ADAPTERS = "lora/lora.safetensors"
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +37,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     for view in settings.views:
         inputs = ("input/frames.npz", view_file(view, "first_frame.png"))
         outputs = (view_file(view, "frames.npz"), view_file(view, "video.mp4"))
-        result.append(Unit(view, keys, (*inputs, "lora"), outputs, weights=weights, view=view))
+        result.append(Unit(view, keys, (*inputs, ADAPTERS), outputs, weights=weights, view=view))
         if settings.evaluate.untuned:
             outputs = (view_file(view, "untuned.npz"),)
             result.append(Unit(f"{view} {UNTUNED}", keys, inputs, outputs, weights=weights, view=view))
@@ -55,7 +57,7 @@ def generate(settings: Settings, run: Run) -> None:
     transformer = i2v.load_transformer(run.weights("transformer"), lora_rank=options.rank, lora_alpha=options.alpha)
     fresh = i2v.init_lora(transformer.config, key=jax.random.key(0))  # changes nothing: the untuned model
     tuned = fresh
-    if any("lora" in unit.inputs for unit in run.todo):
+    if any(ADAPTERS in unit.inputs for unit in run.todo):
         with ocp.StandardCheckpointer() as checkpointer:
             tuned = checkpointer.restore(run.path("lora/state"), fresh)
     texts = ["", *(prompt(settings, unit.view) for unit in run.todo)]
@@ -65,7 +67,7 @@ def generate(settings: Settings, run: Run) -> None:
     with progress(len(run.todo) * settings.sample.steps, "generate") as bar:
         for k, unit in enumerate(run.todo, start=1):
             bar.set(view=unit.name)
-            lora = tuned if "lora" in unit.inputs else fresh
+            lora = tuned if ADAPTERS in unit.inputs else fresh
             image = read_png(run.view_path(unit.view, "first_frame.png"))
             # The untuned model starts from the same noise: the two differ by the adapters alone.
             key = run.key("generate", unit.view)
