@@ -40,9 +40,31 @@ class Conv2D(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w out"]:
         """Convolves."""
         y = _conv2d(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding)
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
-        return y
+        return self._plus_bias(y)
+
+    def of_doubled(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2H 2W out"]:
+        """Convolves the image of twice the height and width that repeats every pixel; for 3x3 kernels with padding 1.
+
+        A window over repeated pixels sees two distinct rows and two distinct columns, so that each of the four parities
+        of the output is a 2x2 convolution of ``x`` itself: 16 products in place of 36, and no doubled image in memory.
+        """
+        batch, height, width, _ = x.shape
+        x, kernel = x.astype(self.dtype), self.kernel[...]
+        rows = []
+        for i in (0, 1):
+            taller = _fold(kernel, i, axis=0)
+            row = [_conv2d(x, _fold(taller, j, axis=1).astype(self.dtype), 1, ((1 - i, i), (1 - j, j))) for j in (0, 1)]
+            rows.append(jnp.stack(row, axis=3).reshape(batch, height, 2 * width, -1))
+        return self._plus_bias(jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1))
+
+    def _plus_bias(self, y: Array) -> Array:
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
+
+
+def _fold(kernel: Array, parity: int, *, axis: int) -> Array:
+    """Three taps as the two left on repeated pixels: the last two coincide at even places, the first two at odd."""
+    first, second, third = jnp.split(kernel, 3, axis=axis)
+    return jnp.concatenate([first, second + third] if parity == 0 else [first + second, third], axis=axis)
 
 
 class Conv3D(nnx.Module):
@@ -94,6 +116,23 @@ class Conv3D(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
         return y.reshape(batch, frames, height, width, -1)
+
+    def from_rest(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W out"]:
+        """Convolves a video whose first frame stood still before it: as many frames come out as go in.
+
+        The taps' outputs are shifted in time, not their inputs: one copy of the input serves the gradient of all taps.
+        """
+        if x.shape[1] == 1:
+            return self.of_still(x)
+        batch, frames, height, width, channels = x.shape
+        images = x.astype(self.dtype).reshape(batch * frames, height, width, channels)
+        pad = self.kernel_size // 2
+        y = None
+        for kernel in self.kernel[...].astype(self.dtype):
+            term = _conv2d(images, kernel, 1, ((pad, pad), (pad, pad))).reshape(batch, frames, height, width, -1)
+            y = term if y is None else term + jnp.concatenate([y[:, :1], y[:, :-1]], axis=1)
+        assert y is not None
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, 1, -1)
 
     def of_still(self, x: Float[Array, "B 1 H W C"]) -> Float[Array, "B 1 H W out"]:
         """Convolves a video that stands still, given by one frame: the taps in time add up to one 2D kernel."""

@@ -80,8 +80,19 @@ class GroupNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "B *space C"]) -> Float[Array, "B *space C"]:
         """Normalises."""
-        batch, channels = x.shape[0], x.shape[-1]
-        grouped = x.astype(jnp.float32).reshape(batch, -1, self.groups, channels // self.groups)
-        y = _standardise(grouped, (1, 3), self.epsilon).reshape(x.shape)
-        y = y * _along_last(self.scale[...], y.ndim) + _along_last(self.bias[...], y.ndim)
+        x = x.astype(jnp.float32)
+        centred = x - self._group_mean(x)
+        factor = lax.rsqrt(self._group_mean(jnp.square(centred)) + self.epsilon)
+        y = centred * (factor * _along_last(self.scale[...], x.ndim)) + _along_last(self.bias[...], x.ndim)
         return y.astype(self.dtype)
+
+    def _group_mean(self, x: Array) -> Array:
+        """Mean of each channel's group, [B, 1, ..., C]."""
+        # Channel by channel first, and along the rows before all else: on CPUs four times faster than one reduction
+        # over the split last axis.
+        batch, ndim, channels = x.shape[0], x.ndim, x.shape[-1]
+        x = jnp.mean(x, -2) if ndim > 3 else x
+        x = jnp.mean(x, tuple(range(1, x.ndim - 1)))
+        x = jnp.mean(x.reshape(batch, self.groups, -1), -1, keepdims=True)
+        x = jnp.broadcast_to(x, (batch, self.groups, channels // self.groups))
+        return x.reshape(batch, *(1,) * (ndim - 2), channels)

@@ -20,7 +20,7 @@ EPSILON = 1e-6
 Past = Any
 
 
-def dtypes(config: VAEConfig) -> dict[str, jnp.dtype]:
+def dtypes(config: VAEConfig) -> dict[str, Any]:
     """The keyword arguments that tell a layer what to compute in and what to store."""
     return {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
 
@@ -35,10 +35,9 @@ class CausalConv3D(nnx.Module):
         self, x: Float[Array, "B T H W C"], past: Float[Array, "B 2 H W C"] | None
     ) -> tuple[Float[Array, "B T H W out"], Float[Array, "B 2 H W C"]]:
         """Convolves a chunk; returns the output and the chunk's last two frames, its own past included."""
-        first = x[:, :1]
-        if past is None and x.shape[1] == 1:
-            return self.conv.of_still(x), jnp.concatenate([first, x], axis=1)
-        x = jnp.concatenate([first, first, x] if past is None else [past, x], axis=1)
+        if past is None:
+            return self.conv.from_rest(x), jnp.concatenate([x[:, :1], x], axis=1)[:, -2:]
+        x = jnp.concatenate([past, x], axis=1)
         return self.conv(x), x[:, -2:]
 
 
@@ -49,7 +48,7 @@ class Norm(nnx.Module):
         del rngs
         self.norm = GroupNorm(features, groups=config.norm_num_groups, epsilon=EPSILON, **dtypes(config))
 
-    def __call__(self, x: Float[Array, "B T H W C"], latent: None) -> Float[Array, "B T H W C"]:
+    def __call__(self, x: Float[Array, "B T H W C"], latent: Array | None) -> Float[Array, "B T H W C"]:
         """Normalises."""
         del latent
         return self.norm(x)
@@ -66,8 +65,11 @@ class SpatialNorm(nnx.Module):
         self.scale = Linear(config.latent_channels, features, **dtypes(config), rngs=rngs)
         self.shift = Linear(config.latent_channels, features, **dtypes(config), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T H W C"], latent: Float[Array, "B t h w z"]) -> Float[Array, "B T H W C"]:
-        """Normalises ``x`` and modulates it by the chunk's latent."""
+    def __call__(
+        self, x: Float[Array, "B T H W C"], latent: Float[Array, "B t h w z"] | None
+    ) -> Float[Array, "B T H W C"]:
+        """Normalises ``x`` and modulates it by the chunk's latent, which must be given."""
+        assert latent is not None
         # The maps are applied before the nearest-neighbour resize, with which they commute.
         batch, frames, height, width, features = x.shape
         rows, columns = latent.shape[2:4]
@@ -176,11 +178,9 @@ class Upsample(nnx.Module):
 
     def __call__(self, x: Float[Array, "B t h w C"]) -> Float[Array, "B T H W C"]:
         """Upsamples; an odd number of frames keeps its first single."""
-        batch, frames, height, width, features = x.shape
-        blocks = (batch * frames, height, 2, width, 2, features)
-        y = jnp.broadcast_to(x.reshape(-1, height, 1, width, 1, features), blocks)
-        y = self.conv(y.reshape(-1, 2 * height, 2 * width, features))
-        y = y.reshape(batch, frames, *y.shape[1:])
+        frames = x.shape[1]
+        y = self.conv.of_doubled(x.reshape(-1, *x.shape[2:]))
+        y = y.reshape(*x.shape[:2], *y.shape[1:])
         if self.compress_time and frames > 1:
             # Repeated frames have equal convolutions: repeating afterwards halves the work.
             y = repeat_frames(y, 2 * frames - frames % 2)
