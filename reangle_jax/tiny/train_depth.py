@@ -29,6 +29,7 @@ from reangle_jax import checkpoints
 from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 from reangle_jax.models.depth_anything.video import IMAGENET_MEAN, IMAGENET_STD
+from reangle_jax.nn.embeddings import sincos_1d
 from reangle_jax.tiny import training
 from reangle_jax.tiny.pool import ImagePool, load_pool
 from reangle_jax.tiny.scenes import random_scene, render, source_cameras
@@ -39,7 +40,7 @@ INPUT = (126, 196)  # what the network sees of a 128 x 192 frame: 9 x 14 patches
 SIZES = ((84, 126), (84, 126), INPUT)  # the sizes that it is trained at, in turn: small ones cost less than half
 VIEWS = 3  # frames a scene
 GRADIENT_WEIGHT, TRIM = 0.5, 0.8
-LEAST_DEVIATION = 0.2  # a map flatter than that, as at first, is not stretched: its noise would be all there is
+LEAST_DEVIATION = 0.2  # a map flatter than that is not stretched: its noise would be all there is
 
 
 class Frames(NamedTuple):
@@ -161,7 +162,7 @@ def depth_loss(
     """The loss of the module's description, and its parts."""
     target = inverse_depth / (jnp.mean(inverse_depth, axis=(1, 2), keepdims=True) + 1e-6)
     target_centre, target_deviation = _centre_and_deviation(target)
-    target_deviation = target_deviation + 1e-3
+    target_deviation = jnp.maximum(target_deviation, LEAST_DEVIATION)
     centre, deviation = _centre_and_deviation(prediction)
     aligned = (prediction - centre) / jnp.maximum(deviation, LEAST_DEVIATION)
     invariant = aligned - (target - target_centre) / target_deviation
@@ -228,12 +229,36 @@ def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, held_out: dict[str, 
     return result
 
 
-def initial_model(config: DepthAnythingConfig, seed: int) -> DepthAnything:
-    """Random weights; the last bias starts at 1, the mean of the target.
+def principal_patches(images: UInt8[np.ndarray, "N H W 3"], size: int, count: int) -> Float32[np.ndarray, "s s 3 C"]:
+    """Filters that turn normalised images' patches into their principal components, each of unit variance."""
+    rng = np.random.default_rng(0)
+    patches = []
+    for image in images[rng.permutation(len(images))[:500]]:
+        for _ in range(20):
+            y, x = (rng.integers(n - size + 1) for n in image.shape[:2])
+            patches.append(image[y : y + size, x : x + size])
+    data = ((np.stack(patches) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD).reshape(len(patches), -1)
+    variances, vectors = np.linalg.eigh(np.cov(data, rowvar=False))
+    variances, vectors = variances[::-1][:count], vectors[:, ::-1][:, :count]
+    # The faintest components are mostly noise: a floor keeps them from being blown up.
+    filters = vectors / np.sqrt(variances + 1e-2)
+    return filters.reshape(size, size, 3, count).astype(np.float32)
 
-    At first, what depends on the picture is noise to the loss, and training would rather suppress it for good (tokens
-    all alike, the mean depth for every picture) than make sense of it. So the blocks' branches and the last kernel
-    start small, and the head's other kernels keep their input's variance.
+
+def _position_table(grid: int, width: int) -> np.ndarray:
+    """Sines and cosines of rows and columns, [1, 1 + grid^2, width], the class token's row zero."""
+    axis = sincos_1d(np.arange(grid), width // 2)
+    rows, columns = np.repeat(axis, grid, axis=0), np.tile(axis, (grid, 1))
+    return np.concatenate([np.zeros((1, width)), np.concatenate([rows, columns], 1)])[None].astype(np.float32)
+
+
+def initial_model(config: DepthAnythingConfig, seed: int, images: UInt8[np.ndarray, "N H W 3"]) -> DepthAnything:
+    """Weights that training starts at: random, but for what a short training would take long to find.
+
+    The tokens start as the principal components of the patches of ``images``, and know where they are: of random
+    filters nearly all see a patch's mean colour alone. At first, what depends on the picture is noise to the loss, and
+    training would rather suppress it for good (tokens all alike, the mean depth for every picture) than make sense of
+    it. So the blocks' branches and the last kernel start small, and the head's other kernels keep the variance.
     """
     model = DepthAnything(config, rngs=nnx.Rngs(seed))
     state = nnx.state(model, nnx.Param)
@@ -244,9 +269,13 @@ def initial_model(config: DepthAnythingConfig, seed: int) -> DepthAnything:
             small = 0.1 if "conv3" in path else 1.0
             variable.set_value(variable[...] * (3.0**0.5 * factor * small))
         elif path.endswith(("scale1", "scale2")):
-            variable.set_value(jnp.full_like(variable[...], 0.1))
+            variable.set_value(jnp.full_like(variable[...], 0.2))
         elif path == "head.conv3.bias":
             variable.set_value(jnp.ones_like(variable[...]))
+        elif path == "backbone.patch_embed.kernel":
+            variable.set_value(jnp.asarray(principal_patches(images, config.patch_size, config.width)))
+        elif path == "backbone.pos_embed":
+            variable.set_value(jnp.asarray(0.5 * _position_table(config.native_grid, config.width)))
     nnx.update(model, state)
     return model
 
@@ -275,7 +304,7 @@ def main() -> None:
         held_out["motorcycle"] = load_motorcycle(args.motorcycle)
 
     config = DepthAnythingConfig.tiny()
-    model = initial_model(config, args.seed)
+    model = initial_model(config, args.seed, scenes.images)
     if args.init:
         checkpoints.load_into(model, args.init)
     graphdef, parameters = nnx.split(model)
@@ -284,7 +313,7 @@ def main() -> None:
         parameters,
         functools.partial(make_batch, scenes=scenes, real=real, count=args.batch),
         training.TrainConfig(
-            steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed, save_every=600.0
+            steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed, save_every=300.0
         ),
         args.workdir,
         evaluate=functools.partial(evaluate, graphdef, held_out=held_out),
