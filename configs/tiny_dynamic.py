@@ -15,21 +15,9 @@ Expect: runs/mine/grid.mp4, metrics.json, and views/NAME/video.mp4, 17 frames of
 
 import ml_collections
 
-from reangle_jax.config import get_default
+from reangle_jax.config import get_tiny
 
 
 def get_config() -> ml_collections.ConfigDict:
     """Settings for any clip; `video` must be given."""
-    c = get_default()
-    c.model = "tiny"
-    c.num_frames, c.height, c.width = 17, 128, 192  # what the tiny model's position table was made for
-    c.update_from_flattened_dict(
-        {
-            "finetune.steps": 200,
-            "finetune.rank": 16,
-            "finetune.alpha": 16.0,
-            "finetune.learning_rate": 1e-3,
-            "sample.steps": 20,
-        }
-    )
-    return c
+    return get_tiny()
