@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from reangle_jax.errors import InputError
 
@@ -58,6 +58,18 @@ def fill(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
     nnx.update(model, state)
 
 
+def safetensors_bytes(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
+    """A safetensors file whose bytes depend on its content alone.
+
+    The library writes the metadata in an order that changes from process to process; here the header is sorted.
+    """
+    content = save(dict(arrays), metadata=dict(metadata) if metadata else None)
+    length = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the data must start at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + content[8 + length :]
+
+
 def save_model(folder: str | os.PathLike, model: nnx.Module, config: Any, *, dtype: Any = None) -> None:
     """Writes ``config.json`` and ``model.safetensors`` of a model's base parameters.
 
@@ -74,8 +86,7 @@ def save_model(folder: str | os.PathLike, model: nnx.Module, config: Any, *, dty
         array = np.asarray(jax.device_get(variable[...]))
         arrays[path] = np.ascontiguousarray(array.astype(dtype or array.dtype))
     temporary = folder / (WEIGHTS + ".tmp")
-    save_file(arrays, temporary)
-    temporary.chmod(0o644)  # safetensors makes it readable by its owner alone
+    temporary.write_bytes(safetensors_bytes(arrays))
     os.replace(temporary, folder / WEIGHTS)
     text = json.dumps({"class": type(config).__name__, **dataclasses.asdict(config)}, indent=2, default=str)
     temporary = folder / (CONFIG + ".tmp")

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from reangle_jax import checkpoints
 from reangle_jax.models.cogvideox.heads import to_pairs
@@ -101,5 +100,5 @@ def export_lora_safetensors(path: str | os.PathLike, lora: nnx.State, config: Tr
         raise ValueError("the transformer has no adapters to export: its lora_rank is 0")
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    save_file(published_lora(lora, config), temporary, metadata=lora_metadata(config))
+    temporary.write_bytes(checkpoints.safetensors_bytes(published_lora(lora, config), lora_metadata(config)))
     os.replace(temporary, path)
