@@ -164,15 +164,19 @@ def get_tiny() -> ml_collections.ConfigDict:
     c = get_default()
     c.model = "tiny"
     c.num_frames, c.height, c.width = 17, 128, 192  # what its position table was made for
-    # A small transformer needs a higher rate and more steps for its rank than the full one.
-    c.finetune.steps = 900
-    c.finetune.rank = 64
-    c.finetune.alpha = 64.0
-    c.finetune.learning_rate = 3e-3
-    c.sample.steps = 20
-    # Guidance away from the barely trained text encoder's empty prompt does harm.
-    c.sample.guidance_scale = 1.0
-    c.sample.dynamic_guidance = False
+    c.update_from_flattened_dict(
+        {
+            # A small transformer needs a higher rate and more steps for its rank than the full one.
+            "finetune.steps": 900,
+            "finetune.rank": 64,
+            "finetune.alpha": 64.0,
+            "finetune.learning_rate": 3e-3,
+            "sample.steps": 20,
+            # Guidance away from the barely trained text encoder's empty prompt does harm.
+            "sample.guidance_scale": 1.0,
+            "sample.dynamic_guidance": False,
+        }
+    )
     return c
 
 

@@ -137,7 +137,9 @@ def make_sampler(
 
 def read_png(path: Any) -> UInt8[np.ndarray, "H W 3"]:
     """An image as RGB bytes."""
-    return np.ascontiguousarray(cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1])
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    assert image is not None, f"{path} was written by an earlier stage"
+    return np.ascontiguousarray(image[..., ::-1])
 
 
 STAGE = Stage("generate", version=1, units=units, run=generate)

@@ -107,7 +107,7 @@ def make_optimiser(parameters: dict[str, jax.Array], config: TrainConfig) -> opt
         first = 1 if ndim == 3 else 0
         return optax.contrib.MuonDimensionNumbers(tuple(range(first, ndim - 1)), ndim - 1)
 
-    numbers = {path: axes(path, value.ndim) for path, value in parameters.items()}
+    numbers: Any = {path: axes(path, value.ndim) for path, value in parameters.items()}
     return optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm),
         optax.contrib.muon(
@@ -159,6 +159,7 @@ def train(
             return loss(restore(flat), batch, key)
 
         (value, numbers), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["parameters"])
+        updates: Any
         updates, opt_state = optimiser.update(gradients, state["optimiser"], state["parameters"])
         if freedom is not None:
             updates = {
