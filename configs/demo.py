@@ -1,12 +1,12 @@
 """The demo: the bundled real clip along six camera paths, with the small family of models.
 
 Purpose: to see the whole method at work on any laptop; `make demo` runs it.
-Cost: 6 minutes on two CPU cores, most of them fine-tuning; `--plan` says what is left to do.
+Cost: 6 to 8 minutes on two CPU cores, most of them fine-tuning; `--plan` says what is left to do.
 Command, from the repository's root:
 
     python -m reangle_jax.main --config configs/demo.py --workdir runs/demo
 
-Expect: runs/demo/grid.mp4, the input and, for each path, its warp (black where the input saw nothing) above the
+Expect: runs/demo/grid.mp4, the input and, for each path, its warp (smeared where the input saw nothing) above the
 model's video; runs/demo/metrics.json with the likeness to the warps of the tuned model and, to compare, of the untuned
 one; a video for each path in runs/demo/views/.
 """
