@@ -24,5 +24,5 @@ def get_config() -> ml_collections.ConfigDict:
     c.video = str(Path(__file__).parent.parent / "assets" / "demo.mp4")
     c.caption = "a woman walks past a man who stands on a block"
     c.fps = 10.0  # 17 frames: the whole clip
-    c.evaluate.untuned = True
+    c.update_from_flattened_dict({"evaluate.untuned": True})
     return c
