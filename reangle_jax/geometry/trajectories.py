@@ -79,6 +79,14 @@ class View:
         kinds = [_KINDS[part.name] for part in self.parts]
         return f"{' '.join(k.token for k in kinds)} Camera movement {' and '.join(k.phrase for k in kinds)}, "
 
+    def prompt(self, caption: str, mode: str) -> str:
+        """What the model is told of a video of this view, in training and in sampling alike.
+
+        In dynamic mode the motion goes before the caption, for all views share a first frame; static views share one
+        prompt: there it is the first frame that tells them apart.
+        """
+        return (self.prompt_prefix if mode == "dynamic" else "") + caption
+
     def along(self, axis: str) -> float:
         """The signed amount along ``yaw`` or ``pitch`` (degrees, left and up positive) or ``distance`` (a fraction)."""
         return sum(_KINDS[p.name].sign * p.amount for p in self.parts if _KINDS[p.name].axis == axis)

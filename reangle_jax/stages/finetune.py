@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -91,17 +90,10 @@ def finetune(settings: Settings, run: Run) -> None:
         files.atomic_write_json(folder / "losses.json", [float(loss) for loss in state.losses])
 
 
-def load_adapters(folder: Path, abstract: Any) -> Any:
-    """The adapters that :func:`finetune` wrote, in the layout of ``abstract``."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute() / "state", abstract)
-
-
 def prompts(settings: Settings) -> list[str]:
     """The prompt of each training video: the input's bare caption, then each warp's with its motion before it."""
-    prefixes = [trajectories.parse_view(view).prompt_prefix for view in settings.train_views]
-    # Static views share one prompt: there it is the first frame that tells them apart.
-    return [settings.caption] + [(p if settings.mode == "dynamic" else "") + settings.caption for p in prefixes]
+    views = [trajectories.parse_view(view) for view in settings.train_views]
+    return [settings.caption] + [view.prompt(settings.caption, settings.mode) for view in views]
 
 
 def _training_set(settings: Settings, run: Run, vae: i2v.Network, text_length: int, scratch: Path) -> TrainingSet:
@@ -250,11 +242,6 @@ def _train(step, state: TrainState, base, vae_state, data: TrainingSet, run: Run
 
 def _as_tree(state: TrainState) -> dict[str, Any]:
     return {"lora": state.lora, "optimiser": state.optimiser, "losses": state.losses}
-
-
-def read_losses(folder: Path) -> np.ndarray:
-    """The loss of every step, from a lora/ folder."""
-    return np.array(json.loads((folder / "losses.json").read_text(encoding="utf-8")), np.float32)
 
 
 STAGE = Stage("finetune", version=1, units=units, run=finetune)

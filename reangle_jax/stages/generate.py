@@ -44,12 +44,6 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     return tuple(result)
 
 
-def prompt(settings: Settings, view: str) -> str:
-    """A view's prompt: in dynamic mode its motion goes before the caption."""
-    prefix = trajectories.parse_view(view).prompt_prefix if settings.mode == "dynamic" else ""
-    return prefix + settings.caption
-
-
 def generate(settings: Settings, run: Run) -> None:
     """Writes views/NAME/frames.npz and video.mp4; views/NAME/untuned.npz if asked for."""
     vae = i2v.load_vae(run.weights("vae"))
@@ -60,7 +54,7 @@ def generate(settings: Settings, run: Run) -> None:
     if any(ADAPTERS in unit.inputs for unit in run.todo):
         with ocp.StandardCheckpointer() as checkpointer:
             tuned = checkpointer.restore(run.path("lora/state"), fresh)
-    texts = ["", *(prompt(settings, unit.view) for unit in run.todo)]
+    texts = ["", *(trajectories.parse_view(unit.view).prompt(settings.caption, settings.mode) for unit in run.todo)]
     text = i2v.embed_prompts(run.weights("text_encoder"), texts, transformer.config.max_text_seq_length)
     fps = float(run.load_npz("input/frames.npz")["fps"])
     sample = make_sampler(transformer, vae, settings.sample, settings.num_frames)
