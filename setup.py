@@ -40,7 +40,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "cuda": ["jax[cuda12]>=0.10,<0.12"],
-        "convert": ["torch==2.13.0"],
+        # .pth files and downloads; safetensors in a local folder need neither.
+        "convert": ["torch==2.13.0", "huggingface_hub>=0.30"],
         "test": TEST,
         "parity": PARITY,
     },

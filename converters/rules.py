@@ -5,6 +5,7 @@ transform. A placeholder that the target lacks is an index into the leading axis
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
@@ -17,7 +18,7 @@ class ConversionError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A layout change and its inverse."""
+    """A layout change and its inverse. It only moves values: the arrays may hold them as integers of the same width."""
 
     name: str
     forward: Callable[[np.ndarray], np.ndarray]
@@ -51,11 +52,16 @@ class Rule:
     transform: Transform = IDENTITY
     part: tuple[int, ...] = ()
 
-    @property
+    @functools.cached_property
     def stacked(self) -> tuple[str, ...]:
         """Placeholders of the source that index a stacked parameter's leading axes."""
         placeholders = re.findall(r"{(\w+)}", self.source)
         return tuple(p for p in placeholders if f"{{{p}}}" not in self.target)
+
+    def match_target(self, path: str) -> dict[str, str] | None:
+        """The numbers of a parameter's path, by placeholder; None if the rule does not fill it."""
+        match = _pattern(self.target).fullmatch(path)
+        return match.groupdict() if match else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +72,7 @@ class Table:
     ignored: Sequence[str] = ()
 
 
+@functools.cache
 def _pattern(template: str) -> re.Pattern[str]:
     parts = re.split(r"{(\w+)}", template)
     seen: set[str] = set()
@@ -89,7 +96,8 @@ def place(name: str, table: Table) -> tuple[Rule, str, tuple[int, ...]] | None:
     return None
 
 
-def _is_ignored(name: str, table: Table) -> bool:
+def is_ignored(name: str, table: Table) -> bool:
+    """Whether a source tensor may be left over."""
     return any(_pattern(template).fullmatch(name) for template in table.ignored)
 
 
@@ -114,7 +122,7 @@ def convert(
     for name, array in source.items():
         placed = place(name, table)
         if placed is None:
-            if not _is_ignored(name, table):
+            if not is_ignored(name, table):
                 faults.append(f"{name}: no rule takes it")
             continue
         rule, path, index = placed

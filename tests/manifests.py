@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from converters.rules import Table, _is_ignored, place
+from converters.rules import Table, is_ignored, place
 
 FOLDER = Path(__file__).resolve().parents[1].parent / "shared" / "manifests"
 
@@ -36,7 +36,7 @@ def table_faults(tensors: Mapping[str, Any], table: Table, targets: Mapping[str,
     for name, entry in tensors.items():
         placed = place(name, table)
         if placed is None:
-            if not _is_ignored(name, table):
+            if not is_ignored(name, table):
                 faults.append(f"{name}: no rule takes it")
             continue
         rule, path, index = placed

@@ -1,0 +1,15 @@
+"""Published checkpoints to ours and back.
+
+python -m converters NAME --source DIR_OR_FILE_OR_REPO_ID --out DIR [--dtype bfloat16]
+python -m converters NAME --source DIR_OR_FILE --check
+python -m converters NAME --source OUR_DIR --out DIR --to-torch
+python -m converters --list
+python -m converters lora-import ... | lora-export ...
+"""
+
+import sys
+
+from converters.command import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

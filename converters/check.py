@@ -1,0 +1,252 @@
+"""Compares a published checkpoint's header with a model: every tensor's place, shape and dtype, all faults together.
+
+Nothing but headers is read and nothing is allocated: the model is abstract.
+"""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from converters.errors import SourceError
+from converters.registry import Layout, Part, relatives
+from converters.rules import Rule, Table, is_ignored, place
+from converters.sources.folder import Opened
+from converters.sources.tensors import DTYPES, Tensor
+from reangle_jax import checkpoints
+
+SHOWN = 5  # faults of one kind that are worth reading
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """One tensor's way into the model.
+
+    Attributes:
+        tensor: where it comes from.
+        rule: that takes it.
+        path: of the parameter.
+        index: into the parameter's leading axes.
+    """
+
+    tensor: Tensor
+    rule: Rule
+    path: str
+    index: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A conversion that fits.
+
+    Attributes:
+        part: what is converted.
+        layout: how it is published.
+        config: the model's.
+        moves: every tensor that is used, in the order of the files.
+        targets: path and shape of every parameter.
+        dtype: of the published tensors.
+        ignored: tensors that no forward pass uses.
+        notes: what is unusual and no fault.
+    """
+
+    part: Part
+    layout: Layout
+    config: Any
+    moves: tuple[Move, ...]
+    targets: Mapping[str, tuple[int, ...]]
+    dtype: np.dtype
+    ignored: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def plan(name: str, part: Part, opened: Opened) -> Plan:
+    """Finds every tensor's place.
+
+    Args:
+        name: of the model, for the messages.
+        part: what the source should be.
+        opened: the source.
+
+    Raises:
+        SourceError: it is something else, or not whole; `report` has one line a fault.
+    """
+    tensors = opened.source.tensors
+    where = opened.source.files[0].parent
+    layout = _layout(part, tensors)
+    config, faults = _config(part, opened.config)
+    if layout is None:
+        marks = " or ".join(layout.mark for layout in part.layouts)
+        raise SourceError(
+            f"{where}: no {part.name} of {name}: it has no {marks}{_looks_like(name, part, opened)}",
+            tuple(faults),
+        )
+    moves, ignored, targets, misplaced = _match(tensors, layout.table(config), _targets(part.build, config))
+    dtype, notes, dtype_faults = _dtypes([move.tensor for move in moves], layout)
+    faults = [*faults, *misplaced, *dtype_faults]
+    if faults:
+        guess = _looks_like(name, part, opened)
+        raise SourceError(
+            f"{where}: does not fit {name}/{part.name}{guess}; "
+            f"{len(faults)} fault{'s' if len(faults) > 1 else ''}, the first: {faults[0]}",
+            tuple(faults),
+        )
+    moves.sort(key=lambda move: (opened.source.files.index(move.tensor.file), move.tensor.offset))
+    if opened.config is None:
+        notes.append(f"there is no config.json: taken to be of {name}'s published size")
+    return Plan(part, layout, config, tuple(moves), targets, dtype, tuple(ignored), tuple(notes))
+
+
+def _layout(part: Part, tensors: Mapping[str, Tensor]) -> Layout | None:
+    marked = [layout for layout in part.layouts if layout.mark in tensors]
+    if marked:
+        return marked[0]
+    # The mark itself may be what is missing: the layout that knows most of the names, if it knows most of them.
+    known = {
+        layout.name: sum(place(name, layout.table(part.config)) is not None for name in tensors)
+        for layout in part.layouts
+    }
+    best = max(part.layouts, key=lambda layout: known[layout.name])
+    return best if 2 * known[best.name] > len(tensors) else None
+
+
+def _config(part: Part, published: Mapping[str, Any] | None) -> tuple[Any, list[str]]:
+    """The model's config, and what about the published one is another model's."""
+    if published is None:
+        return part.config, []
+    try:
+        fields = part.read_config(published)
+        config = dataclasses.replace(part.config, **fields)
+    except KeyError as error:
+        raise SourceError(f"config.json of {part.name} lacks {error}; download it again") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SourceError(f"config.json of {part.name} describes another network: {error}") from None
+    want, got = part.kind(part.config), part.kind(config)
+    return config, [f"config.json: {key} is {got[key]}, not {want[key]}" for key in want if got[key] != want[key]]
+
+
+@functools.lru_cache(maxsize=16)
+def _targets(part_build: Any, config: Any) -> dict[str, tuple[int, ...]]:
+    model = checkpoints.abstract(lambda: part_build(config))
+    return {
+        path: tuple(variable.shape)
+        for path, variable in checkpoints.parameter_paths(checkpoints.base_parameters(model)).items()
+    }
+
+
+def _match(
+    tensors: Mapping[str, Tensor], table: Table, targets: Mapping[str, tuple[int, ...]]
+) -> tuple[list[Move], list[str], Mapping[str, tuple[int, ...]], list[str]]:
+    moves, ignored, faults = [], [], []
+    filled: dict[str, dict[tuple[int, ...], str]] = {path: {} for path in targets}
+    names: dict[str, Rule] = {}
+    for tensor in tensors.values():
+        placed = place(tensor.name, table)
+        if placed is None:
+            if is_ignored(tensor.name, table):
+                ignored.append(tensor.name)
+            else:
+                faults.append(f"{tensor.name}: the model knows no such tensor")
+            continue
+        rule, path, index = placed
+        depth = len(index)
+        if path not in targets:
+            faults.append(f"{tensor.name}: this model has no such tensor ({path})")
+        elif any(i >= n for i, n in zip(index, targets[path], strict=False)):
+            faults.append(f"{tensor.name}: the model has {targets[path][0]} layers only")
+        elif index in filled[path]:
+            faults.append(f"{tensor.name}: is the same parameter as {filled[path][index]}")
+        else:
+            filled[path][index], names[path] = tensor.name, rule
+            want = published_shape(rule, targets[path][depth:])
+            if want is not None and want != tensor.shape:
+                faults.append(f"{tensor.name}: shape {list(tensor.shape)}, the model has {list(want)}")
+            elif _moved(rule, tensor.shape) != targets[path][depth:]:
+                faults.append(f"{tensor.name}: shape {list(tensor.shape)} does not fit {list(targets[path][depth:])}")
+            moves.append(Move(tensor, rule, path, index))
+    for path, indices in filled.items():
+        faults += _unfilled(path, targets[path], indices, table)
+    return moves, ignored, targets, faults
+
+
+def _moved(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape after a rule's transform, from an array that takes no memory."""
+    try:
+        return rule.transform.forward(np.broadcast_to(np.uint8(0), shape)).shape
+    except (ValueError, IndexError):
+        return None
+
+
+def published_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape before it; None where that cannot be said."""
+    try:
+        return rule.transform.inverse(np.broadcast_to(np.uint8(0), shape)).shape
+    except (ValueError, IndexError):
+        return None
+
+
+def _unfilled(path: str, shape: tuple[int, ...], indices: Mapping[tuple[int, ...], str], table: Table) -> list[str]:
+    """A line for every published tensor that should fill a parameter and is not there."""
+    faults = []
+    for names in expected_names(path, shape, table).items():
+        index, name = names
+        if index not in indices:
+            faults.append(f"{name}: missing")
+    return faults
+
+
+def expected_names(path: str, shape: tuple[int, ...], table: Table) -> dict[tuple[int, ...], str]:
+    """Published name of every piece of a parameter, by its index."""
+    found: dict[tuple[int, ...], str] = {}
+    for rule in table.rules:
+        numbers = rule.match_target(path)
+        if numbers is None:
+            continue
+        for index in np.ndindex(*shape[: len(rule.stacked)]):
+            values = {**numbers, **dict(zip(rule.stacked, map(str, index), strict=True))}
+            found.setdefault(index + rule.part, rule.source.format(**values))
+    return found or {(): f"(no rule fills {path})"}
+
+
+def _dtypes(tensors: list[Tensor], layout: Layout) -> tuple[np.dtype, list[str], list[str]]:
+    """The published dtype, a note if it is not the usual one, a fault for each tensor that differs from the rest."""
+    usual = next(dtype for dtype in DTYPES.values() if dtype.name == layout.dtype)
+    counts = collections.Counter(tensor.dtype for tensor in tensors)
+    if not counts:
+        return usual, [], []
+    common = max(counts, key=lambda dtype: (counts[dtype], dtype == usual))
+    faults = [
+        f"{tensor.name}: is {tensor.dtype.name}, the others are {common.name}"
+        for tensor in tensors
+        if tensor.dtype != common
+    ]
+    if common.kind not in "fV" or common.itemsize < 2:
+        faults.append(f"the tensors are {common.name}: quantised or foreign weights cannot be converted")
+    notes = [f"published as {usual.name}, this file is {common.name}"] if common != usual else []
+    return common, notes, faults
+
+
+def _looks_like(name: str, part: Part, opened: Opened) -> str:
+    """`` (this looks like X, not Y)`` where another model of the registry fits better; empty where none does."""
+    tensors = opened.source.tensors
+
+    def faults(other: Part) -> int | None:
+        layout = next((layout for layout in other.layouts if layout.mark in tensors), None)
+        if layout is None:
+            return None
+        try:
+            config, wrong = _config(other, opened.config)
+            return len(wrong) + len(_match(tensors, layout.table(config), _targets(other.build, config))[3])
+        except (SourceError, ValueError):
+            return None
+
+    own = faults(part)
+    best = None
+    for model, other in relatives(part):
+        count = faults(other) if model != name else None
+        if count is not None and (own is None or count < own) and (best is None or count < best[1]):
+            best = model, count
+    return f": this looks like {best[0]}, not {name}" if best else ""

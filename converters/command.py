@@ -1,0 +1,156 @@
+"""The command: reads the flags, then checks, converts or lists; every mistake of the user's is one clear line."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from converters import registry
+from converters.errors import SourceError
+from reangle_jax.errors import InputError
+from reangle_jax.stopping import Stop, Stopped
+
+USAGE = """\
+python -m converters NAME --source DIR_OR_FILE_OR_REPO_ID --out DIR [--dtype bfloat16]
+       python -m converters NAME --source DIR_OR_FILE --check
+       python -m converters NAME --source OUR_DIR --out DIR --to-torch
+       python -m converters --list
+       python -m converters lora-import | lora-export ..."""
+DESCRIPTION = """\
+Published checkpoints to this library's weights: OUT/PART/ with an Orbax checkpoint in params/, config.json, and
+manifest.json with the source's hashes. Give OUT as config.weights. The same command again continues.
+"""
+SHOWN = 60  # faults in a report
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="python -m converters", usage=USAGE, description=DESCRIPTION)
+    parser.add_argument("name", nargs="?", help="a model of --list, or one part of it, such as NAME/transformer")
+    parser.add_argument("--source", help="the published folder or file, or a repo id of the Hugging Face Hub")
+    parser.add_argument("--out", help="folder for the result; each part becomes a folder in it")
+    parser.add_argument("--dtype", help="store as float32, bfloat16 or float16 (default: as --list says)")
+    parser.add_argument("--check", action="store_true", help="read the headers, report, write nothing")
+    parser.add_argument("--to-torch", action="store_true", help="the way back: our weights in the published layout")
+    parser.add_argument("--list", action="store_true", help="models, sizes, licences and where they are published")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line and gives the exit code: 0 done, 2 unusable input, 143 or 130 stopped by a signal.
+
+    Anything else that goes wrong is raised: it is a bug, and Python exits with 1.
+    """
+    stop = Stop()
+    try:
+        with stop.installed():
+            return _dispatch(list(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        report = error.report if isinstance(error, SourceError) else ()
+        for line in report[:SHOWN]:
+            print(f"  {line}", file=sys.stderr)
+        if len(report) > SHOWN:
+            print(f"  ... and {len(report) - SHOWN} more", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(f"stopped by {stopped}: the same command continues", file=sys.stderr)
+        return stopped.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: --out: {error.strerror}{where}; mend that, and the same command continues", file=sys.stderr)
+        return 2
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv and argv[0] in ("lora-import", "lora-export"):
+        from converters import lora
+
+        command = lora.import_command if argv[0] == "lora-import" else lora.export_command
+        return command(argv[1:]) or 0
+    arguments = _parser().parse_args(argv)
+    if arguments.list:
+        print(_table())
+        return 0
+    if not arguments.name:
+        raise InputError("give NAME, the model to convert (see --list), or --help")
+    model, parts = registry.find(arguments.name)
+    alone = "/" in arguments.name or len(model.parts) == 1
+    if not arguments.source:
+        raise InputError(f"--source is not set: give the folder or file, or --source={model.repo} to download it")
+    if not arguments.check and not arguments.out:
+        raise InputError(f"--out is not set: give a folder, such as --out=weights/{model.name}, or --check")
+    if arguments.to_torch:
+        from converters import to_torch
+
+        return to_torch.run(model, parts, Path(arguments.source), Path(arguments.out), arguments.dtype)
+    return _convert(model, parts, alone, arguments)
+
+
+def _convert(model: registry.Model, parts: Sequence[registry.Part], alone: bool, arguments: argparse.Namespace) -> int:
+    """Every part's header first: a mistake in the last costs no time in the first."""
+    from converters import check, stream
+    from converters.sources import folder, hub
+
+    if arguments.dtype:
+        stream.stored_dtype(arguments.dtype)
+    path = hub.resolve(arguments.source, [pattern for part in parts for pattern in part.patterns])
+    plans, errors = [], []
+    for part in parts:
+        try:
+            opened = folder.open_part(path, part, alone=alone)
+            plans.append((part, opened, check.plan(model.name, part, opened)))
+        except SourceError as error:
+            errors.append(error)
+    if errors:
+        report = [line for error in errors for line in ((str(error), *error.report) if errors[1:] else error.report)]
+        raise SourceError(str(errors[0]), tuple(report))
+    for part, opened, plan in plans:
+        size = sum(tensor.nbytes for tensor in opened.source.tensors.values())
+        print(
+            f"{model.name}/{part.name}: {len(opened.source.tensors)} tensors, {size / 1e9:.2f} GB, {plan.dtype.name}, "
+            f"{plan.layout.name} layout: {'fits' if arguments.check else 'converting'}"
+        )
+        for note in plan.notes:
+            print(f"  note: {note}")
+        if not arguments.check:
+            dtype = stream.stored_dtype(arguments.dtype or part.dtype)
+            _write(stream.Writer(model.name, plan, opened, Path(arguments.out), dtype, say=_say), size)
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _write(writer, size: int) -> None:
+    from absl import logging
+    from tqdm import tqdm
+
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
+    writer.final.parent.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=size, unit="B", unit_scale=True, desc=writer.plan.part.name, mininterval=1, disable=None) as bar:
+        writer.advance = bar.update
+        written = writer.run()
+    if written:
+        print(f"  wrote {writer.final}: {writer.nbytes / 1e9:.2f} GB, {writer.dtype.name}")
+
+
+def _table() -> str:
+    rows = [("name", "GB", "stored as", "licence", "published at")]
+    for model in registry.models().values():
+        size = sum(part.size for part in model.parts)
+        stored = ", ".join(sorted({part.dtype for part in model.parts}))
+        rows.append((model.name, f"{size:.2f}", stored, model.licence, f"https://huggingface.co/{model.repo}"))
+        if len(model.parts) > 1:
+            rows += [(f"  {model.name}/{part.name}", f"{part.size:.2f}", part.dtype, "", "") for part in model.parts]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,0 +1,1 @@
+"""Entries of the registry: one module a family of models."""

@@ -1,0 +1,130 @@
+"""What is known of each published checkpoint: one entry a model, made of parts, each with a table a layout.
+
+A new model is an entry in a module of ``converters.families`` and its table; nothing else changes.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+
+from converters.rules import Table
+from reangle_jax.errors import InputError
+
+INDEX_SUFFIX = ".safetensors.index.json"
+FAMILIES = ("cogvideox", "depth_anything")  # modules of converters.families, each with MODELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One way in which a part is published.
+
+    Attributes:
+        name: what the report calls it.
+        table: the rules, given the model's config.
+        mark: a tensor that this layout has and no other layout of the part.
+        dtype: of the published tensors.
+    """
+
+    name: str
+    table: Callable[[Any], Table]
+    mark: str
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One network of a checkpoint.
+
+    Attributes:
+        name: its folder in our weights, one of `reangle_jax.weights.PARTS`.
+        config: the published model's, which stands in where the source has no config.json.
+        build: the network of a config.
+        layouts: how it is published.
+        folder: its folder in the published pipeline.
+        stems: what the published files are called, without ``.safetensors``.
+        kind: what of a config tells this model from its relatives: a source that differs there is another model.
+            Other fields (widths, layers) may differ, as in the small family.
+        read_config: the fields of our config that a published config.json gives; it may raise KeyError, TypeError or
+            ValueError.
+        write_config: the way back, for ``--to-torch``; None where that is not offered.
+        extras: files that go along: path under the pipeline's or the part's folder, and name in ours.
+        dtype: stored unless asked otherwise.
+        size: gigabytes of the published files.
+    """
+
+    name: str
+    config: Any
+    build: Callable[[Any], nnx.Module]
+    layouts: Sequence[Layout]
+    folder: str = ""
+    stems: tuple[str, ...] = ("diffusion_pytorch_model", "model")
+    kind: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    read_config: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda published: {}
+    write_config: Callable[[Any], dict[str, Any]] | None = None
+    extras: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    dtype: str = "float32"
+    size: float = 0.0
+
+    @property
+    def patterns(self) -> list[str]:
+        """Which files of a repository the part needs."""
+        prefix = f"{self.folder}/" if self.folder else ""
+        names = [f"{stem}{end}" for stem in self.stems for end in (".safetensors", "-*.safetensors", INDEX_SUFFIX)]
+        names += [] if self.folder else ["*.pth"]
+        return [f"{prefix}{name}" for name in (*names, "config.json")] + list(self.extras)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A published checkpoint.
+
+    Attributes:
+        name: NAME on the command line.
+        repo: where it is published.
+        licence: of its weights.
+        parts: its networks.
+    """
+
+    name: str
+    repo: str
+    licence: str
+    parts: tuple[Part, ...]
+
+
+def models() -> dict[str, Model]:
+    """Every model by its name, in the order of the list."""
+    found = {}
+    for family in FAMILIES:
+        for model in importlib.import_module(f"converters.families.{family}").MODELS:
+            found[model.name] = model
+    return found
+
+
+def find(name: str) -> tuple[Model, tuple[Part, ...]]:
+    """The model and the parts that ``NAME`` or ``NAME/PART`` means.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    known = models()
+    base, _, wanted = name.partition("/")
+    if base not in known:
+        raise InputError(f"{base!r} is no model: there are {', '.join(known)} (see --list)")
+    model = known[base]
+    parts = tuple(part for part in model.parts if not wanted or part.name == wanted)
+    if not parts:
+        raise InputError(f"{name!r} is no part: {base} has {', '.join(part.name for part in model.parts)}")
+    return model, parts
+
+
+def relatives(part: Part) -> list[tuple[str, Part]]:
+    """Every part of the same kind of network, with the name of its model: what a wrong source may be instead."""
+    return [
+        (model.name, other)
+        for model in models().values()
+        for other in model.parts
+        if type(other.config) is type(part.config)
+    ]

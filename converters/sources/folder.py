@@ -1,0 +1,130 @@
+"""Finds a part's weights, config.json and side files under a folder, and opens them."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from converters.errors import SourceError
+from converters.registry import INDEX_SUFFIX, Part
+from converters.sources.safetensors import SafetensorsSource, read_index
+from converters.sources.tensors import Source
+from converters.sources.torch_file import TorchSource
+
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+MAX_CONFIG = 1 << 20  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """One part of a published checkpoint.
+
+    Attributes:
+        source: its tensors.
+        config: the published config.json; None where there is none.
+        extras: files to copy: name in our folder, and where it lies.
+    """
+
+    source: Source
+    config: Mapping[str, Any] | None
+    extras: Mapping[str, Path]
+
+
+def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
+    """Opens one part.
+
+    Args:
+        path: the whole pipeline's folder, the part's own, or a file of weights.
+        part: which.
+        alone: whether the part is asked for by itself, so that `path` may be its own folder or file.
+
+    Raises:
+        SourceError: it is not there, or its header is unsound.
+    """
+    if path.is_file():
+        if not alone:
+            raise SourceError(f"{path}: is one file; give the pipeline's folder, or name one part (NAME/{part.name})")
+        return Opened(_open_file(path), _read_config(path.parent / "config.json", path.parent), {})
+    inner = path / part.folder
+    if not inner.is_dir():
+        if not alone:
+            raise SourceError(f"{path}: has no {part.folder}/; download it too, or convert the other parts one by one")
+        inner = path
+    files, expected = _weights(inner, part)
+    for file in files:
+        _check_inside(file, path)
+    source = _open_file(files[0]) if files[0].suffix in TORCH_SUFFIXES else SafetensorsSource(files, expected)
+    extras = {}
+    for name, target in part.extras.items():
+        # The part's own folder first: then its siblings, where a pipeline keeps them.
+        for candidate in (inner / name, inner.parent / name, inner / Path(name).name):
+            if candidate.is_file():
+                _check_inside(candidate, path if inner != path else path.parent)
+                extras[target] = candidate
+                break
+    return Opened(source, _read_config(inner / "config.json", path), extras)
+
+
+def _open_file(path: Path) -> Source:
+    if path.suffix in TORCH_SUFFIXES:
+        return TorchSource(path)
+    if path.name.endswith(INDEX_SUFFIX):
+        expected = read_index(path)
+        files = [path.parent / shard for shard in sorted(set(expected.values()))]
+        for file in files:
+            _check_inside(file, path.parent)
+        return SafetensorsSource(files, expected)
+    return SafetensorsSource([path])
+
+
+def _weights(folder: Path, part: Part) -> tuple[list[Path], dict[str, str] | None]:
+    """The files of a part's weights, and what its index says."""
+    for stem in part.stems:
+        index = folder / (stem + INDEX_SUFFIX)
+        if index.exists():
+            _check_inside(index, folder)
+            expected = read_index(index)
+            return [folder / shard for shard in sorted(set(expected.values()))], expected
+        single = folder / f"{stem}.safetensors"
+        if single.exists() or single.is_symlink():
+            return [single], None
+    for suffixes in ((".safetensors",), TORCH_SUFFIXES):
+        found = sorted(file for file in folder.iterdir() if file.suffix in suffixes)
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found[:4])
+            raise SourceError(f"{folder}: holds several files of weights ({names}); give one of them as --source")
+        if found:
+            return found, None
+    raise SourceError(f"{folder}: holds no {part.stems[0]}.safetensors, nor its index, nor a .pth; check --source")
+
+
+def _check_inside(file: Path, folder: Path) -> None:
+    """Refuses a link that leaves the folder, but for the cache of the Hub, whose snapshots link to their blobs."""
+    try:
+        real = file.resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise SourceError(f"{file}: no such file; download it again") from None
+    if not real.is_file():
+        raise SourceError(f"{file}: is no file")
+    allowed = [folder.resolve()]
+    for ancestor in (folder.absolute(), *folder.absolute().parents):
+        if ancestor.parent.name == "snapshots":
+            allowed.append((ancestor.parent.parent / "blobs").resolve())
+    if not any(real.is_relative_to(root) for root in allowed):
+        raise SourceError(f"{file}: is a link out of the folder, to {real}; put the file itself there")
+
+
+def _read_config(file: Path, folder: Path) -> Mapping[str, Any] | None:
+    if not file.exists():
+        return None
+    _check_inside(file, folder)
+    try:
+        if file.stat().st_size > MAX_CONFIG:
+            raise SourceError(f"{file}: is too large for a config.json; download it again")
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{file}: cannot be read ({error}); download it again") from None
+    if not isinstance(found, dict):
+        raise SourceError(f"{file}: is no JSON object; download it again")
+    return found

@@ -1,0 +1,319 @@
+"""Writes a converted part: tensor by tensor in the order of the files, so that memory stays near the largest tensor.
+
+Everything is built in OUT/PART.partial, which becomes OUT/PART by one rename. Its journal names the tensors that are on
+the disk; the same command again skips them. What one tensor needs goes through three threads: one reads ahead, this one
+changes the layout, one writes and syncs; a fourth hashes what was read.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters import zarr_files
+from converters.check import Move, Plan
+from converters.errors import SourceError
+from converters.pipeline import Files, Hasher, Worker, hash_file
+from converters.sources.folder import Opened
+from converters.sources.tensors import DTYPES, Source, Tensor
+from reangle_jax.checkpoints import CONFIG
+from reangle_jax.errors import InputError
+
+VERSION = 1  # of what is written; another one redoes an unfinished conversion
+PARAMS = "params"
+MANIFEST = "manifest.json"
+JOURNAL = "journal.jsonl"
+ARRAYS = "arrays"
+SPARE_BYTES = 64 << 20
+
+
+class Writer:
+    """One conversion of one part.
+
+    Args:
+        name: of the model.
+        plan: what goes where.
+        opened: the source.
+        out: folder of the converted weights; the part becomes OUT/PART.
+        dtype: stored.
+        say: takes one line about what happens.
+        advance: takes the number of source bytes that were dealt with.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        opened: Opened,
+        out: Path,
+        dtype: np.dtype,
+        *,
+        say: Callable[[str], None] = lambda line: None,
+        advance: Callable[[int], None] = lambda count: None,
+    ):
+        self.name, self.plan, self.opened, self.dtype = name, plan, opened, dtype
+        self.say, self.advance = say, advance
+        self.final = out / plan.part.name
+        self.partial = out / f"{plan.part.name}.partial"
+        depths = {move.path: len(move.index) for move in plan.moves}
+        self.chunks = {
+            path: zarr_files.chunk_shape(shape, depths[path], dtype.itemsize) for path, shape in plan.targets.items()
+        }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the converted parameters."""
+        return sum(int(np.prod(shape, dtype=np.int64)) for shape in self.plan.targets.values()) * self.dtype.itemsize
+
+    def run(self) -> bool:
+        """Converts, or continues; False where the part was there already.
+
+        Raises:
+            InputError: OUT/PART is something else, the disk is full, or another process is at work on it.
+            SourceError: the source is damaged, or changed meanwhile.
+        """
+        if self.final.exists():
+            self._check_final()
+            return False
+        sources = self._sources()
+        with self._locked():
+            done = self._resume(sources)
+            self._check_room(done)
+            hashes = self._write(done)
+            if self._sources() != sources:
+                raise SourceError(f"{self.opened.source.files[0].parent}: changed while it was read; start again")
+            self._finish(sources, hashes)
+        return True
+
+    # What there is already.
+
+    def _identity(self, sources: list[dict[str, Any]]) -> dict[str, Any]:
+        config = json.loads(json.dumps(self._config_fields(), default=str))
+        return {
+            "version": VERSION,
+            "name": self.name,
+            "layout": self.plan.layout.name,
+            "dtype": self.dtype.name,
+            "config": config,
+            "sources": sources,
+        }
+
+    def _config_fields(self) -> dict[str, Any]:
+        config = dataclasses.replace(self.plan.config, dtype=self.dtype.name, param_dtype=self.dtype.name)
+        return {"class": type(config).__name__, **dataclasses.asdict(config)}
+
+    def _sources(self) -> list[dict[str, Any]]:
+        found = []
+        for file in self.opened.source.files:
+            try:
+                status = os.stat(file)
+            except OSError as error:
+                raise SourceError(f"{file}: cannot be read ({error.strerror}); download it again") from None
+            found.append({"file": file.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns})
+        return found
+
+    def _check_final(self) -> None:
+        try:
+            manifest = json.loads((self.final / MANIFEST).read_text(encoding="utf-8"))
+            config = json.loads((self.final / CONFIG).read_text(encoding="utf-8"))
+            recorded = [(entry["file"], entry["size"], entry["sha256"]) for entry in manifest["sources"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(
+                f"--out: {self.final} exists and is no finished conversion; move it away, or give another folder"
+            ) from None
+        sources = self._sources()
+        same = config == json.loads(json.dumps(self._config_fields(), default=str))
+        same = same and [(name, size) for name, size, _ in recorded] == [(s["file"], s["size"]) for s in sources]
+        if same and [entry.get("mtime_ns") for entry in manifest["sources"]] != [s["mtime_ns"] for s in sources]:
+            same = [sha for _, _, sha in recorded] == [hash_file(file) for file in self.opened.source.files]
+        if not same:
+            raise InputError(
+                f"--out: {self.final} is of another source, model or dtype; move it away, or give another folder"
+            )
+        self.say(f"{self.final} is finished already")
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.partial.mkdir(parents=True, exist_ok=True)
+        with open(self.partial / "lock", "w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"--out: another process is converting into {self.partial}; wait for it") from None
+            yield
+
+    def _resume(self, sources: list[dict[str, Any]]) -> set[str]:
+        """Names of the tensors that are on the disk; an unfinished conversion of anything else is removed."""
+        journal = self.partial / JOURNAL
+        identity = self._identity(sources)
+        lines = []
+        if journal.exists():
+            for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    lines.append(json.loads(line))
+                except ValueError:  # the last line of a process that was killed
+                    break
+            if lines and lines[0] == identity:
+                self.say(f"continuing: {len(lines) - 1} of {len(self.plan.moves)} tensors are there")
+                return set(lines[1:])
+            self.say("the source, model or dtype is another one than before: starting again")
+        for entry in self.partial.iterdir():
+            if entry.name != "lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for path, shape in self.plan.targets.items():
+            zarr_files.create(self.partial / ARRAYS / path, shape, self.chunks[path], self.dtype)
+        journal.write_text(json.dumps(identity) + "\n", encoding="utf-8")
+        return set()
+
+    def _check_room(self, done: set[str]) -> None:
+        need = sum(
+            move.tensor.nbytes // move.tensor.dtype.itemsize * self.dtype.itemsize
+            for move in self.plan.moves
+            if move.tensor.name not in done
+        )
+        free = shutil.disk_usage(self.partial).free
+        if need + SPARE_BYTES > free:
+            raise InputError(
+                f"--out: {self.partial.parent} has {free / 1e9:.2f} GB free and {need / 1e9:.2f} GB more are needed; "
+                "free some, or give a folder on another disk"
+            )
+
+    # The work.
+
+    def _write(self, done: set[str]) -> dict[Path, str]:
+        """Writes every tensor that is not done; gives the hashes of the source's files."""
+        source = self.opened.source
+        hasher = Hasher(source)
+        if (self.partial / PARAMS).exists():  # stopped between the last tensor and the end
+            return hasher.result()
+        moves = {move.tensor.name: move for move in self.plan.moves if move.tensor.name not in done}
+        files = Files(self.partial, JOURNAL)
+        try:
+            with (
+                Worker("hash", hasher.take, 2) as hashing,
+                Worker("write", files.take, 4) as writing,
+                ThreadPoolExecutor(1, "read") as reader,
+            ):
+                for tensor, raw in _read_ahead(source, self._to_read(moves), reader):
+                    if tensor.offset:
+                        hashing.put((tensor, raw))
+                    if tensor.name in moves:
+                        self._put(writing, moves[tensor.name], raw)
+                    self.advance(tensor.nbytes)
+                    del raw
+        finally:
+            files.sync()  # also on the way out: what is complete is kept
+        return hasher.result()
+
+    def _to_read(self, moves: Mapping[str, Move]) -> list[Tensor]:
+        """Tensors in the order in which they lie; where they have a place in the file all of them, to hash it whole."""
+        source = self.opened.source
+        place = {file: k for k, file in enumerate(source.files)}
+        needed = [t for t in source.tensors.values() if t.offset or t.name in moves]
+        return sorted(needed, key=lambda tensor: (place[tensor.file], tensor.offset, tensor.nbytes))
+
+    def _put(self, writing: Worker, move: Move, raw: np.ndarray) -> None:
+        if raw.dtype != self.dtype:
+            raw = _cast(raw, self.dtype, move.tensor.name)
+        # Layout changes move values only, and NumPy moves integers fastest.
+        piece = move.rule.transform.forward(raw.view(f"u{raw.dtype.itemsize}"))
+        for name, chunk in zarr_files.chunks_of(piece, move.index, self.chunks[move.path]):
+            writing.put((os.path.join(ARRAYS, move.path, name), chunk))
+        writing.put((move.tensor.name, None))
+
+    def _finish(self, sources: list[dict[str, Any]], hashes: Mapping[Path, str]) -> None:
+        """Orbax's own metadata, config and manifest; then the part appears under its name."""
+        params, arrays = self.partial / PARAMS, self.partial / ARRAYS
+        if not params.exists():
+            self._orbax_metadata(arrays)
+            for path in self.plan.targets:
+                zarr_files.sync_folder(arrays / path)
+            os.rename(arrays, params)
+        for entry, file in zip(sources, self.opened.source.files, strict=True):
+            entry["sha256"] = hashes[file]
+        for target, file in self.opened.extras.items():
+            shutil.copyfile(file, self.partial / target)
+        self._write_json(CONFIG, self._config_fields())
+        self._write_json(MANIFEST, self._manifest(sources))
+        (self.partial / JOURNAL).unlink()
+        (self.partial / "lock").unlink()
+        zarr_files.sync_folder(self.partial)
+        os.rename(self.partial, self.final)
+        zarr_files.sync_folder(self.final.parent)
+
+    def _orbax_metadata(self, arrays: Path) -> None:
+        """Lets Orbax write a checkpoint of the same tree with empty arrays, and takes its metadata over."""
+        import orbax.checkpoint as ocp
+
+        skeleton = self.partial / "skeleton"
+        shutil.rmtree(skeleton, ignore_errors=True)
+        tree = {path: np.zeros((1,), self.dtype) for path in self.plan.targets}
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+            checkpointer.save(skeleton.absolute(), args=ocp.args.PyTreeSave(tree))
+        for entry in skeleton.iterdir():
+            if entry.name not in self.plan.targets:
+                os.replace(entry, arrays / entry.name)
+        shutil.rmtree(skeleton)
+
+    def _manifest(self, sources: list[dict[str, Any]]) -> dict[str, Any]:
+        names: dict[str, dict[tuple[int, ...], str]] = {}
+        for move in self.plan.moves:
+            names.setdefault(move.path, {})[move.index] = move.tensor.name
+        return {
+            "model": self.name,
+            "part": self.plan.part.name,
+            "layout": self.plan.layout.name,
+            "dtype": self.dtype.name,
+            "source_dtype": self.plan.dtype.name,
+            "converter_version": VERSION,
+            "sources": sources,
+            "unused": list(self.plan.ignored),
+            "tensors": {
+                path: {"shape": list(shape), "from": [names[path][index] for index in sorted(names[path])]}
+                for path, shape in self.plan.targets.items()
+            },
+        }
+
+    def _write_json(self, name: str, value: Any) -> None:
+        with open(self.partial / name, "w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=2, default=str) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read_ahead(source: Source, tensors: list[Tensor], reader: Executor) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Tensors and their values, the next one read meanwhile."""
+    ahead = reader.submit(source.read, tensors[0]) if tensors else None
+    for k, tensor in enumerate(tensors):
+        assert ahead is not None
+        raw = ahead.result()
+        ahead = reader.submit(source.read, tensors[k + 1]) if k + 1 < len(tensors) else None
+        yield tensor, raw
+
+
+def _cast(values: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    with np.errstate(over="ignore"):  # said in words below
+        result = values.astype(dtype)
+    if dtype.name == "float16" and bool((np.isinf(result) & np.isfinite(values.astype(np.float32))).any()):
+        raise InputError(f"--dtype=float16: {name} has values beyond its range; use bfloat16 or float32")
+    return result
+
+
+def stored_dtype(name: str) -> np.dtype:
+    """The dtype of ``--dtype``.
+
+    Raises:
+        InputError: it is none that weights are stored in.
+    """
+    allowed = {dtype.name: dtype for dtype in DTYPES.values() if dtype.name in ("float32", "bfloat16", "float16")}
+    if name not in allowed:
+        raise InputError(f"--dtype={name}: weights are stored as {', '.join(allowed)}")
+    return allowed[name]
