@@ -1,4 +1,10 @@
-"""Models on disk: a folder with config.json and model.safetensors, loaded into an abstract model, checked whole."""
+"""Models on disk, loaded into an abstract model and checked whole.
+
+A part's folder holds config.json and the arrays, in one of two forms: ``model.safetensors`` (the small family, written
+by :func:`save_model`), or ``params/``, an Orbax checkpoint of a flat dict ``{parameter path: array}``, with
+manifest.json (what the converters write, and :func:`save_sharded`). Arrays are read one by one into their place on the
+mesh, in the dtype that config.json says: a process reads what its devices hold, and no second copy is ever made.
+"""
 
 import dataclasses
 import json
@@ -11,14 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from reangle_jax import mesh as meshes
+from reangle_jax.data import files
 from reangle_jax.errors import InputError
 
 Model = TypeVar("Model", bound=nnx.Module)
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+PARAMS = "params"
+MANIFEST = "manifest.json"
+# What a reader holds of the checkpoint on the host at a time, on the way to the devices.
+_IN_FLIGHT_GB = 1
+_CHUNK_BYTES = 16 << 20
 
 
 def parameter_paths(tree: Any) -> dict[str, nnx.Variable]:
@@ -45,17 +59,22 @@ def fill(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
     """
     state = base_parameters(model)
     variables = parameter_paths(state)
-    faults = [f"{path}: missing" for path in variables if path not in arrays]
-    faults += [f"{path}: unknown" for path in arrays if path not in variables]
-    for path, variable in variables.items():
-        if path in arrays and tuple(arrays[path].shape) != tuple(variable.shape):
-            faults.append(f"{path}: shape {tuple(arrays[path].shape)}, the model has {tuple(variable.shape)}")
+    faults = _misfits(variables, {path: tuple(array.shape) for path, array in arrays.items()})
     if faults:
         raise ValueError("; ".join(faults))
     for path, variable in variables.items():
         # In place: the state shares its variables with the model.
         variable.set_value(jnp.asarray(arrays[path], variable.dtype))
     nnx.update(model, state)
+
+
+def _misfits(variables: Mapping[str, nnx.Variable], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    faults = [f"{path}: missing" for path in variables if path not in found]
+    faults += [f"{path}: unknown" for path in found if path not in variables]
+    for path, variable in variables.items():
+        if path in found and found[path] != tuple(variable.shape):
+            faults.append(f"{path}: shape {found[path]}, the model has {tuple(variable.shape)}")
+    return faults
 
 
 def safetensors_bytes(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -88,10 +107,35 @@ def save_model(folder: str | os.PathLike, model: nnx.Module, config: Any, *, dty
     temporary = folder / (WEIGHTS + ".tmp")
     temporary.write_bytes(safetensors_bytes(arrays))
     os.replace(temporary, folder / WEIGHTS)
+    save_config(folder, config)
+
+
+def save_config(folder: str | os.PathLike, config: Any) -> None:
+    """Writes ``config.json``: the name of a frozen dataclass and every field of it."""
     text = json.dumps({"class": type(config).__name__, **dataclasses.asdict(config)}, indent=2, default=str)
-    temporary = folder / (CONFIG + ".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, folder / CONFIG)
+    files.atomic_write_bytes(Path(folder) / CONFIG, (text + "\n").encode())
+
+
+def save_sharded(folder: str | os.PathLike, model: nnx.Module, config: Any) -> None:
+    """Writes what the converters write of a model's base parameters: config.json, ``params/``, manifest.json.
+
+    Args:
+        folder: made if missing; it appears whole or not at all.
+        model: the model, on any mesh.
+        config: its frozen dataclass.
+    """
+    import orbax.checkpoint as ocp  # late: it takes seconds, and the small family needs none of it
+
+    arrays = {path: variable[...] for path, variable in parameter_paths(base_parameters(model)).items()}
+    with files.atomic_folder(folder) as temporary:
+        # Chunks smaller than an array let each device's share be read without the rest.
+        chunks = {path: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for path in arrays}
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save((temporary / PARAMS).absolute(), arrays, save_args=chunks)
+        written = sorted(path for path in (temporary / PARAMS).rglob("*") if path.is_file())
+        sizes = {path.relative_to(temporary).as_posix(): path.stat().st_size for path in written}
+        files.atomic_write_json(temporary / MANIFEST, {"files": sizes})
+        save_config(temporary, config)
 
 
 def load_config(folder: str | os.PathLike, config_class: type) -> Any:
@@ -133,20 +177,90 @@ def load_arrays(folder: str | os.PathLike) -> dict[str, np.ndarray]:
         raise InputError(f"config.weights: {path} is damaged ({error}); copy or convert it again") from None
 
 
-def load_into(model: Model, folder: str | os.PathLike) -> Model:
+def load_into(model: Model, folder: str | os.PathLike, *, mesh: Mesh | None = None) -> Model:
     """Fills an abstract model's base parameters from a folder; adapters, if any, stay abstract.
+
+    Args:
+        model: abstract; its parameters' dtypes are what is loaded, whatever is stored.
+        folder: of either form.
+        mesh: where to put the parameters (:func:`reangle_jax.mesh.sharding_for`); the current mesh by default, and
+            without one the default device. It need not be the mesh that they were saved from.
 
     Raises:
         InputError: the folder is missing or damaged, or holds another model.
     """
+    folder, mesh = Path(folder), mesh or meshes.current()
+    state = base_parameters(model)
+    read = _read_orbax if (folder / PARAMS).is_dir() else _read_safetensors
+    for path, array in read(folder, parameter_paths(state), mesh).items():
+        parameter_paths(state)[path].set_value(array)
+    nnx.update(model, state)
+    return model
+
+
+def _refuse_misfits(folder: Path, variables: Mapping[str, nnx.Variable], found: Mapping[str, tuple[int, ...]]) -> None:
+    faults = "; ".join(_misfits(variables, found))
+    if faults:
+        raise InputError(
+            f"config.weights: {folder} does not fit the model: {faults[:300]}{'...' if len(faults) > 300 else ''}; "
+            "give the weights of this model"
+        )
+
+
+def _read_safetensors(folder: Path, variables: Mapping[str, nnx.Variable], mesh: Mesh | None) -> dict[str, jax.Array]:
+    path = folder / WEIGHTS
+    arrays = {}
     try:
-        fill(model, load_arrays(folder))
+        with safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            _refuse_misfits(folder, variables, {name: tuple(file.get_slice(name).get_shape()) for name in names})
+            for name, variable in variables.items():
+                arrays[name] = _place(file, name, variable, mesh)
     except InputError:
         raise
-    except ValueError as error:
-        text = str(error)
-        raise InputError(
-            f"config.weights: {folder} does not fit the model: {text[:300]}{'...' if len(text) > 300 else ''}; "
-            "give the weights of this model"
-        ) from None
-    return model
+    except FileNotFoundError:
+        raise InputError(f"config.weights: {path} is missing; give a folder of converted weights") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"config.weights: {path} is damaged ({error}); copy or convert it again") from None
+    return arrays
+
+
+def _place(file: Any, name: str, variable: nnx.Variable, mesh: Mesh | None) -> jax.Array:
+    if mesh is None:
+        return jnp.asarray(file.get_tensor(name), variable.dtype)
+    part = file.get_slice(name)
+    sharding = meshes.sharding_for(variable, mesh)
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        return part[index].astype(variable.dtype) if index else file.get_tensor(name).astype(variable.dtype)
+
+    return jax.make_array_from_callback(tuple(variable.shape), sharding, read)
+
+
+def _read_orbax(folder: Path, variables: Mapping[str, nnx.Variable], mesh: Mesh | None) -> dict[str, jax.Array]:
+    import orbax.checkpoint as ocp
+
+    where = (folder / PARAMS).absolute()
+    alone = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    targets = {
+        path: jax.ShapeDtypeStruct(
+            tuple(variable.shape), variable.dtype, sharding=meshes.sharding_for(variable, mesh) if mesh else alone
+        )
+        for path, variable in variables.items()
+    }
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_IN_FLIGHT_GB)) as checkpointer:
+            stored = checkpointer.metadata(where).item_metadata
+            if stored is None:
+                raise ValueError("it has no metadata")
+            _refuse_misfits(folder, variables, {path: tuple(entry.shape) for path, entry in stored.tree.items()})
+            arguments = ocp.checkpoint_utils.construct_restore_args(targets)
+            return checkpointer.restore(where, args=ocp.args.PyTreeRestore(item=targets, restore_args=arguments))
+    except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        if isinstance(error.__cause__, MemoryError | jax.errors.JaxRuntimeError):
+            raise  # the machine's fault, not the file's
+        # Orbax and TensorStore raise plain exceptions, with a page of text.
+        words = " ".join(str(error.__cause__ or error).split())[:160]
+        raise InputError(f"config.weights: {where} is damaged ({words}); convert the weights again") from None

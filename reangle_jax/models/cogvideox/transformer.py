@@ -152,7 +152,8 @@ class JointNorm(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         width = config.inner_dim
-        self.linear = _linear(config, rngs)(config.time_embed_dim, 6 * width, (None, None), init_scale=SMALL_INIT)
+        axes = (None, "modulation")
+        self.linear = _linear(config, rngs)(config.time_embed_dim, 6 * width, axes, init_scale=SMALL_INIT)
         self.norm = _layer_norm(width, config.norm_eps, config)
         self.dtype = jnp.dtype(config.dtype)
 

@@ -1,0 +1,98 @@
+"""The mesh's setting and the rules from logical axes to its axes."""
+
+import jax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from reangle_jax import checkpoints
+from reangle_jax import mesh as meshes
+from reangle_jax.errors import InputError
+from reangle_jax.models.cogvideox.transformer import Transformer
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.models.text.t5 import T5Config, T5Encoder
+
+SIZES = {"data": 1, "r": 2, "u": 4}
+
+
+def test_setting():
+    assert meshes.parse("auto") is None
+    assert meshes.parse("data:2,u:4") == {"data": 2, "r": 1, "u": 4}
+    assert meshes.parse(" u : 8 ") == {"data": 1, "r": 1, "u": 8}
+
+
+@pytest.mark.parametrize("text", ["", "u", "u:0", "u:-1", "u:x", "v:2", "u:2,u:2", "data=1", "8"])
+def test_impossible_setting(text):
+    with pytest.raises(
+        InputError, match=r"config\.mesh=.* is not possible: it must be auto, or the sizes of data, r, u"
+    ):
+        meshes.parse(text)
+
+
+def test_make_mesh():
+    assert meshes.make_mesh("auto").shape == {"data": 1, "r": 1, "u": 1}  # one CPU device, though there are eight
+    assert meshes.make_mesh("data:2,r:2,u:2").size == 8
+    assert meshes.make_mesh("u:4").shape == {"data": 1, "r": 1, "u": 4}
+    with pytest.raises(InputError, match=r"config\.mesh='u:16' needs 16 devices and there are 8"):
+        meshes.make_mesh("u:16")
+
+
+def test_auto_gives_every_device_an_equal_share_of_the_batch():
+    class Device:
+        platform = "gpu"
+
+    devices = [Device() for _ in range(8)]
+    for batch, share in ((1, 1), (2, 2), (3, 1), (12, 4), (16, 8)):
+        assert meshes.parse("auto") is None
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(meshes, "Mesh", lambda grid, axes, axis_types: grid)
+            assert meshes.make_mesh(batch_size=batch, devices=devices).shape == (share, 1, 1)
+
+
+def test_rules():
+    assert meshes.spec(("embed", "heads"), (42, 64, 64), SIZES) == P(None, None, ("r", "u"))
+    assert meshes.spec(("heads", "embed"), (42, 64, 64), SIZES) == P(None, ("r", "u"))
+    assert meshes.spec((None, None), (3, 4), SIZES) == P()
+    # Nine do not go into eight: whole.
+    assert meshes.spec(("heads",), (9,), SIZES) == P()
+    assert meshes.spec(("lora", "heads"), (42, 16, 64), SIZES, meshes.ADAPTER) == P(None, ("r", "u"))
+
+
+def test_clashes_and_unknown_axes_raise():
+    with pytest.raises(ValueError, match="'mlp' and 'heads' both want the mesh axis 'r'"):
+        meshes.spec(("mlp", "heads"), (8, 8), SIZES)
+    with pytest.raises(ValueError, match="'color' has no rule"):
+        meshes.spec(("color",), (8,), SIZES)
+    with pytest.raises(ValueError, match="more than the array"):
+        meshes.spec(("mlp", None), (8,), SIZES)
+
+
+@pytest.mark.parametrize(
+    ("build", "spread"),
+    [
+        (lambda: Transformer(TransformerConfig.cogvideox_5b_i2v(), rngs=nnx.Rngs(0)), 0.98),
+        (lambda: T5Encoder(T5Config.t5_v1_1_xxl(), rngs=nnx.Rngs(0)), 0.98),
+    ],
+    ids=["transformer", "text_encoder"],
+)
+def test_the_large_networks_are_spread_over_the_devices(build, spread):
+    """At full size, abstractly: every parameter has a layout, and nearly all bytes are divided by eight."""
+    mesh = meshes.make_mesh("r:2,u:4")
+    model = checkpoints.abstract(build)
+    whole = divided = 0
+    for variable in checkpoints.parameter_paths(model).values():
+        shard = meshes.sharding_for(variable, mesh).shard_shape(tuple(variable.shape))
+        size, part = jax.numpy.zeros((), variable.dtype).itemsize, 1
+        for length, local in zip(variable.shape, shard, strict=True):
+            size, part = size * length, part * (length // local)
+        whole += size
+        divided += size if part == 8 else 0
+    assert divided / whole > spread
+
+
+def test_adapters_are_spread_by_rank():
+    mesh = meshes.make_mesh("u:4")
+    a = nnx.LoRAParam(jax.ShapeDtypeStruct((2, 64, 8), "float32"), axes=("heads", "lora"))
+    b = nnx.LoRAParam(jax.ShapeDtypeStruct((2, 8, 64), "float32"), axes=("lora", "heads"))
+    assert meshes.sharding_for(a, mesh).spec == P(None, None, ("r", "u"))
+    assert meshes.sharding_for(b, mesh).spec == P(None, ("r", "u"))
