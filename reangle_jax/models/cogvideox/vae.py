@@ -1,6 +1,7 @@
 """The CogVideoX video autoencoder (Yang et al., 2024, arXiv 2408.06072): 8x8 pixels and 4 frames to one latent cell.
 
 Clips are coded in chunks, and group normalisation takes its statistics over a chunk: other chunks give other values.
+Where the config says so, frames larger than a tile are coded in overlapping tiles (``vae_tiling.py``).
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from reangle_jax.models.cogvideox.vae_blocks import (
     Upsample,
 )
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.models.cogvideox.vae_tiling import for_decoding, for_encoding, in_tiles
 
 
 class Encoder(nnx.Module):
@@ -144,13 +146,23 @@ class VAE(nnx.Module):
         Returns:
             Mean and log variance, the latter clamped to [-30, 20].
         """
-        moments = in_chunks(self.encoder, video.astype(self.config.dtype), self.config.frames_per_chunk)
+        config = self.config
+        moments = in_tiles(
+            lambda x: in_chunks(self.encoder, x, config.frames_per_chunk),
+            video.astype(config.dtype),
+            for_encoding(config),
+        )
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, latents: Float[Array, "B t h w C"]) -> Float[Array, "B T H W 3"]:
         """Decodes unscaled latents to frames, about in [-1, 1]; an odd number t gives 4 t - 3, an even one 4 t."""
-        return in_chunks(self.decoder, latents.astype(self.config.dtype), self.config.latents_per_chunk)
+        config = self.config
+        return in_tiles(
+            lambda x: in_chunks(self.decoder, x, config.latents_per_chunk),
+            latents.astype(config.dtype),
+            for_decoding(config),
+        )
 
     @staticmethod
     def sample(mean: Float[Array, "*s"], logvar: Float[Array, "*s"], *, key: Array) -> Float[Array, "*s"]:

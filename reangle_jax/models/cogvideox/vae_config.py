@@ -18,6 +18,9 @@ class VAEConfig:
         sample_width: native frame width in pixels.
         scaling_factor: what brings latents to about unit variance for the diffusion model.
         invert_scale_latents: the image latent is divided by the factor, not multiplied (CogVideoX 1.5).
+        tile_sample: rows and columns, in pixels, of the tiles that larger frames are coded in (:meth:`tiled`); None
+            codes whole frames. Other tiles give slightly other values.
+        tile_overlap: share of a tile's rows and columns that overlaps its neighbour.
         remat: recompute each residual block in the backward pass instead of keeping its activations.
         dtype: what is computed in.
         param_dtype: what is stored.
@@ -33,6 +36,8 @@ class VAEConfig:
     sample_width: int = 720
     scaling_factor: float = 0.7
     invert_scale_latents: bool = False
+    tile_sample: tuple[int, int] | None = None
+    tile_overlap: tuple[float, float] = (1 / 6, 1 / 5)
     remat: bool = False
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -46,6 +51,34 @@ class VAEConfig:
             raise ValueError(
                 f"temporal_compression_ratio {ratio} is not a power of two up to {self.spatial_compression_ratio}"
             )
+        for pixels, overlap in zip(self.tile_sample or (), self.tile_overlap, strict=False):
+            latents = pixels // self.spatial_compression_ratio
+            steps = (int(pixels * (1 - overlap)), int(latents * (1 - overlap)) * self.spatial_compression_ratio)
+            kept = (pixels - int(pixels * overlap), (latents - int(latents * overlap)) * self.spatial_compression_ratio)
+            # The published code rounds each of the four on its own and loses rows where they come apart.
+            if not 0 <= overlap < 1 or len({*steps, *kept}) > 1 or steps[0] == 0:
+                raise ValueError(
+                    f"tiles of {pixels} pixels with an overlap of {overlap:g} do not fall on whole latents: make tile "
+                    f"and overlap multiples of {self.spatial_compression_ratio} pixels"
+                )
+
+    def tiled(
+        self, tile_sample: tuple[int, int] | None = None, tile_overlap: tuple[float, float] | None = None
+    ) -> "VAEConfig":
+        """The same coded in tiles, as diffusers' ``enable_tiling`` does.
+
+        Args:
+            tile_sample: rows and columns of a tile in pixels; half of the native size if not given.
+            tile_overlap: share of a tile that overlaps its neighbour, for rows and columns.
+
+        Raises:
+            ValueError: tiles or overlaps that are not whole latents.
+        """
+        return dataclasses.replace(
+            self,
+            tile_sample=tile_sample or (self.sample_height // 2, self.sample_width // 2),
+            tile_overlap=tile_overlap or self.tile_overlap,
+        )
 
     @property
     def spatial_compression_ratio(self) -> int:
