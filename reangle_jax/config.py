@@ -29,7 +29,8 @@ class Finetune:
         steps: optimiser steps.
         rank: LoRA's rank.
         alpha: LoRA's scale is alpha / rank.
-        learning_rate: AdamW's, constant.
+        learning_rate: AdamW's.
+        decay: fraction of the steps, the last ones, over which the rate falls to zero along a cosine; 0 keeps it constant.
         batch_size: videos drawn per step.
         masked: False gives the plain loss over all pixels.
         betas: AdamW's.
@@ -44,6 +45,7 @@ class Finetune:
     rank: int
     alpha: float
     learning_rate: float
+    decay: float
     batch_size: int
     masked: bool
     betas: tuple[float, ...]
@@ -139,6 +141,7 @@ def get_default() -> ml_collections.ConfigDict:
     c.finetune.rank = 128
     c.finetune.alpha = 128.0
     c.finetune.learning_rate = 1e-4
+    c.finetune.decay = 0.0
     c.finetune.batch_size = 1
     c.finetune.masked = True
     c.finetune.betas = (0.9, 0.95)
@@ -362,6 +365,7 @@ def _check_training(s: Settings) -> None:
         ("rank", 1, math.inf),
         ("alpha", 0, math.inf),
         ("learning_rate", 0, 1),
+        ("decay", 0, 1),
         ("batch_size", 1, math.inf),
         ("weight_decay", 0, math.inf),
         ("condition_dropout", 0, 1),

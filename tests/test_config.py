@@ -32,7 +32,7 @@ def test_defaults_are_the_papers():
     s = settings()
     assert (s.num_frames, s.height, s.width, s.model) == (49, 480, 720, "cogvideox-5b-i2v")
     f = s.finetune
-    assert (f.steps, f.rank, f.alpha, f.learning_rate, f.batch_size) == (400, 128, 128.0, 1e-4, 1)
+    assert (f.steps, f.rank, f.alpha, f.learning_rate, f.decay, f.batch_size) == (400, 128, 128.0, 1e-4, 0.0, 1)
     assert (f.betas, f.weight_decay, f.max_grad_norm, f.condition_dropout) == ((0.9, 0.95), 1e-3, 1.0, 0.05)
     assert (f.masked, f.noise_first_frame) == (True, True)
     assert (s.sample.steps, s.sample.guidance_scale, s.sample.dynamic_guidance, s.sample.sampler) == (

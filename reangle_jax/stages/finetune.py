@@ -133,7 +133,18 @@ def make_optimiser(options: Finetune) -> optax.GradientTransformation:
     b1, b2 = options.betas
     return optax.chain(
         optax.clip_by_global_norm(options.max_grad_norm),
-        optax.adamw(options.learning_rate, b1=b1, b2=b2, weight_decay=options.weight_decay),
+        optax.adamw(learning_rate(options), b1=b1, b2=b2, weight_decay=options.weight_decay),
+    )
+
+
+def learning_rate(options: Finetune) -> float | optax.Schedule:
+    """The rate: constant, as the paper's, or a function of the step that ends at zero."""
+    if options.decay == 0:
+        return options.learning_rate
+    falling = max(1, round(options.decay * options.steps))
+    constant = optax.constant_schedule(options.learning_rate)
+    return optax.join_schedules(
+        [constant, optax.cosine_decay_schedule(options.learning_rate, falling)], [options.steps - falling]
     )
 
 
@@ -209,13 +220,17 @@ def _train(step, state: TrainState, base, vae_state, data: TrainingSet, run: Run
         _log.info("finetune goes on after step %d", latest)
     lora, opt_state, losses = state.lora, state.optimiser, state.losses
     pending: list[Array] = []
+    schedule = learning_rate(options)
+
+    def rate(number: int) -> float:
+        return float(schedule(number)) if callable(schedule) else schedule
 
     def settle(done: int) -> None:
         # Losses stay on the device until they are wanted: the next step need not wait for the number.
         losses[done - len(pending) : done] = [float(loss) for loss in pending]
         for number, loss in enumerate(losses[done - len(pending) : done], start=done - len(pending)):
             writer.add_scalar("finetune/loss", float(loss), number)
-            writer.add_scalar("finetune/learning_rate", options.learning_rate, number)
+            writer.add_scalar("finetune/learning_rate", rate(number), number)
         pending.clear()
 
     writer = SummaryWriter(str(run.path("logs/finetune")), purge_step=state.done)
@@ -226,7 +241,7 @@ def _train(step, state: TrainState, base, vae_state, data: TrainingSet, run: Run
             done = number + 1
             if done % LOG_EVERY == 0 or done == options.steps or stop.requested:
                 settle(done)
-                bar.set(loss=float(losses[max(0, done - 50) : done].mean()), rate=options.learning_rate)
+                bar.set(loss=float(losses[max(0, done - 50) : done].mean()), rate=rate(number))
             bar.update()
             due = options.checkpoint_every and done % options.checkpoint_every == 0
             if done < options.steps and (due or stop.requested):

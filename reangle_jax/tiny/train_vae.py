@@ -91,12 +91,14 @@ def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def loss(
-    parameters: nnx.State, batch: jax.Array, key: jax.Array, *, graphdef: nnx.GraphDef
+    parameters: nnx.State, batch: jax.Array, key: jax.Array, *, graphdef: nnx.GraphDef, decoder_only: bool = False
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Reconstruction error and divergence of one batch."""
+    """Reconstruction error and divergence of one batch; nothing is propagated into the encoder if ``decoder_only``."""
     vae = nnx.merge(graphdef, parameters)
     video = batch.astype(jnp.float32) / 127.5 - 1.0
     mean, logvar = vae.encode(video)
+    if decoder_only:
+        mean, logvar = jax.lax.stop_gradient((mean, logvar))
     latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
     output = vae.decode(latents)
     error = output - video
@@ -154,6 +156,7 @@ def main() -> None:
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone")
     parser.add_argument("--images", action="store_true", help="first part: single images, taps on the past at rest")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
+    parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
     args = parser.parse_args()
 
     config = VAEConfig.tiny()
@@ -172,10 +175,10 @@ def main() -> None:
         parameters, trainable = still_start(parameters) if not args.init else (parameters, still_freedom(parameters))
     clips = held_out_clips(pools.heldout)
     mean = training.train(
-        partial(loss, graphdef=graphdef),
+        partial(loss, graphdef=graphdef, decoder_only=args.freeze_encoder),
         parameters,
         partial(make_batch, pool=pools.train, scenes=scenes, shapes=IMAGES if args.images else SHAPES),
-        training.TrainConfig(steps=args.steps, minutes=args.minutes, learning_rate=3e-3, seed=args.seed),
+        training.TrainConfig(steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed),
         args.workdir,
         evaluate=lambda mean: evaluate(graphdef, mean, clips),
         trainable=trainable,

@@ -19,6 +19,7 @@ OPTIONS = Finetune(
     rank=2,
     alpha=2.0,
     learning_rate=1e-2,
+    decay=0.0,
     batch_size=2,
     masked=True,
     betas=(0.9, 0.95),
@@ -68,6 +69,14 @@ def run_steps(networks, data, count, options=OPTIONS):
         )
         losses.append(float(loss))
     return lora, losses, step
+
+
+def test_the_rate_is_constant_or_falls_to_zero_at_the_end():
+    assert finetune.learning_rate(OPTIONS) == 1e-2
+    falling = finetune.learning_rate(dataclasses.replace(OPTIONS, steps=10, decay=0.4))
+    assert callable(falling)
+    rates = [float(falling(number)) for number in (0, 5, 6, 8, 10)]
+    np.testing.assert_allclose(rates, [1e-2, 1e-2, 1e-2, 5e-3, 0.0], atol=1e-8)
 
 
 def test_only_adapters_change_and_one_program_serves_all_steps(networks, data):
