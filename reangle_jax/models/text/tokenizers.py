@@ -4,6 +4,7 @@ Both follow T5: padding is 0, and every text ends with the end token 1, also whe
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,10 @@ EOS = 1
 BYTE_OFFSET = 3
 """Id of the byte 0 in :class:`ByteTokenizer`; 2 is T5's unknown token, which no byte is."""
 SPIECE = "spiece.model"
+SENTINELS = 100
+"""T5's span marks, ``<extra_id_0>`` to ``<extra_id_99>``: their ids follow the model's pieces, the last mark first."""
+_SPECIAL = re.compile(r"(<pad>|</s>|<unk>|<extra_id_[0-9]{1,2}>)")
+_SPECIAL_IDS = {"<pad>": PAD, "</s>": EOS, "<unk>": 2}
 
 
 def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
@@ -95,4 +100,18 @@ class SentencePieceTokenizer:
             int32 [len(texts), length].
         """
         _check(texts, length)
-        return _pad([self._model.encode(text) for text in texts], length)
+        return _pad([self._ids(text) for text in texts], length)
+
+    def _ids(self, text: str) -> list[int]:
+        """Pieces; the names of special tokens stand for these tokens, as in the published tokenizer."""
+        ids: list[int] = []
+        for k, part in enumerate(_SPECIAL.split(text)):
+            if k % 2 == 0:
+                # A lone surrogate has no UTF-8, which the model reads.
+                ids += self._model.encode(part.encode("utf-8", errors="replace").decode())
+            elif part in _SPECIAL_IDS:
+                ids.append(_SPECIAL_IDS[part])
+            else:
+                number = int(part.removeprefix("<extra_id_").removesuffix(">"))
+                ids.append(self._model.vocab_size() + SENTINELS - 1 - number)
+        return ids
