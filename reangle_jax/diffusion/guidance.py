@@ -28,6 +28,11 @@ def guidance_scales(timesteps: np.ndarray, steps: int, scale: float, dynamic: bo
     return np.array(values, np.float32)
 
 
+def is_guided(scale: float) -> bool:
+    """Whether a strength calls for the unconditional pass; as published, 1 and less do not, dynamic or not."""
+    return scale > 1.0
+
+
 def guided(predict: Callable[..., Array], scales: np.ndarray | None) -> Callable[..., Array]:
     """Makes a sampler's ``denoise`` out of a model's prediction.
 

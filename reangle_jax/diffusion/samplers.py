@@ -47,7 +47,8 @@ class SamplerState(NamedTuple):
 def coefficients(sampler: str, schedule: Schedule, steps: int) -> Coefficients:
     """The coefficients of ``steps`` steps.
 
-    ``ddim`` is the deterministic sampler (Song et al., 2020, arXiv 2010.02502). ``dpm`` is the stochastic
+    ``ddim`` is the deterministic sampler (Song et al., 2020, arXiv 2010.02502); the published one takes an ``eta`` and
+    does not use it. ``dpm`` is the stochastic
     DPM-Solver++ (Lu et al., 2022, arXiv 2211.01095) as CogVideoX ships it: second order but in the first step, which
     has no past, and in the last, which lands on x0. Where the last time of the spacing lies a whole stride or more
     above 0, as at 48 steps, the published sampler stops short of x0, and so does this.
@@ -63,7 +64,7 @@ def coefficients(sampler: str, schedule: Schedule, steps: int) -> Coefficients:
     # divide 1000.
     targets = timesteps - schedule.train_steps // steps
     here = abar[timesteps]
-    there = np.where(targets >= 0, abar[np.maximum(targets, 0)], 1.0)
+    there = np.where(targets >= 0, abar[np.maximum(targets, 0)], schedule.final_alpha_cumprod)
     zeros, ones = np.zeros(steps), np.ones(steps)
     if sampler == "ddim":
         keep = np.sqrt((1 - there) / (1 - here))

@@ -6,12 +6,48 @@ Ho, 2022, arXiv 2202.00512). The last time is pure noise, abar = 0 (Lin et al., 
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from reangle_jax.errors import InputError
+
+SPACINGS = ("trailing", "leading", "linspace")
+
+# Our fields by their published names, what a published file means where it is silent, and what it must say.
+_PUBLISHED_NAMES = {
+    "beta_start": "beta_start",
+    "beta_end": "beta_end",
+    "snr_shift_scale": "snr_shift_scale",
+    "train_steps": "num_train_timesteps",
+    "spacing": "timestep_spacing",
+    "steps_offset": "steps_offset",
+    "ends_clean": "set_alpha_to_one",
+}
+_PUBLISHED_DEFAULTS: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "snr_shift_scale": 3.0,
+    "num_train_timesteps": 1000,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "set_alpha_to_one": True,
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+    "clip_sample": True,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+}
+_REQUIRED: dict[str, Any] = {
+    "beta_schedule": "scaled_linear",
+    "trained_betas": None,
+    "clip_sample": False,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+}
 
 
 def look_up(table: np.ndarray, t: Int[Array, " B"], ndim: int) -> Float[Array, "B ..."]:
@@ -34,12 +70,22 @@ class Schedule:
         beta_end: the last beta.
         snr_shift_scale: divides the signal-to-noise ratio; 1 leaves it as it is.
         train_steps: how many times there are.
+        spacing: which times a sampler visits (:meth:`timesteps`), one of SPACINGS.
+        steps_offset: added to the times of "leading" spacing.
+        ends_clean: a step past time 0 lands on the clean latents; otherwise on time 0, which has a little noise.
     """
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
     snr_shift_scale: float = 1.0
     train_steps: int = 1000
+    spacing: str = "trailing"
+    steps_offset: int = 0
+    ends_clean: bool = True
+
+    def __post_init__(self):
+        if self.spacing not in SPACINGS:
+            raise InputError(f"timestep_spacing {self.spacing!r} is unknown: there are {', '.join(SPACINGS)}")
 
     @classmethod
     def cogvideox_5b(cls) -> "Schedule":
@@ -50,6 +96,30 @@ class Schedule:
     def cogvideox_2b(cls) -> "Schedule":
         """CogVideoX-2B."""
         return cls(snr_shift_scale=3.0)
+
+    @classmethod
+    def from_published(cls, fields: Mapping[str, Any]) -> "Schedule":
+        """The schedule that a published ``scheduler_config.json`` describes.
+
+        Args:
+            fields: its content; what is absent is as diffusers' class has it.
+
+        Raises:
+            InputError: it describes a schedule of another kind.
+        """
+        fields = {**_PUBLISHED_DEFAULTS, **fields}
+        for name, expected in _REQUIRED.items():
+            if fields[name] != expected:
+                raise InputError(
+                    f"scheduler_config.json: {name} is {fields[name]!r}, and only {expected!r} can be sampled here: "
+                    "give the file that CogVideoX is published with"
+                )
+        return cls(**{ours: fields[theirs] for ours, theirs in _PUBLISHED_NAMES.items()})
+
+    @property
+    def final_alpha_cumprod(self) -> float:
+        """The share of signal where a sampler's last step ends."""
+        return 1.0 if self.ends_clean else float(self.alphas_cumprod[0])
 
     @functools.cached_property
     def alphas_cumprod(self) -> np.ndarray:
@@ -64,13 +134,20 @@ class Schedule:
         return table
 
     def timesteps(self, steps: int) -> np.ndarray:
-        """The times that a sampler of ``steps`` steps visits, from noise to clean, int32 [steps]: "trailing" spacing.
+        """The times that a sampler of ``steps`` steps visits, from noise to clean, int32 [steps].
+
+        "trailing", as all published models have it, counts down from the last time in equal strides; "leading" counts
+        up from the first and never sees pure noise; "linspace" has both ends.
 
         Raises:
             InputError: the schedule has fewer times than ``steps``, or ``steps`` is not positive.
         """
         if not 1 <= steps <= self.train_steps:
             raise InputError(f"config.sample.steps: {steps} is out of range; give 1 to {self.train_steps}")
+        if self.spacing == "linspace":
+            return np.linspace(0, self.train_steps - 1, steps).round()[::-1].astype(np.int32)
+        if self.spacing == "leading":
+            return (np.arange(steps) * (self.train_steps // steps))[::-1].astype(np.int32) + self.steps_offset
         # arange's own rounding decides ties, as in diffusers; for some counts it ends with one value too many (a
         # time of -1), which is cut off here.
         times = np.round(np.arange(self.train_steps, 0, -self.train_steps / steps))[:steps]

@@ -1,23 +1,24 @@
 """Sampling (method, stage 4): a video for every view from its first frame and its prompt."""
 
-import functools
+import dataclasses
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
-from jaxtyping import Array, UInt8
+from jaxtyping import UInt8
 
-from reangle_jax.config import Sample, Settings
-from reangle_jax.diffusion import guidance, samplers
+from reangle_jax import checkpoints, mesh
+from reangle_jax.config import Settings, lora_choice
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.geometry import trajectories
 from reangle_jax.models.cogvideox import image_to_video as i2v
+from reangle_jax.models.cogvideox import lora as lora_file
+from reangle_jax.models.cogvideox.sampling import Sampler
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.progress import progress
 from reangle_jax.run import Run, Stage, Unit, view_file
 
@@ -33,11 +34,13 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     """One for each view, and one more for what the untuned model makes of it."""
     keys = ("caption", "mode", "num_frames", "height", "width", "sample", "model", "seed")
     weights = ("transformer", "vae", "text_encoder")
+    given = ("loras",) if settings.loras else ()
     result = []
     for view in settings.views:
         inputs = ("input/frames.npz", view_file(view, "first_frame.png"))
         outputs = (view_file(view, "frames.npz"), view_file(view, "video.mp4"))
-        result.append(Unit(view, keys, (*inputs, ADAPTERS), outputs, weights=weights, view=view))
+        inputs_tuned, keys_tuned = (*inputs, ADAPTERS), (*keys, *given)
+        result.append(Unit(view, keys_tuned, inputs_tuned, outputs, external=given, weights=weights, view=view))
         if settings.evaluate.untuned:
             outputs = (view_file(view, "untuned.npz"),)
             result.append(Unit(f"{view} {UNTUNED}", keys, inputs, outputs, weights=weights, view=view))
@@ -46,18 +49,18 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def generate(settings: Settings, run: Run) -> None:
     """Writes views/NAME/frames.npz and video.mp4; views/NAME/untuned.npz if asked for."""
+    with jax.set_mesh(mesh.make_mesh(settings.mesh, batch_size=2)):  # what guidance compares are two videos
+        _generate(settings, run)
+
+
+def _generate(settings: Settings, run: Run) -> None:
     vae = i2v.load_vae(run.weights("vae"))
-    options = settings.finetune
-    transformer = i2v.load_transformer(run.weights("transformer"), lora_rank=options.rank, lora_alpha=options.alpha)
+    transformer, tuned = _tuned(settings, run)
     fresh = i2v.init_lora(transformer.config, key=jax.random.key(0))  # changes nothing: the untuned model
-    tuned = fresh
-    if any(ADAPTERS in unit.inputs for unit in run.todo):
-        with ocp.StandardCheckpointer() as checkpointer:
-            tuned = checkpointer.restore(run.path("lora/state"), fresh)
     texts = ["", *(trajectories.parse_view(unit.view).prompt(settings.caption, settings.mode) for unit in run.todo)]
     text = i2v.embed_prompts(run.weights("text_encoder"), texts, transformer.config.max_text_seq_length)
     fps = float(run.load_npz("input/frames.npz")["fps"])
-    sample = make_sampler(transformer, vae, settings.sample, settings.num_frames)
+    sampler = Sampler(transformer, vae, SCHEDULE, num_frames=settings.num_frames, **dataclasses.asdict(settings.sample))
     with progress(len(run.todo) * settings.sample.steps, "generate") as bar:
         for k, unit in enumerate(run.todo, start=1):
             bar.set(view=unit.name)
@@ -65,68 +68,40 @@ def generate(settings: Settings, run: Run) -> None:
             image = read_png(run.view_path(unit.view, "first_frame.png"))
             # The untuned model starts from the same noise: the two differ by the adapters alone.
             key = run.key("generate", unit.view)
-            frames = sample(
-                lora, transformer.state, vae.state, image, text[:1], text[k : k + 1], key=key, on_step=bar.update
+            noise, condition = sampler.start(vae.state, image[None], key=key)
+            latents = sampler.denoise(
+                lora,
+                transformer.state,
+                noise,
+                condition,
+                text[k : k + 1],
+                text[:1],
+                key=jax.random.fold_in(key, 1),
+                on_step=bar.update,
             )
+            frames = np.asarray(sampler.decode(vae.state, latents))[0]
             run.save_npz(unit.outputs[0], frames=frames)
             if len(unit.outputs) > 1:
                 run.save_video(unit.outputs[1], frames, fps)
             run.finish(unit)
 
 
-def make_sampler(
-    transformer: i2v.Network, vae: i2v.Network, options: Sample, num_frames: int
-) -> Callable[..., UInt8[np.ndarray, "T H W 3"]]:
-    """Image, text and noise to a video: ``sample(lora, base, vae_state, image, empty_text, text, key=, on_step=)``.
-
-    One program encodes, one makes every step, one decodes; each is compiled once for all views.
-
-    Args:
-        transformer: the transformer's configuration and graph.
-        vae: the autoencoder's.
-        options: the sampler, its steps and guidance.
-        num_frames: T = 1 + 4k.
-    """
-    ratio = vae.config.temporal_compression_ratio
-    latent_frames = (num_frames - 1) // ratio + 1
-    timesteps = SCHEDULE.timesteps(options.steps)
-    scales = guidance.guidance_scales(timesteps, options.steps, options.guidance_scale, options.dynamic_guidance)
-    guided = options.dynamic_guidance or options.guidance_scale != 1.0
-    denoise = guidance.guided(i2v.predictor(transformer.graphdef), scales if guided else None)
-    step = samplers.make_step(denoise, sampler=options.sampler, steps=options.steps, schedule=SCHEDULE)
-    dtype = jnp.dtype(transformer.config.dtype)
-
-    @jax.jit
-    def start(vae_state: Any, image: Array, key: Array) -> tuple[Array, Array]:
-        noise_key, image_key = jax.random.split(key)
-        model = nnx.merge(vae.graphdef, vae_state)
-        condition = i2v.image_condition(model, i2v.to_unit(image)[None], latent_frames, key=image_key).astype(dtype)
-        return jax.random.normal(noise_key, condition.shape, jnp.float32).astype(dtype), condition
-
-    @jax.jit
-    def decode(vae_state: Any, latents: Array) -> Array:
-        model = nnx.merge(vae.graphdef, vae_state)
-        # An even number t of latents decodes to 4 t frames (the published way), not to 4 t - 3: one more in front makes
-        # it odd, and its four frames are dropped.
-        spare = 1 - latents.shape[1] % 2
-        latents = jnp.concatenate([latents[:, :spare], latents], axis=1)
-        return i2v.to_bytes(model.decode(model.unscale_latents(latents.astype(jnp.float32)))[0, ratio * spare :])
-
-    def sample(lora, base, vae_state, image, empty_text, text, *, key, on_step: Callable[[], None]) -> np.ndarray:
-        latents, condition = start(vae_state, jnp.asarray(image), key)
-        both = functools.partial(jnp.concatenate, axis=0)
-        condition = both([condition, condition]) if guided else condition
-        embeddings = both([jnp.asarray(empty_text), jnp.asarray(text)]) if guided else jnp.asarray(text)
-        state = samplers.init_state(latents)
-        sampler_key = jax.random.fold_in(key, 1)
-        for index in range(options.steps):
-            state = step(state, jnp.int32(index), sampler_key, lora, base, condition, embeddings)
-            # Waiting here keeps the bar true and the queue of dispatched steps short.
-            jax.block_until_ready(state)
-            on_step()
-        return np.asarray(decode(vae_state, state.latents))
-
-    return sample
+def _tuned(settings: Settings, run: Run) -> tuple[i2v.Network, nnx.State]:
+    """The transformer with room for what finetune learnt and for the LoRAs given, and these."""
+    options, folder = settings.finetune, run.weights("transformer")
+    rank, alpha = options.rank, options.alpha
+    config = dataclasses.replace(checkpoints.load_config(folder, TransformerConfig), lora_rank=rank, lora_alpha=alpha)
+    lora = i2v.init_lora(config, key=jax.random.key(0))
+    with ocp.StandardCheckpointer() as checkpointer:
+        lora = checkpointer.restore(run.path("lora") / lora_file.STATE, lora)
+    if settings.loras:
+        parts = [(lora_file.read(path, config), weight) for path, weight in map(lora_choice, settings.loras)]
+        # Adapters that were never trained are zero: they need no room.
+        own = [(lora_file.from_state(lora, config), 1.0)] if options.steps else []
+        joined = lora_file.combine([*own, *parts])
+        rank, alpha = joined.rank, joined.alpha
+        lora = lora_file.to_state(joined, dataclasses.replace(config, lora_rank=rank, lora_alpha=alpha))
+    return i2v.load_transformer(folder, lora_rank=rank, lora_alpha=alpha), lora
 
 
 def read_png(path: Any) -> UInt8[np.ndarray, "H W 3"]:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, mesh
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
@@ -30,13 +30,22 @@ class Network(NamedTuple, Generic[Config]):
     state: nnx.State
 
 
-def load_vae(folder: Path) -> Network[VAEConfig]:
+def load_vae(folder: Path, *, tiles: str = "off", size: tuple[int, int] | None = None) -> Network[VAEConfig]:
     """The autoencoder of a weights folder.
+
+    Args:
+        folder: the autoencoder's.
+        tiles: ``on`` codes frames in tiles, ``off`` whole, ``auto`` in tiles where they are larger than the native
+            size.
+        size: height and width of the frames, for ``auto``.
 
     Raises:
         InputError: the folder is missing or damaged, or holds another model.
     """
     config = checkpoints.load_config(folder, VAEConfig)
+    native = config.sample_height * config.sample_width
+    if tiles == "on" or (tiles == "auto" and size is not None and size[0] * size[1] > native):
+        config = config.tiled()
     model = checkpoints.load_into(checkpoints.abstract(lambda: VAE(config, rngs=nnx.Rngs(0))), folder)
     return Network(config, *nnx.split(model))
 
@@ -58,19 +67,21 @@ def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float) -> Netw
 
 
 def attention_for_device(config: TransformerConfig) -> str:
-    """The attention to use here: on a GPU the fused kernel where the dtype allows it; elsewhere the config's own."""
+    """The attention to use here: the platform's fused kernel where the dtype allows it; on a CPU the config's own."""
+    if jax.default_backend() == "tpu":
+        return "splash"
     if jax.default_backend() != "gpu":
         return config.attention_impl
     return "cudnn" if config.dtype in ("bfloat16", "float16") else "xla"
 
 
 def init_lora(config: TransformerConfig, *, key: Array) -> nnx.State:
-    """Fresh adapters, which change nothing yet."""
+    """Fresh adapters, which change nothing yet, on the current mesh."""
 
     @jax.jit
     def init(key: Array) -> nnx.State:
         # The base is built too, but its values are unused: the compiler drops them.
-        return nnx.state(Transformer(config, rngs=nnx.Rngs(key)), nnx.LoRAParam)
+        return mesh.constrain(nnx.state(Transformer(config, rngs=nnx.Rngs(key)), nnx.LoRAParam))
 
     return init(key)
 
@@ -126,12 +137,15 @@ def image_condition(
 
 
 def predictor(graphdef: nnx.GraphDef) -> Callable[..., Array]:
-    """``predict(latents, t, lora, base, condition, text)``: the transformer as samplers call it."""
+    """``predict(latents, t, lora, base, condition, text)``: the transformer as samplers call it.
 
-    def predict(latents: Array, t: Array, lora: Any, base: Any, condition: Array, text: Array) -> Array:
+    ``condition`` is None for a text-to-video transformer.
+    """
+
+    def predict(latents: Array, t: Array, lora: Any, base: Any, condition: Array | None, text: Array) -> Array:
         model = nnx.merge(graphdef, lora, base)
         dtype = latents.dtype
-        joined = jnp.concatenate([latents, condition.astype(dtype)], axis=-1)
+        joined = latents if condition is None else jnp.concatenate([latents, condition.astype(dtype)], axis=-1)
         return model(joined, text.astype(dtype), t.astype(jnp.float32))
 
     return predict

@@ -1,0 +1,165 @@
+"""From noise, text and perhaps a first frame to a video: what the published pipelines do around their networks.
+
+One program encodes, one makes every step, one decodes; each is compiled once for all videos of a size. This module and
+``pipeline.py`` are the two of the model that know of ``diffusion/``; the networks do not.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from reangle_jax import mesh
+from reangle_jax.diffusion import guidance, samplers
+from reangle_jax.diffusion.schedule import Schedule
+from reangle_jax.models.cogvideox.image_to_video import Network, image_condition, predictor, to_bytes, to_unit
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.models.cogvideox.vae import VAE
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
+
+
+def latent_frames(transformer: TransformerConfig, vae: VAEConfig, num_frames: int) -> tuple[int, int]:
+    """How many latent frames are sampled, and how many of them, at the front, only fill up a patch and are dropped."""
+    needed = (num_frames - 1) // vae.temporal_compression_ratio + 1
+    extra = -needed % (transformer.patch_size_t or 1)
+    return needed + extra, extra
+
+
+def decode_latents(
+    vae: VAE, latents: Float[Array, "B t h w C"], num_frames: int, extra: int = 0
+) -> Float[Array, "B T H W 3"]:
+    """Decodes sampled latents to ``num_frames`` frames, about in [-1, 1].
+
+    Args:
+        vae: the autoencoder.
+        latents: as the diffusion model has them.
+        num_frames: T = 1 + 4k.
+        extra: latent frames at the front that are dropped first.
+    """
+    latents = latents[:, extra:].astype(jnp.float32)
+    # An even number t of latents decodes to 4 t frames (the published way), not to 4 t - 3: one more in front makes it
+    # odd, and the frames that it adds are dropped.
+    spare = 1 - latents.shape[1] % 2
+    latents = jnp.concatenate([latents[:, :spare], latents], axis=1)
+    return vae.decode(vae.unscale_latents(latents))[:, -num_frames:]
+
+
+class Sampler:
+    """A video from its noise, in three steps: ``start``, ``denoise``, ``decode``.
+
+    Args:
+        transformer: the transformer's configuration and graph; it may have adapters.
+        vae: the autoencoder's.
+        schedule: of the noise.
+        num_frames: T = 1 + 4k.
+        steps: of denoising.
+        guidance_scale: classifier-free guidance; 1 or less is none, and then the negative text is not used.
+        dynamic_guidance: the guidance follows a cosine over the steps.
+        sampler: ``ddim`` or ``dpm``.
+
+    Raises:
+        InputError: the sampler is unknown or the count of steps impossible.
+    """
+
+    def __init__(
+        self,
+        transformer: Network[TransformerConfig],
+        vae: Network[VAEConfig],
+        schedule: Schedule,
+        *,
+        num_frames: int,
+        steps: int,
+        guidance_scale: float,
+        dynamic_guidance: bool,
+        sampler: str,
+    ):
+        self.steps = steps
+        self.guided = guidance.is_guided(guidance_scale)
+        scales = guidance.guidance_scales(schedule.timesteps(steps), steps, guidance_scale, dynamic_guidance)
+        denoise = guidance.guided(predictor(transformer.graphdef), scales if self.guided else None)
+        self._step = samplers.make_step(denoise, sampler=sampler, steps=steps, schedule=schedule)
+        self._config, self._vae_config = transformer.config, vae.config
+        count, extra = latent_frames(transformer.config, vae.config, num_frames)
+        self._latent_frames = count
+
+        @jax.jit
+        def condition(state: Any, image: Array, key: Array) -> Array:
+            model = nnx.merge(vae.graphdef, state)
+            return image_condition(model, to_unit(image), count, key=key).astype(transformer.config.dtype)
+
+        @jax.jit
+        def decode(state: Any, latents: Array) -> Array:
+            model = nnx.merge(vae.graphdef, state)
+            return to_bytes(decode_latents(model, latents, num_frames, extra))
+
+        self._condition, self._decode = condition, decode
+
+    def start(
+        self, vae_state: Any, image: UInt8[Array, "B H W 3"] | tuple[int, int, int], *, key: Array
+    ) -> tuple[Float[Array, "B t h w C"], Float[Array, "B t h w C"] | None]:
+        """The noise to begin with and the image's condition.
+
+        Args:
+            vae_state: the autoencoder's parameters.
+            image: first frames; for text to video the batch's size, height and width in pixels.
+            key: of the noise and of the draw from the image's posterior.
+
+        Returns:
+            Noise and condition, in the transformer's dtype; the condition is None without images.
+        """
+        noise_key, image_key = jax.random.split(key)
+        if isinstance(image, tuple):
+            batch, height, width = image
+            condition = None
+        else:
+            batch, height, width = image.shape[:3]
+            condition = self._condition(vae_state, jnp.asarray(image), image_key)
+        ratio, channels = self._vae_config.spatial_compression_ratio, self._vae_config.latent_channels
+        shape = (batch, self._latent_frames, height // ratio, width // ratio, channels)
+        return jax.random.normal(noise_key, shape, jnp.float32).astype(self._config.dtype), condition
+
+    def denoise(
+        self,
+        lora: Any,
+        base: Any,
+        noise: Float[Array, "B t h w C"],
+        condition: Float[Array, "B t h w C"] | None,
+        text: Float[Array, "B L D"],
+        negative: Float[Array, "B L D"] | None,
+        *,
+        key: Array,
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Float[Array, "B t h w C"]:
+        """All steps from noise to clean latents.
+
+        Args:
+            lora: the transformer's adapters; an empty state without any.
+            base: its other parameters.
+            noise: from ``start``.
+            condition: from ``start``.
+            text: embeddings of the prompts.
+            negative: those that guidance leads away from, usually of the empty text; None will do without guidance.
+            key: of the noise that ``dpm`` adds.
+            on_step: called after each step.
+        """
+        text = jnp.asarray(text)
+        if self.guided:
+            assert negative is not None, "guidance needs the negative text"
+            text = jnp.concatenate([jnp.asarray(negative), text])
+            condition = None if condition is None else jnp.concatenate([condition, condition])
+        # The two halves of a guided batch lie apart where the mesh's data axis has room for both.
+        condition, text = mesh.split_batch((condition, text))
+        state = samplers.init_state(noise)
+        for index in range(self.steps):
+            state = self._step(state, jnp.int32(index), key, lora, base, condition, text)
+            # Waiting here keeps the bar true and the queue of dispatched steps short.
+            jax.block_until_ready(state)
+            on_step()
+        return state.latents
+
+    def decode(self, vae_state: Any, latents: Float[Array, "B t h w C"]) -> UInt8[Array, "B T H W 3"]:
+        """Frames of clean latents, one video after the other."""
+        return jnp.concatenate([self._decode(vae_state, latents[k : k + 1]) for k in range(latents.shape[0])])

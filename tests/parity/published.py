@@ -1,0 +1,121 @@
+"""Small random pipelines as huggingface_hub would leave them, and the same in our own layout."""
+
+import shutil
+from pathlib import Path
+
+import diffusers
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+from safetensors.numpy import load_file
+
+from converters.rules import convert
+from converters.tables import cogvideox_transformer, cogvideox_vae, t5
+from reangle_jax.checkpoints import abstract, fill, parameter_paths, save_model
+from reangle_jax.models.cogvideox.transformer import Transformer
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.models.cogvideox.vae import VAE
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.models.text.t5 import T5Config, T5Encoder
+from tests.spiece import write_spiece
+
+PIECES = 150
+
+
+def write_pipeline(
+    folder: Path, transformer: TransformerConfig, vae: VAEConfig, text: T5Config, *, snr_shift_scale: float
+) -> diffusers.DiffusionPipeline:
+    """Saves a pipeline of these sizes with random parameters, and returns it with the folder's own tokenizer."""
+    torch.manual_seed(0)
+    write_spiece(folder / "tokenizer" / "spiece.model", pieces=PIECES)
+    network = diffusers.CogVideoXTransformer3DModel(
+        num_attention_heads=transformer.num_attention_heads,
+        attention_head_dim=transformer.attention_head_dim,
+        in_channels=transformer.in_channels,
+        out_channels=transformer.out_channels,
+        time_embed_dim=transformer.time_embed_dim,
+        ofs_embed_dim=transformer.ofs_embed_dim,
+        text_embed_dim=transformer.text_embed_dim,
+        num_layers=transformer.num_layers,
+        sample_width=transformer.sample_width,
+        sample_height=transformer.sample_height,
+        sample_frames=transformer.sample_frames,
+        patch_size_t=transformer.patch_size_t,
+        max_text_seq_length=transformer.max_text_seq_length,
+        use_rotary_positional_embeddings=transformer.use_rotary,
+        use_learned_positional_embeddings=transformer.use_learned,
+        patch_bias=transformer.patch_size_t is None,
+    )
+    autoencoder = diffusers.AutoencoderKLCogVideoX(
+        block_out_channels=vae.block_out_channels,
+        layers_per_block=vae.layers_per_block,
+        norm_num_groups=vae.norm_num_groups,
+        latent_channels=vae.latent_channels,
+        scaling_factor=vae.scaling_factor,
+        invert_scale_latents=vae.invert_scale_latents,
+        sample_height=vae.sample_height,
+        sample_width=vae.sample_width,
+    )
+    encoder = transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=text.vocab_size,
+            d_model=text.d_model,
+            d_kv=text.d_kv,
+            d_ff=text.d_ff,
+            num_layers=text.num_layers,
+            num_heads=text.num_heads,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+    with torch.no_grad():
+        for parameter in (*network.parameters(), *autoencoder.parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    has_image = transformer.in_channels == 2 * vae.latent_channels
+    kind = diffusers.CogVideoXImageToVideoPipeline if has_image else diffusers.CogVideoXPipeline
+    pipeline = kind(
+        tokenizer=transformers.T5Tokenizer.from_pretrained(folder / "tokenizer"),
+        text_encoder=encoder.eval(),
+        vae=autoencoder.eval(),
+        transformer=network.eval(),
+        scheduler=diffusers.CogVideoXDDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            set_alpha_to_one=True,
+            snr_shift_scale=snr_shift_scale,
+            timestep_spacing="trailing",
+        ),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return pipeline
+
+
+def convert_pipeline(
+    source: Path, target: Path, transformer: TransformerConfig, vae: VAEConfig, text: T5Config
+) -> Path:
+    """Writes what the converters make of a published folder: this is the one place that tests convert a pipeline in."""
+    parts = {
+        "transformer": (Transformer, transformer, cogvideox_transformer.table(transformer)),
+        "vae": (VAE, vae, cogvideox_vae.TABLE),
+        "text_encoder": (T5Encoder, text, t5.TABLE),
+    }
+    for part, (network, config, table) in parts.items():
+        model = abstract(lambda network=network, config=config: network(config, rngs=nnx.Rngs(0)))
+        shapes = {path: tuple(variable.shape) for path, variable in parameter_paths(model).items()}
+        (file,) = (source / part).glob("*.safetensors")
+        fill(model, convert(load_file(file), table, shapes))
+        save_model(target / part, model, config)
+    shutil.copy(source / "scheduler" / "scheduler_config.json", target / "transformer")
+    shutil.copy(source / "tokenizer" / "spiece.model", target / "text_encoder")
+    return target
+
+
+def to_torch(x: np.ndarray | jnp.ndarray) -> torch.Tensor:
+    """[B, T, H, W, C] to [B, T, C, H, W]."""
+    return torch.from_numpy(np.moveaxis(np.array(x), -1, 2).copy())
