@@ -1,16 +1,33 @@
 """Attention: one signature, several implementations. ``plain`` is the reference that the others are tested against."""
 
+import contextlib
+import contextvars
 import functools
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-IMPLEMENTATIONS = ("plain", "mapped", "xla", "cudnn")
+IMPLEMENTATIONS = ("plain", "mapped", "xla", "cudnn", "splash")
+# The platform that kernels of one platform alone need.
+PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 # What a rematerialised block keeps of its attention, which costs more to compute again than to keep.
 SAVED = "attention"
+
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Traces for a platform (``tpu``, ``gpu``) that this process does not run on, for compilation ahead of time."""
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
 def attention(
@@ -31,27 +48,32 @@ def attention(
         bias: added to the logits before the softmax; its leading axis is 1 or B.
         scale: factor on the logits; 1/sqrt(D) by default.
         impl: ``plain`` (any platform, materialises the logits in float32), ``mapped`` (one head at a time, without
-            bias: the fastest on CPUs), ``xla`` (jax.nn's, any platform) or ``cudnn`` (fused, NVIDIA Ampere and newer,
-            16-bit types).
+            bias: the fastest on CPUs), ``xla`` (jax.nn's, any platform), ``cudnn`` (fused, NVIDIA Ampere and newer,
+            16-bit types) or ``splash`` (fused, TPUs, self-attention without bias).
 
     Returns:
         The mix of values, in the queries' dtype.
 
     Raises:
         ValueError: ``impl`` is unknown, or cannot take a bias.
-        RuntimeError: ``cudnn`` was asked for without a GPU.
+        RuntimeError: ``cudnn`` was asked for without a GPU, or ``splash`` without a TPU.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"attention impl {impl!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     if impl == "plain":
         return _plain(q, k, v, bias, scale)
+    if impl in ("mapped", "splash") and bias is not None:
+        raise ValueError(f"attention impl {impl!r} takes no bias: use 'plain' or 'xla'")
     if impl == "mapped":
-        if bias is not None:
-            raise ValueError("attention impl 'mapped' takes no bias: use 'plain' or 'xla'")
         return _mapped(q, k, v, scale)
-    if impl == "cudnn" and jax.default_backend() != "gpu":
-        raise RuntimeError(f"attention impl 'cudnn' needs a GPU, the backend is {jax.default_backend()!r}: use 'xla'")
+    platform, here = PLATFORMS.get(impl), _target.get() or jax.default_backend()
+    if platform and here != platform:
+        raise RuntimeError(f"attention impl {impl!r} needs a {platform.upper()}, the backend is {here!r}: use 'xla'")
+    if impl == "splash":
+        from reangle_jax.nn.splash import splash  # late: it brings Pallas, half a second for those who need none
+
+        return splash(q, k, v, scale=scale, saved=SAVED)
     with jax.numpy_dtype_promotion("standard"):  # jax.nn's own code promotes 16-bit types by itself
         y = jax.nn.dot_product_attention(q, k, v, bias, scale=scale, implementation=impl)  # type: ignore[arg-type]
     return checkpoint_name(y, SAVED)

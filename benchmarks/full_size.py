@@ -1,0 +1,127 @@
+"""Memory and operations of the full-size programs, compiled for a TPU that need not be there.
+
+    pip install "libtpu==0.0.42.*"      # beside jax 0.10.2
+    python benchmarks/full_size.py --topology v6e:1x1 --program finetune
+    python benchmarks/full_size.py --topology v5p:1x1x1 --program sample
+
+The real fine-tuning step (LoRA of rank 128 on all 42 blocks, the noised first frame encoded, AdamW) or the real guided
+sampling step of CogVideoX-5B-I2V at 49 frames of 480x720 is lowered with abstract arguments and compiled. The
+compiler enforces the chip's memory: a program that does not fit fails here with its figure. Nothing is executed, and
+no weights are needed. Compiling takes minutes on one core.
+"""
+
+import argparse
+import os
+import time
+
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from reangle_jax import config as settings_module
+from reangle_jax import mesh as mesh_module
+from reangle_jax.diffusion import guidance, samplers
+from reangle_jax.diffusion.schedule import Schedule
+from reangle_jax.models.cogvideox import image_to_video as i2v
+from reangle_jax.models.cogvideox.transformer import Transformer
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.models.cogvideox.vae import VAE
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.nn.attention import compiling_for
+from reangle_jax.stages import finetune
+
+GIB = 2.0**30
+
+
+def one_chip(topology: str) -> Mesh:
+    """A 1x1x1 mesh over the first device of a topology (``v6e:1x1``)."""
+    single = {"chips_per_host_bounds": (1, 1, 1)} if "1x1" in topology else {}
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **single).devices
+    return Mesh(np.asarray(devices[:1]).reshape(1, 1, 1), mesh_module.AXES)
+
+
+def abstract(tree, where: NamedSharding):
+    """The same shapes and dtypes, placed."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+
+def networks(rank: int, layers: int | None) -> tuple[i2v.Network, i2v.Network, nnx.State]:
+    """The full-size transformer, its autoencoder and the adapters, without arrays."""
+    fields = {"lora_rank": rank, "lora_alpha": float(rank), "attention_impl": "splash"}
+    config = TransformerConfig.cogvideox_5b_i2v()
+    config = type(config)(**{**vars(config), **fields, "num_layers": layers or config.num_layers})
+    graphdef, lora, base = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))), nnx.LoRAParam, ...)
+    vae_config = VAEConfig.cogvideox_5b()
+    vae = nnx.split(nnx.eval_shape(lambda: VAE(vae_config, rngs=nnx.Rngs(0))))
+    return i2v.Network(config, graphdef, base), i2v.Network(vae_config, *vae), lora
+
+
+def lower_finetune(rank: int, layers: int | None, where: NamedSharding):
+    """The fine-tuning step of the paper's settings: seven videos, batch 1."""
+    transformer, vae, lora = networks(rank, layers)
+    settings = settings_module.get_default()
+    settings.video = "clip.mp4"
+    options = settings_module.parse(settings).finetune
+    optimiser = finetune.make_optimiser(options)
+    step = finetune.make_step(transformer, vae, options, optimiser)
+    latents, text = (7, 13, 60, 90, 16), (7, 226, 4096)
+    data = finetune.TrainingSet(
+        mean=jax.ShapeDtypeStruct(latents, jnp.float32),
+        logvar=jax.ShapeDtypeStruct(latents, jnp.float32),
+        mask=jax.ShapeDtypeStruct(latents[:-1], jnp.float32),
+        text=jax.ShapeDtypeStruct(text, jnp.float32),
+        first=jax.ShapeDtypeStruct((7, 480, 720, 3), jnp.uint8),
+    )
+    moments = jax.eval_shape(optimiser.init, lora)
+    key = jax.eval_shape(jax.random.key, 0)
+    arguments = (lora, moments, transformer.state, vae.state, data, key)
+    return step.lower(*(abstract(argument, where) for argument in arguments))
+
+
+def lower_sample(rank: int, layers: int | None, where: NamedSharding):
+    """One guided step of sampling a video, its two passes in one batch."""
+    transformer, _, lora = networks(rank, layers)
+    schedule, steps = Schedule.cogvideox_5b(), 40
+    scales = guidance.guidance_scales(schedule.timesteps(steps), steps, 6.0, True)
+    denoise = guidance.guided(i2v.predictor(transformer.graphdef), scales)
+    step = samplers.make_step(denoise, sampler="ddim", steps=steps, schedule=schedule)
+    latents = jax.ShapeDtypeStruct((1, 13, 60, 90, 16), jnp.bfloat16)
+    condition = jax.ShapeDtypeStruct((2, *latents.shape[1:]), jnp.bfloat16)
+    text = jax.ShapeDtypeStruct((2, 226, 4096), jnp.bfloat16)
+    state = jax.eval_shape(samplers.init_state, latents)
+    arguments = (state, jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(jax.random.key, 0))
+    arguments += (lora, transformer.state, condition, text)
+    return step.lower(*(abstract(argument, where) for argument in arguments))
+
+
+def main() -> None:
+    """Compiles one program and prints what the compiler says of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topology", default="v6e:1x1", help="one chip: v5e:1x1, v6e:1x1, v5p:1x1x1")
+    parser.add_argument("--program", choices=("finetune", "sample"), default="finetune")
+    parser.add_argument("--rank", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=None, help="fewer blocks than 42, for a quick look")
+    args = parser.parse_args()
+    mesh = one_chip(args.topology)
+    lower = {"finetune": lower_finetune, "sample": lower_sample}[args.program]
+    start = time.perf_counter()
+    with jax.set_mesh(mesh), compiling_for("tpu"):
+        lowered = lower(args.rank, args.layers, NamedSharding(mesh, PartitionSpec()))
+        compiled = lowered.compile()
+    memory = compiled.memory_analysis()
+    assert memory is not None, "the compiler said nothing of memory"
+    print(
+        f"{args.program} on {args.topology}: arguments {memory.argument_size_in_bytes / GIB:.1f} GiB, temporaries "
+        f"{memory.temp_size_in_bytes / GIB:.1f} GiB, peak {memory.peak_memory_in_bytes / GIB:.1f} GiB; traced and "
+        f"compiled in {time.perf_counter() - start:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Attention on TPUs: JAX's splash kernel, fed sequences of any length.
+
+The kernel wants whole blocks, and 17,776 tokens (CogVideoX) have no divisor to speak of. The sequence is padded to
+whole blocks, and pads form a segment of their own: they attend to each other, nothing real attends to them, and no
+row is empty.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as kernels
+from jaxtyping import Array, Float
+
+LANES = 128
+# The largest rectangles of logits in on-chip memory at once. Long blocks of keys mean few partial sums of the queries'
+# gradient in the fused backward pass, which are kept in float32 and added up at the end.
+BLOCK_Q, BLOCK_KV, BLOCK_COMPUTE = 512, 3584, 512
+
+
+def padded_length(length: int) -> int:
+    """The next length that blocks divide: a multiple of ``BLOCK_Q``, of 128 for shorter sequences."""
+    unit = BLOCK_Q if length > BLOCK_Q else LANES
+    return -(-length // unit) * unit
+
+
+def _divisor(length: int, limit: int) -> int:
+    return next(size for size in range(min(limit, length), 0, -LANES) if length % size == 0)
+
+
+@functools.lru_cache
+def _block_sizes(length: int) -> kernels.BlockSizes:
+    q, kv = _divisor(length, BLOCK_Q), _divisor(length, BLOCK_KV)
+    compute = _divisor(kv, BLOCK_COMPUTE)
+    return kernels.BlockSizes(
+        block_q=q,
+        block_kv=kv,
+        block_kv_compute=compute,
+        block_q_dkv=q,
+        block_kv_dkv=kv,
+        block_kv_dkv_compute=compute,
+        use_fused_bwd_kernel=True,
+    )
+
+
+def splash(
+    q: Float[Array, "B S N D"],
+    k: Float[Array, "B S N D"],
+    v: Float[Array, "B S N D"],
+    *,
+    scale: float,
+    saved: str,
+    interpret: bool = False,
+) -> Float[Array, "B S N D"]:
+    """Self-attention over the sequence axis with the splash kernel, differentiable.
+
+    Args:
+        q: queries.
+        k: keys, as many as queries.
+        v: values.
+        scale: factor on the logits.
+        saved: name under which the output and the softmax's log-sum can be kept by a checkpoint policy.
+        interpret: run the kernel's arithmetic without a TPU, slowly, for tests.
+
+    Raises:
+        ValueError: queries and keys differ in number.
+    """
+    length, heads = q.shape[1], q.shape[2]
+    if k.shape[1] != length:
+        raise ValueError(f"attention impl 'splash' is for self-attention: {length} queries, {k.shape[1]} keys")
+    padded = padded_length(length)
+
+    def head_major(x: Array) -> Array:
+        return jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    mask = kernels.MultiHeadMask([kernels.FullMask((padded, padded))] * heads)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # the kernel's own code needs both
+        kernel = kernels.make_splash_mha_single_device(
+            mask, block_sizes=_block_sizes(padded), residual_checkpoint_name=saved, interpret=interpret
+        )
+        is_pad = (jnp.arange(padded) >= length).astype(jnp.int32)
+        segments = kernels.SegmentIds(q=is_pad, kv=is_pad) if padded > length else None
+        run = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))
+        # The scale goes into the queries: the kernel has none.
+        y = run(head_major(q * jnp.asarray(scale, q.dtype)), head_major(k), head_major(v))
+    return y.swapaxes(1, 2)[:, :length].astype(q.dtype)

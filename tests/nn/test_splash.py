@@ -1,0 +1,58 @@
+"""The TPU kernel, run by its interpreter, against plain attention."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reangle_jax.nn import attention as attention_module
+from reangle_jax.nn.attention import SAVED, attention, compiling_for
+from reangle_jax.nn.splash import padded_length, splash
+
+
+def random_inputs(rng, length, heads=1, width=64):
+    return (jnp.asarray(rng.normal(size=(1, length, heads, width)), jnp.float32) for _ in range(3))
+
+
+@pytest.mark.parametrize("length", [100, 128, 1500])  # padded, a whole block, several blocks of queries and keys
+def test_equals_plain_attention_with_its_gradients(rng, length):
+    q, k, v = random_inputs(rng, length)
+    weights = jnp.cos(jnp.arange(q.size, dtype=jnp.float32)).reshape(q.shape)
+
+    def loss(attend, *operands):
+        y = attend(*operands)
+        return jnp.sum(y * weights), y
+
+    def kernel(q, k, v):
+        return splash(q, k, v, scale=0.125, saved=SAVED, interpret=True)
+
+    def value_and_gradients(attend):
+        return jax.jit(jax.grad(lambda *x: loss(attend, *x), (0, 1, 2), has_aux=True))(q, k, v)
+
+    (got_gradients, got), (gradients, want) = map(value_and_gradients, (kernel, attention))
+    np.testing.assert_allclose(got, want, atol=2e-6)
+    for mine, theirs in zip(got_gradients, gradients, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+def test_sequences_are_padded_to_whole_blocks():
+    assert [padded_length(n) for n in (1, 128, 500, 600, 1024, 17776)] == [128, 128, 512, 1024, 1024, 17920]
+
+
+def test_keys_of_another_sequence_are_refused(rng):
+    q, k, v = random_inputs(rng, 128)
+    with pytest.raises(ValueError, match="128 queries, 64 keys"):
+        splash(q, k[:, :64], v[:, :64], scale=1.0, saved=SAVED)
+
+
+@pytest.mark.parametrize(("impl", "platform"), attention_module.PLATFORMS.items())
+def test_another_platform_is_refused(rng, impl, platform):
+    q, k, v = random_inputs(rng, 128)
+    with pytest.raises(RuntimeError, match=f"'{impl}' needs a {platform.upper()}, the backend is 'cpu': use 'xla'"):
+        attention(q, k, v, impl=impl)
+
+
+def test_programs_for_tpus_are_traced_without_one(rng):
+    q, k, v = random_inputs(rng, 128)
+    with compiling_for("tpu"):
+        assert "splash" in str(jax.make_jaxpr(lambda *x: attention(*x, impl="splash"))(q, k, v))
