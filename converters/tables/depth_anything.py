@@ -1,26 +1,9 @@
 """Depth Anything V2: the layout of transformers (``*-hf``) and of the authors' ``.pth`` files, relative and metric."""
 
-from converters.rules import CONV2D, IDENTITY, LINEAR, Rule, Table, Transform, permute
-
-UP_CONV = permute("up_conv", 2, 3, 0, 1)  # [in, out, h, w] -> [h, w, in, out]
-# [3 out, in] -> [3, in, out] and [3 out] -> [3, out]
-QKV_KERNEL = Transform(
-    "qkv_kernel",
-    lambda x: x.reshape(3, -1, x.shape[-1]).transpose(0, 2, 1),
-    lambda x: x.transpose(0, 2, 1).reshape(-1, x.shape[1]),
-)
-QKV_BIAS = Transform("qkv_bias", lambda x: x.reshape(3, -1), lambda x: x.reshape(-1))
+from converters.rules import CONV2D, IDENTITY, LINEAR, Rule, Table
+from converters.tables.common import LEVELS, affine, block, fusion, norm
 
 BLOCK = "backbone.blocks.layers"
-LEVELS = (UP_CONV, UP_CONV, None, CONV2D)  # how each level is resized; None: not at all
-
-
-def _affine(source: str, target: str, kernel: Transform) -> list[Rule]:
-    return [Rule(f"{source}.weight", f"{target}.kernel", kernel), Rule(f"{source}.bias", f"{target}.bias")]
-
-
-def _norm(source: str, target: str) -> list[Rule]:
-    return [Rule(f"{source}.weight", f"{target}.scale"), Rule(f"{source}.bias", f"{target}.bias")]
 
 
 def _backbone_hf() -> list[Rule]:
@@ -29,17 +12,17 @@ def _backbone_hf() -> list[Rule]:
     return [
         Rule("backbone.embeddings.cls_token", "backbone.cls_token"),
         Rule("backbone.embeddings.position_embeddings", "backbone.pos_embed"),
-        *_affine("backbone.embeddings.patch_embeddings.projection", "backbone.patch_embed", CONV2D),
+        *affine("backbone.embeddings.patch_embeddings.projection", "backbone.patch_embed", CONV2D),
         *(Rule(f"{attention}.{p}.weight", f"{BLOCK}.attn.qkv_kernel", LINEAR, (k,)) for k, p in enumerate(parts)),
         *(Rule(f"{attention}.{p}.bias", f"{BLOCK}.attn.qkv_bias", IDENTITY, (k,)) for k, p in enumerate(parts)),
-        *_affine(f"{layer}.attention.output.dense", f"{BLOCK}.attn.proj", LINEAR),
-        *_affine(f"{layer}.mlp.fc1", f"{BLOCK}.fc1", LINEAR),
-        *_affine(f"{layer}.mlp.fc2", f"{BLOCK}.fc2", LINEAR),
-        *_norm(f"{layer}.norm1", f"{BLOCK}.norm1"),
-        *_norm(f"{layer}.norm2", f"{BLOCK}.norm2"),
+        *affine(f"{layer}.attention.output.dense", f"{BLOCK}.attn.proj", LINEAR),
+        *affine(f"{layer}.mlp.fc1", f"{BLOCK}.fc1", LINEAR),
+        *affine(f"{layer}.mlp.fc2", f"{BLOCK}.fc2", LINEAR),
+        *norm(f"{layer}.norm1", f"{BLOCK}.norm1"),
+        *norm(f"{layer}.norm2", f"{BLOCK}.norm2"),
         Rule(f"{layer}.layer_scale1.lambda1", f"{BLOCK}.scale1"),
         Rule(f"{layer}.layer_scale2.lambda1", f"{BLOCK}.scale2"),
-        *_norm("backbone.layernorm", "backbone.norm"),
+        *norm("backbone.layernorm", "backbone.norm"),
     ]
 
 
@@ -48,17 +31,11 @@ def _backbone_pth() -> list[Rule]:
     return [
         Rule("pretrained.cls_token", "backbone.cls_token"),
         Rule("pretrained.pos_embed", "backbone.pos_embed"),
-        *_affine("pretrained.patch_embed.proj", "backbone.patch_embed", CONV2D),
-        Rule(f"{layer}.attn.qkv.weight", f"{BLOCK}.attn.qkv_kernel", QKV_KERNEL),
-        Rule(f"{layer}.attn.qkv.bias", f"{BLOCK}.attn.qkv_bias", QKV_BIAS),
-        *_affine(f"{layer}.attn.proj", f"{BLOCK}.attn.proj", LINEAR),
-        *_affine(f"{layer}.mlp.fc1", f"{BLOCK}.fc1", LINEAR),
-        *_affine(f"{layer}.mlp.fc2", f"{BLOCK}.fc2", LINEAR),
-        *_norm(f"{layer}.norm1", f"{BLOCK}.norm1"),
-        *_norm(f"{layer}.norm2", f"{BLOCK}.norm2"),
+        *affine("pretrained.patch_embed.proj", "backbone.patch_embed", CONV2D),
+        *block(layer, BLOCK),
         Rule(f"{layer}.ls1.gamma", f"{BLOCK}.scale1"),
         Rule(f"{layer}.ls2.gamma", f"{BLOCK}.scale2"),
-        *_norm("pretrained.norm", "backbone.norm"),
+        *norm("pretrained.norm", "backbone.norm"),
     ]
 
 
@@ -66,20 +43,11 @@ def _head(project: str, resize: str, convs: tuple[str, ...], last: tuple[str, ..
     """The head's rules but for fusion; ``project`` and ``resize`` are templates in ``k``, the level."""
     rules = []
     for k, kind in enumerate(LEVELS):
-        rules += _affine(project.format(k=k), f"head.reassemble.{k}.project", CONV2D)
-        rules += _affine(resize.format(k=k), f"head.reassemble.{k}.resize", kind) if kind else []
+        rules += affine(project.format(k=k), f"head.reassemble.{k}.project", CONV2D)
+        rules += affine(resize.format(k=k), f"head.reassemble.{k}.resize", kind) if kind else []
         rules.append(Rule(f"{convs[k]}.weight", f"head.convs.{k}.kernel", CONV2D))
     for k, name in enumerate(last, start=1):
-        rules += _affine(name, f"head.conv{k}", CONV2D)
-    return rules
-
-
-def _fusion(block: str, skip: str, refine: str, conv: str, project: str, k: int) -> list[Rule]:
-    """One fusion block's rules, ``k`` counted from the deepest, whose skip unit exists in files but is never used."""
-    rules = _affine(f"{block}.{project}", f"head.fusion.{k}.project", CONV2D)
-    for source, target in ((skip, "skip"), (refine, "refine"))[0 if k else 1 :]:
-        for n in (1, 2):
-            rules += _affine(f"{block}.{source}.{conv}{n}", f"head.fusion.{k}.{target}.conv{n}", CONV2D)
+        rules += affine(name, f"head.conv{k}", CONV2D)
     return rules
 
 
@@ -93,7 +61,7 @@ def hf() -> Table:
         ("head.conv1", "head.conv2", "head.conv3"),
     )
     for k in range(4):
-        rules += _fusion(f"{stage}.{k}", "residual_layer1", "residual_layer2", "convolution", "projection", k)
+        rules += fusion(f"{stage}.{k}", "residual_layer1", "residual_layer2", "convolution", "projection", k)
     unused = [f"{stage}.0.residual_layer1.convolution{n}.{p}" for n in (1, 2) for p in ("weight", "bias")]
     return Table(rules, ("backbone.embeddings.mask_token", *unused))
 
@@ -108,6 +76,6 @@ def pth() -> Table:
         (f"{scratch}.output_conv1", f"{scratch}.output_conv2.0", f"{scratch}.output_conv2.2"),
     )
     for k in range(4):
-        rules += _fusion(f"{scratch}.refinenet{4 - k}", "resConfUnit1", "resConfUnit2", "conv", "out_conv", k)
+        rules += fusion(f"{scratch}.refinenet{4 - k}", "resConfUnit1", "resConfUnit2", "conv", "out_conv", k)
     unused = [f"{scratch}.refinenet4.resConfUnit1.conv{n}.{p}" for n in (1, 2) for p in ("weight", "bias")]
     return Table(rules, ("pretrained.mask_token", *unused))

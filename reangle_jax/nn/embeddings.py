@@ -1,6 +1,7 @@
 """Position and time embeddings. Tables are computed on the host in float64, as the published models do."""
 
 import math
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,3 +63,42 @@ def rotate_halves(
     cos, sin = (table.astype(jnp.float32)[None, :, None, :] for table in (cos, sin))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class Rope(NamedTuple):
+    """Cosines and sines of the rotations at every token of a grid, rows and columns apart; see `grid_rope`."""
+
+    cos: Float[Array, "S 2 quarter"]
+    sin: Float[Array, "S 2 quarter"]
+
+
+def grid_rope(rows: int, columns: int, width: int, theta: float = 100.0) -> Rope:
+    """Rotations of ``width`` channels at every token of a grid, row by row (CroCo v2, Weinzaepfel et al., 2023).
+
+    The first half of the channels turns with the token's row, the second with its column, both counted from 0.
+
+    Args:
+        rows: of tokens.
+        columns: of tokens.
+        width: channels of one head, a multiple of 4.
+        theta: the longest wavelength over 2 pi, in tokens.
+
+    Returns:
+        Float32 tables for ``S = rows * columns`` tokens.
+
+    Raises:
+        ValueError: ``width`` is no multiple of 4.
+    """
+    if width % 4:
+        raise ValueError(f"heads of {width} channels cannot turn in two directions: make it a multiple of 4")
+    places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1).reshape(-1)  # y, x, y, ...
+    angles = rope_angles(places, width // 2, theta).reshape(rows * columns, 2, width // 4)
+    return Rope(jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32))
+
+
+def rotate_grid(x: Float[Array, "B S N D"], rope: Rope) -> Float[Array, "B S N D"]:
+    """Rotates each half's pairs (x[k], x[k + D/4]) by the tables of `grid_rope`, in float32; the dtype is kept."""
+    cos, sin = (table[None, :, None] for table in rope)  # [1, S, 1, 2, D/4]
+    first, second = jnp.split(x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)

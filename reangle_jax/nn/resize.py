@@ -50,6 +50,43 @@ def bicubic_matrix(size_in: int, size_out: int, *, step: float | None = None) ->
     return matrix
 
 
+def pillow_matrix(size_in: int, size_out: int, kernel: str) -> np.ndarray:
+    """Weights [out, in] of Pillow's resizing, which widens the kernel when it shrinks, float64.
+
+    Args:
+        size_in: input length.
+        size_out: output length.
+        kernel: ``lanczos`` (three lobes) or ``bicubic`` (a = -0.5).
+
+    Returns:
+        The matrix; each row adds up to 1.
+    """
+    support = {"lanczos": 3.0, "bicubic": 2.0}[kernel]
+    step = size_in / size_out
+    stretch = max(step, 1.0)
+    centre = (np.arange(size_out, dtype=np.float64)[:, None] + 0.5) * step
+    i = np.arange(size_in, dtype=np.float64)[None, :]
+    # Pillow takes the pixels between two truncated bounds; a kernel's support may end just outside them.
+    low = np.maximum(np.trunc(centre - support * stretch + 0.5), 0.0)
+    high = np.minimum(np.trunc(centre + support * stretch + 0.5), size_in)
+    d = np.abs((i + 0.5 - centre) / stretch)
+    if kernel == "lanczos":
+        weight = np.sinc(d) * np.sinc(d / 3.0)
+    else:
+        a = -0.5
+        weight = np.where(d < 1, (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4))
+    weight = np.where((i >= low) & (i < high) & (d < support), weight, 0.0)
+    return weight / weight.sum(axis=1, keepdims=True)
+
+
+def adaptive_mean_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Weights [out, in] of PyTorch's adaptive average pooling, float64; windows may overlap or repeat."""
+    k = np.arange(size_out)[:, None]
+    i = np.arange(size_in)[None, :]
+    inside = (i >= k * size_in // size_out) & (i < -(-(k + 1) * size_in // size_out))
+    return inside / inside.sum(axis=1, keepdims=True)
+
+
 def apply_separable(x: Float[Array, "B H W C"], rows: np.ndarray, columns: np.ndarray) -> Float[Array, "B h w C"]:
     """Applies ``rows`` [h, H] and ``columns`` [w, W] to the two middle axes, in float32."""
     y = jnp.einsum("hH,bHWc->bhWc", jnp.asarray(rows, jnp.float32), x.astype(jnp.float32))

@@ -1,8 +1,10 @@
 """A stack of equal blocks: built once with a leading axis for the layer, run by scanning a rematerialised body."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from reangle_jax.nn.attention import SAVED
@@ -59,6 +61,36 @@ class Stack(nnx.Module):
             return carry, carry
 
         return jax.lax.scan(self._rematerialised(body), carry, state)
+
+    def at(self, blocks: Sequence[int], carry, *shared):
+        """Like calling, and also returns some blocks' outputs, without keeping the others'.
+
+        Args:
+            blocks: which (counted from 1), ascending; the last must be the stack's last.
+            carry: as in calling.
+            *shared: as in calling.
+
+        Returns:
+            The outputs of ``blocks``, a list.
+
+        Raises:
+            ValueError: ``blocks`` is not ascending, or does not end with the last block.
+        """
+        if list(blocks) != sorted(set(blocks)) or blocks[0] < 1 or blocks[-1] != self.depth:
+            raise ValueError(f"blocks {tuple(blocks)} must ascend from 1 or more to {self.depth}")
+        graphdef, state = nnx.split(self.layers)
+        # A block that nobody asked for writes where the next one asked for will write over it.
+        places = jnp.asarray(np.searchsorted(blocks, np.arange(1, self.depth + 1)), jnp.int32)
+        apply = self._rematerialised(lambda carry, layer: nnx.merge(graphdef, layer)(carry, *shared))
+
+        def body(kept, layer):
+            (carry, outputs), (place, layer) = kept, layer
+            carry = apply(carry, layer)
+            return (carry, jax.tree.map(lambda o, c: o.at[place].set(c), outputs, carry)), None
+
+        outputs = jax.tree.map(lambda c: jnp.zeros((len(blocks), *c.shape), c.dtype), carry)
+        (_, outputs), _ = jax.lax.scan(body, (carry, outputs), (places, state))
+        return [jax.tree.map(lambda o, k=k: o[k], outputs) for k in range(len(blocks))]
 
     def _rematerialised(self, body: Callable) -> Callable:
         # In a scan the backward pass is another loop: XLA cannot merge the two computations, and needs no guard.

@@ -18,7 +18,7 @@ from reangle_jax.models.depth_anything import (
     preprocess,
 )
 from reangle_jax.models.depth_anything import video as video_module
-from reangle_jax.models.depth_anything.dinov2 import VisionTransformer, ViTConfig, interpolate_positions
+from reangle_jax.nn.vit import VisionTransformer, ViTConfig, interpolate_positions
 from tests.manifests import manifest, table_faults
 
 SIZES = {"small": DepthAnythingConfig.small, "base": DepthAnythingConfig.base, "large": DepthAnythingConfig.large}

@@ -14,8 +14,8 @@ from converters.rules import convert, revert
 from converters.tables import depth_anything as tables
 from reangle_jax.checkpoints import abstract, fill, parameter_paths
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig
-from reangle_jax.models.depth_anything.dinov2 import interpolate_positions
 from reangle_jax.nn.stack import Stack
+from reangle_jax.nn.vit import interpolate_positions
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from reangle_jax.models.depth_anything.dinov2 import ViTConfig
+from reangle_jax.nn.vit import ViTConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from reangle_jax.models.depth_anything.config import DepthAnythingConfig
-from reangle_jax.models.depth_anything.dinov2 import VisionTransformer
 from reangle_jax.models.depth_anything.dpt import DPTHead
+from reangle_jax.nn.vit import VisionTransformer
 
 
 class DepthAnything(nnx.Module):

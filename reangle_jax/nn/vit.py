@@ -1,4 +1,8 @@
-"""The vision transformer of DINO and DINOv2 (Oquab et al., 2023, arXiv 2304.07193), with outputs of inner blocks."""
+"""The vision transformer (Dosovitskiy et al., 2020, arXiv 2010.11929) as DINO, DINOv2 and CroCo build it.
+
+Its blocks serve all of them; `VisionTransformer`, with a class token and learned positions, is that of DINO (Caron et
+al., 2021, arXiv 2104.14294) and DINOv2 (Oquab et al., 2023, arXiv 2304.07193).
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,6 +15,7 @@ from jaxtyping import Array, Float
 
 from reangle_jax.nn.attention import attention
 from reangle_jax.nn.conv import Conv2D
+from reangle_jax.nn.embeddings import Rope, rotate_grid
 from reangle_jax.nn.linear import Linear, uniform_fan_in
 from reangle_jax.nn.norms import LayerNorm
 from reangle_jax.nn.resize import apply_separable, bicubic_matrix
@@ -94,12 +99,14 @@ class SelfAttention(nnx.Module):
         self.impl = config.attention_impl
         self.dtype = dtypes["dtype"]
 
-    def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
-        """Attends."""
+    def __call__(self, x: Float[Array, "B S C"], rope: Rope | None = None) -> Float[Array, "B S C"]:
+        """Attends; ``rope`` turns queries and keys by their places in the grid (see `rotate_grid`)."""
         x = x.astype(self.dtype)
         qkv = jnp.einsum("bsc,kcd->kbsd", x, self.qkv_kernel[...].astype(self.dtype))
         qkv = qkv + self.qkv_bias[...].astype(self.dtype)[:, None, None, :]
         q, k, v = qkv.reshape(3, *x.shape[:2], self.heads, -1)
+        if rope is not None:
+            q, k = rotate_grid(q, rope), rotate_grid(k, rope)
         return self.proj(attention(q, k, v, impl=self.impl).reshape(x.shape))
 
 
@@ -118,9 +125,9 @@ class Block(nnx.Module):
         self.scale1 = nnx.Param(ones, axes=(None,)) if config.layer_scale else None
         self.scale2 = nnx.Param(ones, axes=(None,)) if config.layer_scale else None
 
-    def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
-        """Applies the block."""
-        x = x + _scaled(self.attn(self.norm1(x)), self.scale1)
+    def __call__(self, x: Float[Array, "B S C"], rope: Rope | None = None) -> Float[Array, "B S C"]:
+        """Applies the block; ``rope`` as in `SelfAttention`."""
+        x = x + _scaled(self.attn(self.norm1(x), rope), self.scale1)
         return x + _scaled(self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)), self.scale2)
 
 
@@ -171,6 +178,12 @@ class VisionTransformer(nnx.Module):
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B S C"]:
         """Normalised tokens after the last block, the class token first."""
         return self.norm(self.blocks(self.embed(images)))
+
+    def features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+        """Normalised patch tokens after the last block, as an image of one pixel per patch."""
+        size = self.config.patch_size
+        rows, columns = images.shape[1] // size, images.shape[2] // size
+        return self(images)[:, 1:].reshape(images.shape[0], rows, columns, -1)
 
     def taps(self, images: Float[Array, "B H W 3"], blocks: Sequence[int]) -> list[Float[Array, "B S C"]]:
         """Normalised tokens after each of ``blocks`` (counted from 1), the class token first."""

@@ -1,0 +1,53 @@
+"""Rules that the vision transformers and the dense heads of several models share."""
+
+from converters.rules import CONV2D, LINEAR, Rule, Transform, permute
+
+UP_CONV = permute("up_conv", 2, 3, 0, 1)  # [in, out, h, w] -> [h, w, in, out]
+# [3 out, in] -> [3, in, out] and [3 out] -> [3, out]
+QKV_KERNEL = Transform(
+    "qkv_kernel",
+    lambda x: x.reshape(3, -1, x.shape[-1]).transpose(0, 2, 1),
+    lambda x: x.transpose(0, 2, 1).reshape(-1, x.shape[1]),
+)
+QKV_BIAS = Transform("qkv_bias", lambda x: x.reshape(3, -1), lambda x: x.reshape(-1))
+
+LEVELS = (UP_CONV, UP_CONV, None, CONV2D)  # how a dense head resizes each level; None: not at all
+
+
+def affine(source: str, target: str, kernel: Transform) -> list[Rule]:
+    """A layer with weight and bias."""
+    return [Rule(f"{source}.weight", f"{target}.kernel", kernel), Rule(f"{source}.bias", f"{target}.bias")]
+
+
+def norm(source: str, target: str) -> list[Rule]:
+    """A norm with weight and bias."""
+    return [Rule(f"{source}.weight", f"{target}.scale"), Rule(f"{source}.bias", f"{target}.bias")]
+
+
+def self_attention(source: str, target: str) -> list[Rule]:
+    """`reangle_jax.nn.vit.SelfAttention`, from a layer that joins query, key and value."""
+    return [
+        Rule(f"{source}.qkv.weight", f"{target}.qkv_kernel", QKV_KERNEL),
+        Rule(f"{source}.qkv.bias", f"{target}.qkv_bias", QKV_BIAS),
+        *affine(f"{source}.proj", f"{target}.proj", LINEAR),
+    ]
+
+
+def block(source: str, target: str) -> list[Rule]:
+    """`reangle_jax.nn.vit.Block` without LayerScale, in the names of timm, which most authors keep."""
+    return [
+        *norm(f"{source}.norm1", f"{target}.norm1"),
+        *self_attention(f"{source}.attn", f"{target}.attn"),
+        *norm(f"{source}.norm2", f"{target}.norm2"),
+        *affine(f"{source}.mlp.fc1", f"{target}.fc1", LINEAR),
+        *affine(f"{source}.mlp.fc2", f"{target}.fc2", LINEAR),
+    ]
+
+
+def fusion(block: str, skip: str, refine: str, conv: str, project: str, k: int, *, head: str = "head") -> list[Rule]:
+    """One fusion block's rules, ``k`` counted from the deepest, whose skip unit exists in files but is never used."""
+    rules = affine(f"{block}.{project}", f"{head}.fusion.{k}.project", CONV2D)
+    for source, target in ((skip, "skip"), (refine, "refine"))[0 if k else 1 :]:
+        for n in (1, 2):
+            rules += affine(f"{block}.{source}.{conv}{n}", f"{head}.fusion.{k}.{target}.conv{n}", CONV2D)
+    return rules

@@ -1,0 +1,38 @@
+"""FeatUp's joint bilateral upsampler with its backbone: the ``state_dict`` of ``*_jbu_stack_cocostuff.ckpt``."""
+
+from converters.rules import IDENTITY, Rule, Table, Transform
+from converters.tables.common import affine, norm
+from converters.tables.dino import backbone
+
+POINTWISE = Transform("pointwise", lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])  # [out, in, 1, 1]
+# What training used beside the upsampler.
+TRAINING = (
+    "scale_net.net.weight", "scale_net.net.bias", "downsampler.attention_net.1.weight",
+    "downsampler.attention_net.1.bias", "downsampler.w", "downsampler.b",
+)  # fmt: skip
+
+
+def table(*, use_norm: bool = True, stages: int = 4) -> Table:
+    """The rules.
+
+    Args:
+        use_norm: as in `reangle_jax.models.dino.FeatUpConfig`; it changes the backbone's prefix too.
+        stages: how many doublings.
+
+    Returns:
+        The table.
+    """
+    prefix = "model.0.model." if use_norm else "model.model."
+    rules = backbone(prefix, "backbone.")
+    rules += norm("model.1.norm", "norm") if use_norm else []
+    for k in range(stages):
+        source, target = f"upsampler.up{k + 1}", f"upsampler.stages.{k}"
+        rules += [
+            Rule(f"{source}.range_temp", f"{target}.log_temperature", IDENTITY),
+            Rule(f"{source}.sigma_spatial", f"{target}.sigma", IDENTITY),
+        ]
+        for name, to in (("range_proj", "range"), ("fixup_proj", "fixup")):
+            rules += affine(f"{source}.{name}.0", f"{target}.{to}1", POINTWISE)
+            rules += affine(f"{source}.{name}.3", f"{target}.{to}2", POINTWISE)
+    rules += affine("upsampler.fixup_proj.1", "upsampler.fixup", POINTWISE)
+    return Table(rules, TRAINING)

@@ -1,0 +1,60 @@
+"""Sizes of DINO (Caron et al., 2021, arXiv 2104.14294) and FeatUp (Fu et al., 2024, arXiv 2403.10516)."""
+
+import dataclasses
+
+from reangle_jax.nn.vit import ViTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DinoConfig(ViTConfig):
+    """A `ViTConfig` that is DINO's unless told otherwise: patches of 16, squares of 224 pixels, no LayerScale.
+
+    The network is `reangle_jax.nn.vit.VisionTransformer`; DINOv2 is the same with LayerScale and patches of 14.
+    """
+
+    patch_size: int = 16
+    native_grid: int = 14
+    layer_scale: bool = False
+
+    @classmethod
+    def vits16(cls) -> "DinoConfig":
+        """DINO ViT-S/16, 21.7 million parameters."""
+        return cls(width=384, depth=12, heads=6)
+
+    @classmethod
+    def dinov2_vits14(cls) -> "DinoConfig":
+        """DINOv2 ViT-S/14 without registers (Oquab et al., 2023, arXiv 2304.07193), 22.1 million parameters."""
+        return cls(width=384, depth=12, heads=6, patch_size=14, native_grid=37, layer_scale=True)
+
+    @classmethod
+    def tiny(cls) -> "DinoConfig":
+        """The small family's: 0.3 million parameters, for images of 128x192 pixels (16x24 patches of 8)."""
+        return cls(width=64, depth=5, heads=2, patch_size=8, native_grid=20)
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatUpConfig(DinoConfig):
+    """A backbone's numbers and those of the upsampler behind it.
+
+    Attributes:
+        key_width: channels in which colours are compared.
+        radius: of the neighbourhood that each pixel is averaged over, pixels.
+        stages: how many times the features are doubled; ``patch_size = 2**stages`` reaches the image's resolution.
+        use_norm: whether features are normalised over channels before they are upsampled, as the published
+            ``use_norm=True`` weights want.
+    """
+
+    key_width: int = 32
+    radius: int = 3
+    stages: int = 4
+    use_norm: bool = True
+
+    @classmethod
+    def vits16(cls) -> "FeatUpConfig":
+        """FeatUp's joint bilateral upsampler of DINO ViT-S/16, 21.8 million parameters together."""
+        return cls(width=384, depth=12, heads=6)
+
+    @classmethod
+    def tiny(cls) -> "FeatUpConfig":
+        """The small family's: `DinoConfig.tiny` and three doublings, 0.3 million parameters."""
+        return cls(width=64, depth=5, heads=2, patch_size=8, native_grid=20, stages=3)

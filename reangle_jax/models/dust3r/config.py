@@ -1,0 +1,143 @@
+"""Sizes of DUSt3R (Wang et al., 2023, arXiv 2312.14132) and MASt3R (Leroy et al., 2024, arXiv 2406.09756)."""
+
+import dataclasses
+
+from reangle_jax.nn.vit import ViTConfig
+
+HEADS = ("linear", "dpt", "mast3r")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dust3rConfig:
+    """Every number of the network; flat, so that it can be kept as JSON beside the weights.
+
+    Attributes:
+        encoder_width: token width of the encoder that both images share.
+        encoder_depth: its blocks.
+        encoder_heads: its attention heads.
+        decoder_width: token width of the two decoders.
+        decoder_depth: the blocks of each.
+        decoder_heads: the attention heads of each.
+        head: ``linear`` (one projection per patch), ``dpt`` (convolutions over four levels) or ``mast3r`` (``dpt``,
+            and a perceptron for descriptors).
+        image_size: the longer side that the network was trained at, pixels; 224 means squares of that size.
+        patch_size: pixels per token and side.
+        rope_theta: the longest wavelength of the rotary positions over 2 pi, in tokens.
+        neck_widths: channels of the dense head's four levels before fusion.
+        fusion_width: its channels while fusing.
+        head_width: its channels after the first convolution behind fusion.
+        descriptor_width: channels of MASt3R's descriptors.
+        mlp_ratio: hidden width of the feed-forward parts over the token width.
+        epsilon: of the layer norms.
+        attention_impl: see `reangle_jax.nn.attention.attention`.
+        remat: recompute the blocks in the backward pass.
+        dtype: what encoder and decoders are computed in; the heads are always float32, because point maps are
+            exponentials of their output.
+        param_dtype: what is stored.
+    """
+
+    encoder_width: int
+    encoder_depth: int
+    encoder_heads: int
+    decoder_width: int
+    decoder_depth: int
+    decoder_heads: int
+    head: str
+    image_size: int
+    patch_size: int = 16
+    rope_theta: float = 100.0
+    neck_widths: tuple[int, int, int, int] = (96, 192, 384, 768)
+    fusion_width: int = 256
+    head_width: int = 128
+    descriptor_width: int = 24
+    mlp_ratio: int = 4
+    epsilon: float = 1e-6
+    attention_impl: str = "plain"
+    remat: bool = False
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.head not in HEADS:
+            raise ValueError(f"head {self.head!r} is not one of {', '.join(HEADS)}")
+        if self.head != "linear" and (self.patch_size != 16 or self.decoder_depth < 4):
+            raise ValueError(f"head {self.head!r} needs patches of 16 pixels and 4 decoder blocks or more")
+
+    @property
+    def encoder(self) -> ViTConfig:
+        """The encoder's blocks."""
+        return self._blocks(self.encoder_width, self.encoder_depth, self.encoder_heads)
+
+    @property
+    def decoder(self) -> ViTConfig:
+        """The blocks of each decoder."""
+        return self._blocks(self.decoder_width, self.decoder_depth, self.decoder_heads)
+
+    @property
+    def taps(self) -> tuple[int, int, int]:
+        """Which decoder blocks (counted from 1) feed the dense head, beside the encoder's output."""
+        return self.decoder_depth * 2 // 4, self.decoder_depth * 3 // 4, self.decoder_depth
+
+    def _blocks(self, width: int, depth: int, heads: int) -> ViTConfig:
+        return ViTConfig(
+            width=width,
+            depth=depth,
+            heads=heads,
+            patch_size=self.patch_size,
+            layer_scale=False,
+            mlp_ratio=self.mlp_ratio,
+            epsilon=self.epsilon,
+            attention_impl=self.attention_impl,
+            remat=self.remat,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+    @classmethod
+    def _large(cls, head: str, image_size: int) -> "Dust3rConfig":
+        """A ViT-L encoder and two ViT-B decoders."""
+        return cls(
+            encoder_width=1024,
+            encoder_depth=24,
+            encoder_heads=16,
+            decoder_width=768,
+            decoder_depth=12,
+            decoder_heads=12,
+            head=head,
+            image_size=image_size,
+        )
+
+    @classmethod
+    def linear_224(cls) -> "Dust3rConfig":
+        """DUSt3R_ViTLarge_BaseDecoder_224_linear, 532 million parameters."""
+        return cls._large("linear", 224)
+
+    @classmethod
+    def linear_512(cls) -> "Dust3rConfig":
+        """DUSt3R_ViTLarge_BaseDecoder_512_linear, 532 million parameters."""
+        return cls._large("linear", 512)
+
+    @classmethod
+    def dpt_512(cls) -> "Dust3rConfig":
+        """DUSt3R_ViTLarge_BaseDecoder_512_dpt, 569 million parameters: the method's default."""
+        return cls._large("dpt", 512)
+
+    @classmethod
+    def mast3r_512(cls) -> "Dust3rConfig":
+        """MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric, 686 million parameters."""
+        return cls._large("mast3r", 512)
+
+    @classmethod
+    def tiny(cls) -> "Dust3rConfig":
+        """The small family's: 0.65 million parameters, for images of 128x192 pixels (16x24 patches of 8)."""
+        return cls(
+            encoder_width=64,
+            encoder_depth=4,
+            encoder_heads=2,
+            decoder_width=64,
+            decoder_depth=3,
+            decoder_heads=2,
+            head="linear",
+            image_size=192,
+            patch_size=8,
+        )
