@@ -5,19 +5,24 @@ Operations count two per multiply-add. The formulas reproduce the roofline of th
 """
 
 import dataclasses
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from flax import nnx
 
 from reangle_jax import checkpoints, measure, weights
 from reangle_jax.config import Settings
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
+from reangle_jax.models.cogvideox import image_to_video as i2v
+from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.depth_anything import DepthAnythingConfig
+from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.run import Run, Stage
 
 # Sustained FLOP/s of one device in our kind of work: the bf16 peak times the utilisation that scale's targets expect.
@@ -35,7 +40,6 @@ _TRANSFORMERS = {
     "cogvideox-5b-i2v": TransformerConfig.cogvideox_5b_i2v,
     "cogvideox1.5-5b-i2v": TransformerConfig.cogvideox1_5_5b_i2v,
 }
-_T5_XXL_BYTES = 4.76e9 * 2  # 4.76 billion parameters in bfloat16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,29 +106,40 @@ def estimate(settings: Settings) -> dict[str, Needs]:
     )
     published_depth = DepthAnythingConfig.tiny() if settings.model == "tiny" else DepthAnythingConfig.large()
     depth = _config(settings, "depth", DepthAnythingConfig, published_depth)
+    tiny = settings.model == "tiny"
+    t5 = _config(settings, "text_encoder", T5Config, T5Config.tiny() if tiny else T5Config.t5_v1_1_xxl())
     f = settings.finetune
+    transformer = dataclasses.replace(
+        transformer,
+        lora_rank=f.rank,
+        lora_alpha=f.alpha or 1.0,
+        attention_impl=i2v.attention_for_device(transformer),
+    )
     pixels = settings.num_frames * settings.height * settings.width
     latent = ((settings.num_frames - 1) // 4 + 1, settings.height // 8, settings.width // 8)
     tokens = transformer.num_video_tokens(*latent) + transformer.max_text_seq_length
-    base, forward = transformer_parameters(transformer), transformer_flops(transformer, tokens)
-    stored, computed = (jax.numpy.dtype(d).itemsize for d in (transformer.param_dtype, transformer.dtype))
-    adapters = transformer.num_layers * 4 * 2 * transformer.inner_dim * f.rank
-    block = tokens * transformer.inner_dim * computed
+    base, adapters = transformer_bytes(transformer)
+    forward = transformer_flops(transformer, tokens)
+    block = tokens * transformer.inner_dim * jax.numpy.dtype(transformer.dtype).itemsize
     heads_at_once = {"plain": transformer.num_attention_heads, "mapped": 1}.get(transformer.attention_impl, 0)
     logits = heads_at_once * tokens**2 * 4
-    vae_bytes = pixels * min(1.0, 8 / settings.num_frames) * vae.block_out_channels[0] * 4 * 3
-    text = _T5_XXL_BYTES if settings.model != "tiny" else 0.0
+    coded = pixels  # at once: of every frame a tile or the whole
+    if i2v.in_tiles(settings.vae_tiles, (settings.height, settings.width)):
+        coded = min(pixels, settings.num_frames * i2v.TILE_SAMPLE[0] * i2v.TILE_SAMPLE[1])
+    vae_bytes = coded * min(1.0, 8 / settings.num_frames) * vae.block_out_channels[0] * 4 * 3
+    text = float(text_encoder_bytes(t5))
     encode, decode = vae_flops(vae, pixels)
     # The base is frozen: no gradient of its weights. With remat each block keeps its input only, and runs twice.
     kept = transformer.num_layers * (1 if transformer.remat else 14) * block
     train = Needs(
-        max(text, base * stored + 16.0 * adapters + f.batch_size * (kept + 20 * block + 2 * logits), vae_bytes),
+        # Beside the float32 adapters lie their gradient and AdamW's two moments.
+        max(text, base + 4.0 * adapters + f.batch_size * (kept + 20 * block + 2 * logits), vae_bytes),
         f.steps * f.batch_size * forward * (3.6 if transformer.remat else 2.6)
         + encode * (1 + len(settings.train_views)),
     )
     guided = 2 if settings.sample.guidance_scale != 1 else 1
     sample = Needs(
-        max(text, base * stored + 4.0 * adapters + guided * (10 * block + 2 * logits), vae_bytes),
+        max(text, base + adapters + guided * (10 * block + 2 * logits), vae_bytes),
         settings.sample.steps * guided * forward + decode,
     )
     needs = {"finetune": train, "generate": sample}
@@ -139,17 +154,26 @@ def estimate(settings: Settings) -> dict[str, Needs]:
     return needs
 
 
-def transformer_parameters(c: TransformerConfig) -> int:
-    """Parameters of a transformer, to a fraction of a percent: the blocks' matrices and modulations, the embeddings."""
-    d, t = c.inner_dim, c.time_embed_dim
-    block = 12 * d * d + 2 * (t * 6 * d + 6 * d) + 13 * d
-    table = 0
-    if c.use_learned:
-        table = (
-            c.max_text_seq_length + c.num_video_tokens(c.sample_latent_frames, c.sample_height, c.sample_width)
-        ) * d
-    patch = c.patch_size**2 * (c.patch_size_t or 1)
-    return c.num_layers * block + table + d * (c.text_embed_dim + patch * (c.in_channels + c.out_channels) + 2 * t)
+def _bytes(build: Callable[[], nnx.Module]) -> tuple[int, int]:
+    """Bytes of a model's base parameters and of its adapters, from the model itself, without making it."""
+    model = checkpoints.abstract(build)
+    total, adapters = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(model, kind)))
+        for kind in (nnx.Param, nnx.LoRAParam)
+    )
+    return total - adapters, adapters
+
+
+@functools.cache
+def transformer_bytes(config: TransformerConfig) -> tuple[int, int]:
+    """Bytes of a transformer's base and of its adapters."""
+    return _bytes(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+
+
+@functools.cache
+def text_encoder_bytes(config: T5Config) -> int:
+    """Bytes of a text encoder."""
+    return _bytes(lambda: T5Encoder(config, rngs=nnx.Rngs(0)))[0]
 
 
 def transformer_flops(c: TransformerConfig, tokens: int) -> float:

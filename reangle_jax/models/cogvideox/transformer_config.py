@@ -94,8 +94,8 @@ class TransformerConfig:
         return LoRAConfig(self.lora_rank, self.lora_alpha) if self.lora_rank else None
 
     def num_video_tokens(self, frames: int, height: int, width: int) -> int:
-        """Tokens of a latent video."""
-        return (frames // (self.patch_size_t or 1)) * (height // self.patch_size) * (width // self.patch_size)
+        """Tokens of a latent video, filled up to whole patches."""
+        return -(-frames // (self.patch_size_t or 1)) * (height // self.patch_size) * (width // self.patch_size)
 
     @classmethod
     def _published(cls, **fields) -> "TransformerConfig":
@@ -108,6 +108,7 @@ class TransformerConfig:
             "sample_frames": 49,
             "sample_height": 60,
             "sample_width": 90,
+            "attention_impl": "mapped",  # where there is no fused kernel: all heads' logits at once would be 60 GB
             "remat": True,
             "dtype": "bfloat16",
             "param_dtype": "bfloat16",
