@@ -6,6 +6,9 @@ Nothing but headers is read and nothing is allocated: the model is abstract.
 import collections
 import dataclasses
 import functools
+import math
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +21,8 @@ from converters.sources.folder import Opened
 from converters.sources.tensors import DTYPES, Tensor
 from reangle_jax import checkpoints
 
-SHOWN = 5  # faults of one kind that are worth reading
+MAX_SIZE = 1_000_000  # of any number in a config.json
+MAX_PIECES = 10_000  # tensors that fill one parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,19 +85,17 @@ def plan(name: str, part: Part, opened: Opened) -> Plan:
     if layout is None:
         marks = " or ".join(layout.mark for layout in part.layouts)
         raise SourceError(
-            f"{where}: no {part.name} of {name}: it has no {marks}{_looks_like(name, part, opened)}",
+            f"{where}:{_looks_like(name, part, opened) or f' is no {part.name} of {name}'}: it has no tensor {marks}",
             tuple(faults),
         )
     moves, ignored, targets, misplaced = _match(tensors, layout.table(config), _targets(part.build, config))
     dtype, notes, dtype_faults = _dtypes([move.tensor for move in moves], layout)
     faults = [*faults, *misplaced, *dtype_faults]
     if faults:
-        guess = _looks_like(name, part, opened)
-        raise SourceError(
-            f"{where}: does not fit {name}/{part.name}{guess}; "
-            f"{len(faults)} fault{'s' if len(faults) > 1 else ''}, the first: {faults[0]}",
-            tuple(faults),
-        )
+        guess = _looks_like(name, part, opened) or f" does not fit {name}/{part.name}"
+        first = next((fault for fault in faults if ": shape " in fault), faults[0])
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise SourceError(f"{where}:{guess}: {first}{more}; give the right folder, or download it again", tuple(faults))
     moves.sort(key=lambda move: (opened.source.files.index(move.tensor.file), move.tensor.offset))
     if opened.config is None:
         notes.append(f"there is no config.json: taken to be of {name}'s published size")
@@ -119,6 +121,9 @@ def _config(part: Part, published: Mapping[str, Any] | None) -> tuple[Any, list[
         return part.config, []
     try:
         fields = part.read_config(published)
+        hints = typing.get_type_hints(type(part.config))
+        for key, value in fields.items():
+            _check_field(key, value, hints[key])
         config = dataclasses.replace(part.config, **fields)
     except KeyError as error:
         raise SourceError(f"config.json of {part.name} lacks {error}; download it again") from None
@@ -126,6 +131,18 @@ def _config(part: Part, published: Mapping[str, Any] | None) -> tuple[Any, list[
         raise SourceError(f"config.json of {part.name} describes another network: {error}") from None
     want, got = part.kind(part.config), part.kind(config)
     return config, [f"config.json: {key} is {got[key]}, not {want[key]}" for key in want if got[key] != want[key]]
+
+
+def _check_field(key: str, value: Any, hint: Any) -> None:
+    """Refuses a value that its field cannot have: it would be met again deep in the network."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    allowed = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    allowed += (int,) if float in allowed else ()
+    items = value if isinstance(value, tuple) else (value,)
+    sizes = [item for item in items if not isinstance(item, str | bool | None)]
+    wrong = not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
+    if wrong or not all(isinstance(size, int | float) and 0 < size <= MAX_SIZE for size in sizes):
+        raise ValueError(f"{key} is {str(value)[:40]!r}")
 
 
 @functools.lru_cache(maxsize=16)
@@ -142,7 +159,6 @@ def _match(
 ) -> tuple[list[Move], list[str], Mapping[str, tuple[int, ...]], list[str]]:
     moves, ignored, faults = [], [], []
     filled: dict[str, dict[tuple[int, ...], str]] = {path: {} for path in targets}
-    names: dict[str, Rule] = {}
     for tensor in tensors.values():
         placed = place(tensor.name, table)
         if placed is None:
@@ -160,7 +176,7 @@ def _match(
         elif index in filled[path]:
             faults.append(f"{tensor.name}: is the same parameter as {filled[path][index]}")
         else:
-            filled[path][index], names[path] = tensor.name, rule
+            filled[path][index] = tensor.name
             want = published_shape(rule, targets[path][depth:])
             if want is not None and want != tensor.shape:
                 faults.append(f"{tensor.name}: shape {list(tensor.shape)}, the model has {list(want)}")
@@ -168,7 +184,11 @@ def _match(
                 faults.append(f"{tensor.name}: shape {list(tensor.shape)} does not fit {list(targets[path][depth:])}")
             moves.append(Move(tensor, rule, path, index))
     for path, indices in filled.items():
-        faults += _unfilled(path, targets[path], indices, table)
+        if math.prod(targets[path][: len(next(iter(indices), ()))]) > MAX_PIECES:
+            return moves, ignored, targets, [*faults, f"config.json: {path} would have {targets[path][0]} layers"]
+        expected = pieces(path, targets[path], table)
+        faults += [f"{name}: missing" for index, (_, name) in expected.items() if index not in indices]
+        faults += [] if expected else [f"{path}: no rule of the table fills it"]
     return moves, ignored, targets, faults
 
 
@@ -188,27 +208,16 @@ def published_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | Non
         return None
 
 
-def _unfilled(path: str, shape: tuple[int, ...], indices: Mapping[tuple[int, ...], str], table: Table) -> list[str]:
-    """A line for every published tensor that should fill a parameter and is not there."""
-    faults = []
-    for names in expected_names(path, shape, table).items():
-        index, name = names
-        if index not in indices:
-            faults.append(f"{name}: missing")
-    return faults
-
-
-def expected_names(path: str, shape: tuple[int, ...], table: Table) -> dict[tuple[int, ...], str]:
-    """Published name of every piece of a parameter, by its index."""
-    found: dict[tuple[int, ...], str] = {}
+def pieces(path: str, shape: tuple[int, ...], table: Table) -> dict[tuple[int, ...], tuple[Rule, str]]:
+    """Rule and published name of every piece of a parameter, by its index; empty where no rule fills it."""
+    found: dict[tuple[int, ...], tuple[Rule, str]] = {}
     for rule in table.rules:
         numbers = rule.match_target(path)
-        if numbers is None:
-            continue
-        for index in np.ndindex(*shape[: len(rule.stacked)]):
-            values = {**numbers, **dict(zip(rule.stacked, map(str, index), strict=True))}
-            found.setdefault(index + rule.part, rule.source.format(**values))
-    return found or {(): f"(no rule fills {path})"}
+        if numbers is not None:
+            for index in np.ndindex(*shape[: len(rule.stacked)]):
+                values = {**numbers, **dict(zip(rule.stacked, map(str, index), strict=True))}
+                found.setdefault(index + rule.part, (rule, rule.source.format(**values)))
+    return found
 
 
 def _dtypes(tensors: list[Tensor], layout: Layout) -> tuple[np.dtype, list[str], list[str]]:
@@ -230,7 +239,7 @@ def _dtypes(tensors: list[Tensor], layout: Layout) -> tuple[np.dtype, list[str],
 
 
 def _looks_like(name: str, part: Part, opened: Opened) -> str:
-    """`` (this looks like X, not Y)`` where another model of the registry fits better; empty where none does."""
+    """`` this looks like X, not Y`` where another model of the registry fits better; empty where none does."""
     tensors = opened.source.tensors
 
     def faults(other: Part) -> int | None:
@@ -246,7 +255,7 @@ def _looks_like(name: str, part: Part, opened: Opened) -> str:
     own = faults(part)
     best = None
     for model, other in relatives(part):
-        count = faults(other) if model != name else None
+        count = faults(other)
         if count is not None and (own is None or count < own) and (best is None or count < best[1]):
             best = model, count
-    return f": this looks like {best[0]}, not {name}" if best else ""
+    return f" this looks like {best[0]}, not {name}" if best else ""

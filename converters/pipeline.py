@@ -82,7 +82,7 @@ class Hasher:
         if not self._ends[tensor.file]:  # the header lies before the first tensor
             with open(tensor.file, "rb") as handle:
                 digest.update(handle.read(tensor.offset))
-        digest.update(values.reshape(-1).view(np.uint8))
+        digest.update(values.reshape(-1).view(np.uint8).data)
         self._ends[tensor.file] = tensor.offset + tensor.nbytes
 
     def result(self) -> dict[Path, str]:
@@ -115,7 +115,7 @@ class Files:
             return
         handle = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._handles.append(handle)
-        view = memoryview(values.reshape(-1).view(np.uint8))
+        view = values.reshape(-1).view(np.uint8).data
         while view:
             view = view[os.write(handle, view) :]
         self._size += values.nbytes

@@ -121,10 +121,18 @@ def find(name: str) -> tuple[Model, tuple[Part, ...]]:
 
 
 def relatives(part: Part) -> list[tuple[str, Part]]:
-    """Every part of the same kind of network, with the name of its model: what a wrong source may be instead."""
-    return [
-        (model.name, other)
-        for model in models().values()
-        for other in model.parts
-        if type(other.config) is type(part.config)
-    ]
+    """Parts of other models that a source may be of instead: the same kind of network in another shape, once each."""
+    seen = [_shape_of(part)]
+    found = []
+    for model in models().values():
+        for other in model.parts:
+            if type(other.config) is type(part.config) and _shape_of(other) not in seen:
+                seen.append(_shape_of(other))
+                found.append((model.name, other))
+    return found
+
+
+def _shape_of(part: Part) -> tuple[Mapping[str, Any], list[Any]]:
+    """What of a config can change the tensors: factors and switches cannot, but for those that the kind names."""
+    fields = [value for value in dataclasses.asdict(part.config).values() if not isinstance(value, float | bool)]
+    return part.kind(part.config), fields

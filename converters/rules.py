@@ -60,7 +60,7 @@ class Rule:
 
     def match_target(self, path: str) -> dict[str, str] | None:
         """The numbers of a parameter's path, by placeholder; None if the rule does not fill it."""
-        match = _pattern(self.target).fullmatch(path)
+        match = _fullmatch(self.target, path)
         return match.groupdict() if match else None
 
 
@@ -86,10 +86,20 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
+def _fullmatch(template: str, name: str) -> re.Match[str] | None:
+    """The match of a whole name; most names differ from most templates before the first number, which costs little."""
+    return _pattern(template).fullmatch(name) if name.startswith(_prefix(template)) else None
+
+
+@functools.cache
+def _prefix(template: str) -> str:
+    return template.partition("{")[0]
+
+
 def place(name: str, table: Table) -> tuple[Rule, str, tuple[int, ...]] | None:
     """Where a source tensor goes: its rule, the target's path and its index in the stack; None if no rule fits."""
     for rule in table.rules:
-        match = _pattern(rule.source).fullmatch(name)
+        match = _fullmatch(rule.source, name)
         if match:
             groups = match.groupdict()
             return rule, rule.target.format(**groups), tuple(int(groups[p]) for p in rule.stacked) + rule.part
@@ -98,7 +108,7 @@ def place(name: str, table: Table) -> tuple[Rule, str, tuple[int, ...]] | None:
 
 def is_ignored(name: str, table: Table) -> bool:
     """Whether a source tensor may be left over."""
-    return any(_pattern(template).fullmatch(name) for template in table.ignored)
+    return any(_fullmatch(template, name) for template in table.ignored)
 
 
 def convert(
@@ -171,7 +181,7 @@ def revert(parameters: Mapping[str, np.ndarray], table: Table) -> dict[str, np.n
     result: dict[str, np.ndarray] = {}
     faults = []
     for path, array in parameters.items():
-        matches = [(rule, match) for rule in table.rules if (match := _pattern(rule.target).fullmatch(path))]
+        matches = [(rule, match) for rule in table.rules if (match := _fullmatch(rule.target, path))]
         if not matches:
             faults.append(f"{path}: no rule gives it a published name")
         # One rule, or the rules of all parts of one parameter.

@@ -194,7 +194,7 @@ def _kind(config: TransformerConfig) -> dict[str, Any]:
         "patch_size_t": config.patch_size_t,
         "use_rotary_positional_embeddings": config.use_rotary,
         "use_learned_positional_embeddings": config.use_learned,
-        "in_channels / out_channels": config.in_channels / config.out_channels,
+        "patch_embed's input channels per latent channel": config.in_channels / config.out_channels,
         "ofs_embed_dim is set": config.ofs_embed_dim is not None,
     }
 

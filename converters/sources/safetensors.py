@@ -6,7 +6,7 @@ would count as this process's own. Format: github.com/huggingface/safetensors.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,18 @@ class SafetensorsSource:
 
     def __init__(self, files: Iterable[Path], expected: dict[str, str] | None = None):
         self.files = tuple(files)
-        self.tensors: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         self.metadata: dict[str, str] = {}
         for file in self.files:
             tensors, metadata = read_header(file)
-            twice = sorted(self.tensors.keys() & tensors.keys())
+            twice = sorted(found.keys() & tensors.keys())
             if twice:
-                raise SourceError(
-                    f"{file}: {twice[0]} is in {self.tensors[twice[0]].file.name} too; download both again"
-                )
-            self.tensors |= tensors
+                raise SourceError(f"{file}: {twice[0]} is in {found[twice[0]].file.name} too; download both again")
+            found |= tensors
             self.metadata |= metadata
         if expected is not None:
-            _check_index(expected, self.tensors)
+            _check_index(expected, found)
+        self.tensors: Mapping[str, Tensor] = found
 
     def read(self, tensor: Tensor) -> np.ndarray:
         """The values of one tensor.
@@ -56,7 +55,7 @@ class SafetensorsSource:
         try:
             with open(tensor.file, "rb", buffering=0) as file:
                 file.seek(tensor.offset)
-                view, done = memoryview(out), 0
+                view, done = memoryview(out.data), 0
                 while done < len(view):
                     count = file.readinto(view[done:])
                     if not count:

@@ -33,7 +33,7 @@ class TorchSource:
         self.files = (file,)
         self.metadata: dict[str, str] = {}
         self._state = _tensors_of(_load(file), file)
-        self.tensors = {
+        self.tensors: Mapping[str, Tensor] = {
             name: Tensor(name, tuple(value.shape), _dtype(value, name, file), file, 0)
             for name, value in self._state.items()
         }

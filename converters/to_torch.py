@@ -1,0 +1,189 @@
+"""The way back: our weights as safetensors in the published layout, with the config.json of diffusers or transformers.
+
+Pieces go one at a time from our files to theirs, as on the way in.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.check import pieces, published_shape
+from converters.registry import INDEX_SUFFIX, Model, Part
+from converters.rules import Rule, Table
+from converters.sources.safetensors import SafetensorsSource
+from converters.sources.tensors import DTYPES
+from converters.stream import PARAMS, stored_dtype
+from reangle_jax import checkpoints
+from reangle_jax.errors import InputError
+
+SHARD_BYTES = 5_000_000_000  # as the Hub's own tools cut
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+Read = Callable[[tuple[int, ...]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """One published tensor to write: its shape and dtype, and how to get it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    rule: Rule
+    read: Read
+    index: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def run(model: Model, parts: Sequence[Part], source: Path, out: Path, dtype: str | None) -> int:
+    """Writes parts of a weights folder in their published layout, each to OUT/FOLDER as a pipeline has it.
+
+    Args:
+        model: whose entry says the layout.
+        parts: which.
+        source: our weights: a folder with a folder a part, or the part's own.
+        out: the pipeline's folder.
+        dtype: of the published tensors; None keeps what is stored.
+
+    Raises:
+        InputError: a part is missing or damaged, or has no published layout here, or its target exists.
+    """
+    cast = stored_dtype(dtype) if dtype else None
+    jobs = []
+    for part in parts:
+        if part.write_config is None:
+            raise InputError(f"{model.name}/{part.name}: --to-torch is not offered for it")
+        folder = source / part.name if (source / part.name).is_dir() or len(parts) > 1 else source
+        target = out / (part.folder or part.name)
+        if target.exists():
+            raise InputError(f"--out: {target} exists; move it away, or give another folder")
+        config = checkpoints.load_config(folder, type(part.config))
+        jobs.append((part, folder, target, config))
+    for part, folder, target, config in jobs:
+        _write_part(part, folder, target, config, cast)
+        print(f"wrote {target}")
+    return 0
+
+
+def _write_part(part: Part, folder: Path, target: Path, config: Any, dtype: np.dtype | None) -> None:
+    table = part.layouts[0].table(config)
+    model = checkpoints.abstract(lambda: part.build(config))
+    shapes = {
+        path: tuple(variable.shape)
+        for path, variable in checkpoints.parameter_paths(checkpoints.base_parameters(model)).items()
+    }
+    found = _pieces(shapes, table, _open(folder, shapes), dtype)
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_safetensors(partial, part.stems[0], found)
+    assert part.write_config is not None  # `run` has refused it otherwise
+    text = json.dumps(part.write_config(config), indent=2, sort_keys=True)
+    (partial / "config.json").write_text(text + "\n", encoding="utf-8")
+    os.rename(partial, target)
+    for name, ours in part.extras.items():
+        if (folder / ours).is_file():
+            (target.parent / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / ours, target.parent / name)
+
+
+def _pieces(
+    shapes: Mapping[str, tuple[int, ...]],
+    table: Table,
+    arrays: Mapping[str, tuple[np.dtype, Read]],
+    dtype: np.dtype | None,
+) -> list[_Piece]:
+    result = []
+    for path, shape in shapes.items():
+        stored, read = arrays[path]
+        for index, (rule, name) in pieces(path, shape, table).items():
+            published = published_shape(rule, shape[len(index) :])
+            if published is None:
+                raise InputError(f"{path}: the rule for {name} has no way back")
+            result.append(_Piece(name, published, dtype or stored, rule, read, index))
+    return sorted(result, key=lambda piece: piece.name)
+
+
+def _open(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[np.dtype, Read]]:
+    """Dtype of every parameter, and what reads one entry of its stack."""
+    if (folder / PARAMS).is_dir():
+        return {path: _open_zarr(folder / PARAMS, path, shape) for path, shape in shapes.items()}
+    source = SafetensorsSource([folder / checkpoints.WEIGHTS])
+    faults = [path for path, shape in shapes.items() if source.tensors.get(path) is None]
+    faults += [path for path, tensor in source.tensors.items() if shapes.get(path) != tensor.shape]
+    if faults:
+        raise InputError(f"--source: {folder} does not fit its config.json ({faults[0]}); convert the weights again")
+
+    def reader(path: str) -> Read:
+        tensor = source.tensors[path]
+
+        def read(index: tuple[int, ...]) -> np.ndarray:
+            depth = len(index)
+            before = int(np.ravel_multi_index(index, tensor.shape[:depth])) if depth else 0
+            entry = dataclasses.replace(tensor, shape=tensor.shape[depth:])
+            return source.read(dataclasses.replace(entry, offset=tensor.offset + before * entry.nbytes))
+
+        return read
+
+    return {path: (source.tensors[path].dtype, reader(path)) for path in shapes}
+
+
+def _open_zarr(params: Path, path: str, shape: tuple[int, ...]) -> tuple[np.dtype, Read]:
+    import tensorstore as ts
+
+    store: dict[str, Any] = {"driver": "file", "path": f"{params / path}/"}
+    if (params / "manifest.ocdbt").exists():
+        store = {"driver": "ocdbt", "base": f"file://{params.absolute()}/", "path": f"{path}/"}
+    try:
+        array = ts.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
+    except ValueError as error:
+        raise InputError(f"--source: {params} lacks {path} ({str(error)[:80]}); convert the weights again") from None
+    if tuple(array.shape) != shape:
+        raise InputError(f"--source: {path} in {params} has another shape than its config.json says")
+    return np.dtype(array.dtype.numpy_dtype), lambda index: array[index].read().result()
+
+
+def write_safetensors(folder: Path, stem: str, tensors: Sequence[_Piece]) -> None:
+    """Writes ``STEM.safetensors``, or shards and their index, piece by piece."""
+    shards: list[list[_Piece]] = [[]]
+    for piece in tensors:
+        if shards[-1] and sum(other.nbytes for other in shards[-1]) + piece.nbytes > SHARD_BYTES:
+            shards.append([])
+        shards[-1].append(piece)
+    names = [f"{stem}.safetensors"]
+    if len(shards) > 1:
+        names = [f"{stem}-{k:05d}-of-{len(shards):05d}.safetensors" for k in range(1, len(shards) + 1)]
+        places = {piece.name: name for name, shard in zip(names, shards, strict=True) for piece in shard}
+        index = {"metadata": {"total_size": sum(piece.nbytes for piece in tensors)}, "weight_map": places}
+        (folder / (stem + INDEX_SUFFIX)).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for name, shard in zip(names, shards, strict=True):
+        with open(folder / name, "wb") as file:
+            file.write(_header(shard))
+            for piece in shard:
+                values = piece.rule.transform.inverse(piece.read(piece.index)).astype(piece.dtype)
+                file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _header(tensors: Sequence[_Piece]) -> bytes:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for piece in tensors:
+        header[piece.name] = {
+            "dtype": _CODES[piece.dtype],
+            "shape": list(piece.shape),
+            "data_offsets": [end, end + piece.nbytes],
+        }
+        end += piece.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data must start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
