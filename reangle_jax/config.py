@@ -16,6 +16,8 @@ import ml_collections
 from reangle_jax.errors import InputError
 
 MODELS = ("tiny", "cogvideox-5b-i2v", "cogvideox1.5-5b-i2v")
+# What a LoRA's file is called in a run's lora/, in diffusers' folder, and below a run.
+LORA_NAMES = ("lora.safetensors", "pytorch_lora_weights.safetensors", "lora/lora.safetensors")
 SPATIAL_MULTIPLE = 16  # the VAE's 8 times the transformer's 2 x 2 patch
 # The paper's six motions. Amounts at the last of 49 frames, from the released scripts' rates per frame.
 SIX_MOTIONS = ("left:10", "right:10", "up:8", "down:8", "in:0.15", "out:0.15")
@@ -106,6 +108,8 @@ class Settings:
     model: str
     weights: str
     depth_weights: str
+    loras: tuple[str, ...]
+    vae_tiles: str
     finetune: Finetune
     sample: Sample
     evaluate: Evaluate
@@ -136,6 +140,11 @@ def get_default() -> ml_collections.ConfigDict:
         ""  # folder of converted weights, with transformer/ vae/ text_encoder/; empty: weights/MODEL (tiny has its own)
     )
     c.depth_weights = ""  # folder of converted Depth Anything weights, or tiny; empty: depth/ in the folder above
+    # LoRAs active when sampling, each a "FILE" or "FILE:WEIGHT" (diffusers' safetensors, or a run's lora/). They add to
+    # what finetune learns, which does not see them; with finetune.steps=0 they act alone. evaluate.untuned has none.
+    c.loras = ()
+    # Code frames in overlapping tiles: less memory, slightly other values. on, off, or auto: above 480x720 pixels.
+    c.vae_tiles = "auto"
     c.finetune = ml_collections.ConfigDict()
     c.finetune.steps = 400
     c.finetune.rank = 128
@@ -157,7 +166,9 @@ def get_default() -> ml_collections.ConfigDict:
     c.sample.sampler = "ddim"
     c.evaluate = ml_collections.ConfigDict()
     c.evaluate.untuned = False
-    c.mesh = "auto"  # axis sizes, "data=1,r=1,u=8"; auto: one device
+    # Axis sizes, "data:2,r:1,u:4": data divides the batch, r times u the parameters. auto: the videos of a batch over
+    # as many devices as take equal shares; on CPUs one.
+    c.mesh = "auto"
     c.seed = 0  # everything random comes from it
     return c
 
@@ -353,9 +364,35 @@ def view_folder(view: str) -> str:
 
 
 def _check_model_choice(s: Settings) -> None:
+    from reangle_jax import mesh  # late: it brings jax
+
     _check_choice("model", s.model, MODELS)
-    if s.mesh != "auto":
-        raise _refuse("mesh", s.mesh, "only auto (one device) is available yet")
+    _check_choice("vae_tiles", s.vae_tiles, ("on", "off", "auto"))
+    mesh.parse(s.mesh)
+    for lora in s.loras:
+        lora_choice(lora)
+
+
+def lora_choice(text: str) -> tuple[Path, float]:
+    """File and weight of an entry of `config.loras`; the weight is 1 where none is given.
+
+    Raises:
+        InputError: there is no such file, or folder with one.
+    """
+    path, colon, weight = text.rpartition(":")
+    try:
+        value = float(weight)
+        if not colon or not math.isfinite(value):
+            raise ValueError
+    except ValueError:
+        path, value = text, 1.0
+    folder = Path(path)
+    names = (*(folder / name for name in LORA_NAMES),) if folder.is_dir() else (folder,)
+    for file in names:
+        if file.is_file():
+            return file, value
+    what = f"{path} holds no {' or '.join(LORA_NAMES)}" if folder.is_dir() else f"no such file: {path}"
+    raise InputError(f"config.loras: {text!r}: {what}; give a LoRA's .safetensors file, or its folder, and :WEIGHT")
 
 
 def _check_training(s: Settings) -> None:

@@ -81,9 +81,15 @@ def make_mesh(text: str = "auto", *, batch_size: int = 1, devices: Sequence[Any]
 
 
 def current() -> Mesh | None:
-    """The mesh set with ``jax.set_mesh``; None outside of one."""
+    """The mesh set with ``jax.set_mesh``; None without one. Not while a function is traced."""
     mesh = jax.sharding.get_mesh()
     return None if mesh.empty else mesh
+
+
+def _divided() -> Mapping[str, int] | None:
+    """Axis sizes of the mesh that is set, while tracing too; None where there is nothing to divide among."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh.shape
 
 
 def spec(
@@ -118,17 +124,21 @@ def spec(
     return PartitionSpec(*entries)
 
 
-def sharding_for(variable: Any, mesh: Mesh) -> NamedSharding:
-    """Where a parameter lies, abstract or not; anything that declares no axes is on every device whole.
+def spec_for(variable: Any, sizes: Mapping[str, int]) -> PartitionSpec:
+    """Where a parameter's axes go, abstract or not; anything that declares none is on every device whole.
 
     Raises:
         ValueError: as :func:`spec`.
     """
     if not isinstance(variable, nnx.Variable):
-        return NamedSharding(mesh, PartitionSpec())
+        return PartitionSpec()
     axes = variable.get_metadata().get("axes") or ()
-    rules = ADAPTER if isinstance(variable, nnx.LoRAParam) else FROZEN
-    return NamedSharding(mesh, spec(axes, variable.shape, mesh.shape, rules))
+    return spec(axes, variable.shape, sizes, ADAPTER if isinstance(variable, nnx.LoRAParam) else FROZEN)
+
+
+def sharding_for(variable: Any, mesh: Mesh) -> NamedSharding:
+    """:func:`spec_for` on a mesh."""
+    return NamedSharding(mesh, spec_for(variable, mesh.shape))
 
 
 def _map_variables(function: Any, tree: Any) -> Any:
@@ -149,23 +159,23 @@ def shardings(tree: Tree, mesh: Mesh) -> Tree:
 
 def constrain(tree: Tree) -> Tree:
     """Keeps a state, or an optimiser's, in its layout on the current mesh, traced or not."""
-    mesh = current()
-    if mesh is None or mesh.size == 1:
+    sizes = _divided()
+    if sizes is None:
         return tree
     return _map_variables(
-        lambda variable, array: jax.lax.with_sharding_constraint(array, sharding_for(variable, mesh)), tree
+        lambda variable, array: jax.lax.with_sharding_constraint(array, spec_for(variable, sizes)), tree
     )
 
 
 def split_batch(tree: Tree) -> Tree:
     """Divides arrays by their leading axis over ``data``, traced or not; one that it does not divide stays whole."""
-    mesh = current()
-    if mesh is None or mesh.size == 1:
+    sizes = _divided()
+    if sizes is None:
         return tree
 
     def split(array: Any) -> Any:
-        even = array.ndim and array.shape[0] % mesh.shape[DATA] == 0
-        return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec(DATA if even else None)))
+        even = array.ndim and array.shape[0] % sizes[DATA] == 0
+        return jax.lax.with_sharding_constraint(array, PartitionSpec(DATA) if even else PartitionSpec())
 
     return jax.tree.map(split, tree)
 

@@ -291,7 +291,12 @@ class Run:
                 raise KeyError(f"stage {stage.name} names the setting {key!r}, which does not exist")
             depends |= {f"config.{name}": value for name, value in found.items()}
         depends |= {path: self._hash(self.path(path)) for path in unit.inputs}
-        depends |= {f"the content of config.{key}": self._hash(Path(flat[key])) for key in unit.external}
+        for key in unit.external:
+            if key == "loras":
+                found = [self._hash(config.lora_choice(text)[0]) for text in self.settings.loras]
+                depends["the content of config.loras"] = found
+            else:
+                depends[f"the content of config.{key}"] = self._hash(Path(flat[key]))
         depends |= {f"the weights of {part}": _weights_identity(self.weights(part)) for part in unit.weights}
         return depends
 

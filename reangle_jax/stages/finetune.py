@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 from tensorboardX import SummaryWriter
 
+from reangle_jax import mesh
 from reangle_jax.config import Finetune, Settings
 from reangle_jax.data import files
 from reangle_jax.diffusion.losses import masked_v_loss
@@ -59,7 +60,10 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     warps = tuple(view_file(view, "warp.npz") for view in settings.train_views)
     return (
         Unit(
-            settings=("caption", "mode", "train_views", "model", "seed", *(f"finetune.{key}" for key in DECISIVE)),
+            settings=(
+                *("caption", "mode", "train_views", "vae_tiles", "model", "seed"),
+                *(f"finetune.{key}" for key in DECISIVE),
+            ),
             inputs=("input/frames.npz", *warps),
             outputs=("lora",),
             weights=("transformer", "vae", "text_encoder"),
@@ -69,10 +73,15 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def finetune(settings: Settings, run: Run) -> None:
     """Writes lora/: the adapters for this library and for diffusers, and the losses."""
+    with jax.set_mesh(mesh.make_mesh(settings.mesh, batch_size=settings.finetune.batch_size)):
+        _finetune(settings, run)
+
+
+def _finetune(settings: Settings, run: Run) -> None:
     (unit,) = run.todo
     scratch = run.scratch(unit)
     options = settings.finetune
-    vae = i2v.load_vae(run.weights("vae"))
+    vae = i2v.load_vae(run.weights("vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width))
     transformer = i2v.load_transformer(run.weights("transformer"), lora_rank=options.rank, lora_alpha=options.alpha)
     data = _training_set(settings, run, vae, transformer.config.max_text_seq_length, scratch)
     _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), 100 * float(data.mask.mean()))
@@ -81,12 +90,10 @@ def finetune(settings: Settings, run: Run) -> None:
     optimiser = make_optimiser(options)
     step = make_step(transformer, vae, options, optimiser)
     state = TrainState(lora, optimiser.init(lora), np.zeros(options.steps, np.float32), 0)
-    state = _train(step, state, transformer.state, vae.state, data, run, scratch, options)
+    state = _train(step, state, transformer.state, vae.state, mesh.replicate(data), run, scratch, options)
 
     with run.save_folder("lora") as folder:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(folder.absolute() / "state", state.lora)
-        lora_file.export_lora_safetensors(folder / "lora.safetensors", state.lora, transformer.config)
+        lora_file.save_folder(folder, state.lora, transformer.config)
         files.atomic_write_json(folder / "losses.json", [float(loss) for loss in state.losses])
 
 
@@ -161,13 +168,15 @@ def motion_loss(model: Any, vae: Any, data: TrainingSet, options: Finetune, *, k
     keys = iter(jax.random.split(key, 8))
     batch = options.batch_size
     pick = jax.random.randint(next(keys), (batch,), 0, data.mean.shape[0])
-    z = vae.scale_latents(vae.sample(data.mean[pick], data.logvar[pick], key=next(keys)))
-
-    image = i2v.to_unit(data.first[pick])
+    z, first = mesh.split_batch((vae.sample(data.mean[pick], data.logvar[pick], key=next(keys)), data.first[pick]))
+    z, image = vae.scale_latents(z), i2v.to_unit(first)
     noise_key, sigma_key = next(keys), next(keys)
     if options.noise_first_frame:
         log_sigma = LOG_SIGMA_MEAN + LOG_SIGMA_DEVIATION * jax.random.normal(sigma_key, (batch, 1, 1, 1))
         image = image + jnp.exp(log_sigma) * jax.random.normal(noise_key, image.shape)
+    # Tokens over several latent frames: copies of the first fill up the clip at its front, as sampling does.
+    extra = -z.shape[1] % (model.config.patch_size_t or 1)
+    z, mask = (jnp.concatenate([x[:, :1]] * extra + [x], axis=1) for x in (z, data.mask[pick]))
     condition = i2v.image_condition(vae, image, z.shape[1], key=next(keys))
     kept = jax.random.bernoulli(next(keys), 1.0 - options.condition_dropout, (batch, 1, 1, 1, 1))
     condition = jax.lax.stop_gradient(jnp.where(kept, condition, jnp.zeros_like(condition)))
@@ -177,7 +186,7 @@ def motion_loss(model: Any, vae: Any, data: TrainingSet, options: Finetune, *, k
     dtype = jnp.dtype(model.config.dtype)
     noised = jnp.concatenate([SCHEDULE.add_noise(z, eps, t), condition], axis=-1).astype(dtype)
     v = model(noised, data.text[pick].astype(dtype), t.astype(jnp.float32))
-    return masked_v_loss(v, SCHEDULE.velocity(z, eps, t), data.mask[pick] if options.masked else None)
+    return masked_v_loss(v, SCHEDULE.velocity(z, eps, t), mask if options.masked else None)
 
 
 class TrainState(NamedTuple):
@@ -205,7 +214,9 @@ def make_step(
 
         loss, gradients = jax.value_and_grad(loss_of)(lora)
         updates, opt_state = optimiser.update(gradients, opt_state, lora)
-        return optax.apply_updates(lora, updates), opt_state, loss
+        lora = optax.apply_updates(lora, updates)
+        # In the layout they came in: one program serves all steps.
+        return mesh.constrain(lora), mesh.constrain(opt_state), loss
 
     return step
 

@@ -1,0 +1,91 @@
+"""LoRAs both ways: ``lora-import`` (diffusers' file to a run's ``lora/``) and ``lora-export`` (back)."""
+
+import argparse
+import dataclasses
+import re
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from reangle_jax import checkpoints
+from reangle_jax.data import files
+from reangle_jax.errors import InputError
+from reangle_jax.models.cogvideox import lora
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+
+_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def import_command(args: list[str]) -> int:
+    """``--source FILE_OR_DIR --out DIR [--alpha A] [--transformer DIR]``: writes what a run keeps as ``lora/``.
+
+    Raises:
+        InputError: the file is missing or damaged, or fits no transformer; the folder exists.
+    """
+    parser = argparse.ArgumentParser("python -m converters lora-import", description=import_command.__doc__)
+    parser.add_argument("--source", required=True, help="pytorch_lora_weights.safetensors, or its folder")
+    parser.add_argument("--out", required=True, help="folder to make: lora.safetensors and state/ (Orbax)")
+    parser.add_argument("--alpha", type=float, help="for a file that does not state its alpha")
+    parser.add_argument("--transformer", help="folder of the converted transformer; recognised by its sizes otherwise")
+    options = parser.parse_args(args)
+    source, out = lora.find(options.source), Path(options.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out: {out} exists: give another folder, or remove it")
+    config = _transformer(source, options.transformer)
+    adapters = lora.read(source, config, alpha=options.alpha)
+    config = dataclasses.replace(config, lora_rank=adapters.rank, lora_alpha=adapters.alpha)
+    with files.atomic_folder(out) as folder:
+        lora.save_folder(folder, lora.to_state(adapters, config), config)
+    print(f"wrote {out}: rank {adapters.rank}, alpha {adapters.alpha:g}; use it with config.loras=('{out}',)")
+    return 0
+
+
+def export_command(args: list[str]) -> int:
+    """``--source RUN/lora --out FILE [--dtype float32]``: writes the file that diffusers' ``load_lora_weights`` reads.
+
+    Raises:
+        InputError: the source has no LoRA, or a damaged one; the file cannot be written.
+    """
+    parser = argparse.ArgumentParser("python -m converters lora-export", description=export_command.__doc__)
+    parser.add_argument("--source", required=True, help="a run's lora/, or the run")
+    parser.add_argument("--out", required=True, help="file to write, such as pytorch_lora_weights.safetensors")
+    parser.add_argument("--dtype", choices=list(_DTYPES), default="float32")
+    options = parser.parse_args(args)
+    source, out = lora.find(options.source), Path(options.out)
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out: {out} does not end in .safetensors, which diffusers needs: give such a name")
+    lora.check(source, _transformer(source, None))  # a damaged one is not handed on
+    with safe_open(source, framework="numpy") as file:
+        arrays = {name: file.get_tensor(name).astype(_DTYPES[options.dtype]) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata()
+    if "lora_adapter_metadata" not in (metadata or {}):
+        raise InputError(f"{source} does not state its alpha: import it with lora-import --alpha, and export that")
+    files.atomic_write_bytes(out, checkpoints.safetensors_bytes(arrays, metadata))
+    print(f"wrote {out}: {len(arrays)} tensors, {options.dtype}; its alpha is in its metadata")
+    return 0
+
+
+def _transformer(source: Path, folder: str | None) -> TransformerConfig:
+    """The transformer that a file is for: the one in a folder, or one with the file's layers and width."""
+    if folder is not None:
+        try:
+            return checkpoints.load_config(folder, TransformerConfig)
+        except InputError as error:
+            raise InputError(str(error).replace("config.weights", "--transformer")) from None
+    try:
+        with safe_open(source, framework="numpy") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{source} is damaged or no safetensors file ({error}): copy or download it again") from None
+    layers = [int(match[1]) for name in shapes if (match := re.search(r"transformer_blocks\.(\d+)\.", name))]
+    widths = {shape[1] for name, shape in shapes.items() if name.endswith("lora_A.weight") and len(shape) == 2}
+    known = (TransformerConfig.cogvideox_5b_i2v(), TransformerConfig.cogvideox_2b(), TransformerConfig.tiny())
+    for config in known:
+        if layers and (max(layers) + 1, config.inner_dim in widths) == (config.num_layers, True):
+            return config
+    raise InputError(
+        f"{source}: a LoRA of {max(layers, default=-1) + 1} layers, width {', '.join(map(str, sorted(widths)))}, fits "
+        "no transformer that is known here: give --transformer, the folder of the one that it was trained on"
+    )

@@ -1,0 +1,140 @@
+"""Fine-tuning and sampling on a mesh: the numbers of one device, the layout kept, no second program."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from reangle_jax import checkpoints
+from reangle_jax import mesh as meshes
+from reangle_jax.models.cogvideox import image_to_video as i2v
+from reangle_jax.models.cogvideox.sampling import Sampler
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.stages import finetune, generate
+from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH
+from tests.stages.test_finetune import OPTIONS
+
+pytestmark = [pytest.mark.sharding, pytest.mark.usefixtures("optax_promotion")]
+RANK = 8
+OPTIONS = dataclasses.replace(OPTIONS, rank=RANK, alpha=4.0, batch_size=4)
+MESHES = ["data:4", "r:2,u:4", "data:2,r:2,u:2"]
+
+
+def training_set():
+    rng = np.random.default_rng(0)
+    shape = (3, 2, HEIGHT // 8, WIDTH // 8)
+    return finetune.TrainingSet(
+        mean=jnp.asarray(rng.normal(size=(*shape, 4)), jnp.float32),
+        logvar=jnp.full((*shape, 4), -4.0),
+        mask=jnp.asarray(rng.integers(0, 2, shape), jnp.float32),
+        text=jnp.asarray(rng.normal(size=(3, TEXT_LENGTH, 16)), jnp.float32),
+        first=jnp.asarray(rng.integers(0, 256, (3, HEIGHT, WIDTH, 3)), jnp.uint8),
+    )
+
+
+def load(weights):
+    transformer = i2v.load_transformer(weights / "transformer", lora_rank=RANK, lora_alpha=4.0)
+    return transformer, i2v.load_vae(weights / "vae")
+
+
+def train(weights, text):
+    """Losses and adapters after three steps, on the host, and what the layout was."""
+    with jax.set_mesh(meshes.make_mesh(text)):
+        transformer, vae = load(weights)
+        optimiser = finetune.make_optimiser(OPTIONS)
+        step = finetune.make_step(transformer, vae, OPTIONS, optimiser)
+        lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
+        state, data, losses = optimiser.init(lora), meshes.replicate(training_set()), []
+        before = [array.sharding for array in jax.tree.leaves((lora, state))]
+        for number in range(3):
+            lora, state, loss = step(lora, state, transformer.state, vae.state, data, jax.random.key(number))
+            losses.append(float(loss))
+        after = [array.sharding for array in jax.tree.leaves((lora, state))]
+        assert all(a.is_equivalent_to(b, 3) for a, b in zip(before, after, strict=True))
+        programs = step._cache_size()
+    arrays = {path: np.asarray(value[...]) for path, value in checkpoints.parameter_paths(lora).items()}
+    shares = {
+        "base": transformer.state["blocks"]["layers"]["ff"]["up"]["kernel"][...].addressable_shards[0].data.size,
+        "lora": jax.tree.leaves(lora)[0].addressable_shards[0].data.size,
+        "adam": sum(array.addressable_shards[0].data.size for array in jax.tree.leaves(state)),
+    }
+    return losses, arrays, shares, programs
+
+
+@pytest.fixture(scope="module")
+def one_device(small_weights):
+    with jax.numpy_dtype_promotion("standard"):
+        return train(small_weights, "data:1")
+
+
+@pytest.mark.parametrize("text", MESHES)
+def test_training_equals_one_devices(small_weights, one_device, text):
+    losses, arrays, shares, programs = train(small_weights, text)
+    expected, expected_arrays, whole, _ = one_device
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    for path, array in arrays.items():
+        # Adam's first steps are the rate (1e-2) times about the sign of the gradient: where that is nearly zero,
+        # rounding decides. All but a thousandth of the values agree.
+        far = np.abs(array - expected_arrays[path]) > 1e-5
+        assert far.mean() < 1e-3, path
+    assert programs == 1
+    ways = meshes.parse(text)["r"] * meshes.parse(text)["u"]
+    assert shares["base"] == whole["base"] // ways
+    assert shares["lora"] == whole["lora"] // ways
+    assert shares["adam"] <= whole["adam"] // ways + 8
+
+
+def sample(weights, text):
+    with jax.set_mesh(meshes.make_mesh(text)):
+        transformer, vae = load(weights)
+        lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
+        sampler = Sampler(transformer, vae, generate.SCHEDULE, num_frames=FRAMES, steps=3, guidance_scale=4.0,
+                          dynamic_guidance=False, sampler="ddim")  # fmt: skip
+        data = training_set()
+        noise, condition = sampler.start(vae.state, np.asarray(data.first[:1]), key=jax.random.key(0))
+        latents = sampler.denoise(lora, transformer.state, noise, condition, data.text[:1], data.text[1:2],
+                                  key=jax.random.key(1))  # fmt: skip
+        assert sampler._step._cache_size() == 1
+        return np.asarray(latents)
+
+
+def test_sampling_equals_one_devices(small_weights):
+    expected = sample(small_weights, "data:1")
+    for text in ("data:2,u:4", "r:2,u:2"):
+        # Guidance of 4 enlarges the difference of two outputs, and with it their rounding.
+        np.testing.assert_allclose(sample(small_weights, text), expected, atol=1e-5 * 4 * np.abs(expected).max())
+
+
+@pytest.mark.slow
+def test_the_small_family_on_a_mesh():
+    """The tiny() networks themselves, one forward and backward pass."""
+    config = dataclasses.replace(TransformerConfig.tiny(), lora_rank=8, lora_alpha=8.0, num_layers=2)
+    assert VAEConfig.tiny().latent_channels == config.out_channels
+    from reangle_jax.models.cogvideox.transformer import Transformer
+    from tests.networks import fill_randomly
+
+    model = checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    fill_randomly(model)
+    graphdef, lora, base = nnx.split(model, nnx.LoRAParam, ...)
+    keys = jax.random.split(jax.random.key(0), 2)
+    latents, text = jax.random.normal(keys[0], (2, 5, 16, 24, 32)), jax.random.normal(keys[1], (2, 96, 128))
+
+    @jax.jit
+    def run(lora, base, latents, text):
+        def loss(lora):
+            return jnp.mean(nnx.merge(graphdef, lora, base)(latents, text, jnp.array([10.0, 900.0])) ** 2)
+
+        return jax.value_and_grad(loss)(lora)
+
+    want = run(lora, base, latents, text)
+    mesh = meshes.make_mesh("data:2,u:4")
+    with jax.set_mesh(mesh):
+        places = jax.device_put((lora, base), meshes.shardings((lora, base), mesh))
+        got = run(*places, *meshes.split_batch((latents, text)))
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-5)
+    for ours, one in zip(jax.tree.leaves(got[1]), jax.tree.leaves(want[1]), strict=True):
+        np.testing.assert_allclose(ours, one, atol=1e-5 * float(jnp.abs(one).max()))
