@@ -15,6 +15,8 @@ from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox import lora
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
+# Of each width and depth one: a LoRA does not tell 5b, 5b-i2v and 1.5 apart, and is laid out alike for them.
+_KNOWN = (TransformerConfig.cogvideox_5b_i2v(), TransformerConfig.cogvideox_2b(), TransformerConfig.tiny())
 _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -81,8 +83,7 @@ def _transformer(source: Path, folder: str | None) -> TransformerConfig:
         raise InputError(f"{source} is damaged or no safetensors file ({error}): copy or download it again") from None
     layers = [int(match[1]) for name in shapes if (match := re.search(r"transformer_blocks\.(\d+)\.", name))]
     widths = {shape[1] for name, shape in shapes.items() if name.endswith("lora_A.weight") and len(shape) == 2}
-    known = (TransformerConfig.cogvideox_5b_i2v(), TransformerConfig.cogvideox_2b(), TransformerConfig.tiny())
-    for config in known:
+    for config in _KNOWN:
         if layers and (max(layers) + 1, config.inner_dim in widths) == (config.num_layers, True):
             return config
     raise InputError(

@@ -1,0 +1,264 @@
+"""LoRA files: read, joined, written back, and refused with everything that is wrong with them."""
+
+import dataclasses
+import functools
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+
+from converters import lora as command
+from reangle_jax import checkpoints
+from reangle_jax import mesh as meshes
+from reangle_jax.errors import InputError
+from reangle_jax.models.cogvideox import lora
+from reangle_jax.models.cogvideox.transformer import Transformer
+from tests.networks import TRANSFORMER_SMALL, fill_randomly
+
+CONFIG = TRANSFORMER_SMALL
+TARGETS = tuple(lora.TARGETS.values())
+WIDTH, RANK, ALPHA = CONFIG.inner_dim, 3, 6.0
+
+
+def published(seed=0, rank=RANK, layers=CONFIG.num_layers, targets=TARGETS, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for layer in range(layers):
+        for target in targets:
+            name = f"transformer.transformer_blocks.{layer}.attn1.{target}"
+            arrays[f"{name}.lora_A.weight"] = (0.3 * rng.normal(size=(rank, WIDTH))).astype(dtype)
+            arrays[f"{name}.lora_B.weight"] = (0.3 * rng.normal(size=(WIDTH, rank))).astype(dtype)
+    return arrays
+
+
+def write(path, arrays, **fields):
+    metadata = {"format": "pt"}
+    if fields:
+        metadata["lora_adapter_metadata"] = json.dumps({f"transformer.{k}": v for k, v in fields.items()})
+    path.write_bytes(checkpoints.safetensors_bytes(arrays, metadata))
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write(tmp_path / "a.safetensors", published(), r=RANK, lora_alpha=ALPHA)
+
+
+def content(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+
+
+def test_read(file):
+    adapters = lora.read(file, CONFIG)
+    assert (adapters.rank, adapters.alpha) == (RANK, ALPHA)
+    assert lora.check(file, CONFIG) == RANK
+    arrays = published()
+    a = adapters.arrays["blocks.layers.attn.to_out.lora_a"]
+    np.testing.assert_array_equal(a[1], arrays["transformer.transformer_blocks.1.attn1.to_out.0.lora_A.weight"].T)
+    # Channels of q are turned by halves here, by neighbours there: the first four of a head are 0, 2, 4, 6.
+    b = adapters.arrays["blocks.layers.attn.to_q.lora_b"]
+    theirs = arrays["transformer.transformer_blocks.0.attn1.to_q.lora_B.weight"]
+    np.testing.assert_array_equal(b[0][:, :4], theirs[[0, 2, 4, 6]].T)
+
+
+def small(folder):
+    checkpoints.save_config(folder, CONFIG)
+    return ["--transformer", str(folder)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_there_and_back_is_bitwise(tmp_path, dtype, monkeypatch, capsys):
+    arrays = published(dtype=np.dtype(getattr(ml_dtypes, dtype, dtype)))
+    source = write(tmp_path / "pytorch_lora_weights.safetensors", arrays, r=RANK, lora_alpha=ALPHA)
+    monkeypatch.setattr(command, "_KNOWN", (CONFIG,))
+    assert command.import_command(["--source", str(tmp_path), "--out", str(tmp_path / "run/lora")]) == 0
+    assert "rank 3, alpha 6" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "run/lora").iterdir()) == ["lora.safetensors", "state"]
+    out = tmp_path / "back.safetensors"
+    assert command.export_command(["--source", str(tmp_path / "run"), "--out", str(out), "--dtype", dtype]) == 0
+    back, metadata = content(out)
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype
+        assert back[name].tobytes() == array.tobytes()
+    assert json.loads(metadata["lora_adapter_metadata"])["transformer.lora_alpha"] == ALPHA
+    # And again from the result: the same adapters to the last bit.
+    again, first = lora.read(out, CONFIG), lora.read(source, CONFIG)
+    assert all(np.array_equal(again.arrays[path], first.arrays[path]) for path in first.arrays)
+
+
+def test_the_orbax_state_is_the_file(file, tmp_path):
+    import orbax.checkpoint as ocp
+
+    assert command.import_command(["--source", str(file), "--out", str(tmp_path / "l"), *small(tmp_path)]) == 0
+    config = dataclasses.replace(CONFIG, lora_rank=RANK, lora_alpha=ALPHA)
+    adapters = lora.read(tmp_path / "l", config)
+    with ocp.StandardCheckpointer() as checkpointer:
+        state = checkpointer.restore((tmp_path / "l/state").absolute(), lora.to_state(adapters, config))
+    assert lora.from_state(state, config).arrays.keys() == adapters.arrays.keys()
+    for path, array in lora.from_state(state, config).arrays.items():
+        np.testing.assert_array_equal(array, adapters.arrays[path])
+
+
+class TestAlpha:
+    def test_stated(self, file):
+        with pytest.raises(InputError, match="states alpha 6, and alpha 2 was given: leave that out"):
+            lora.read(file, CONFIG, alpha=2.0)
+        assert lora.read(file, CONFIG, alpha=6.0).alpha == 6.0
+
+    def test_given(self, tmp_path):
+        path = write(tmp_path / "b.safetensors", published())
+        assert lora.read(path, CONFIG, alpha=1.5).alpha == 1.5
+
+    def test_neither_is_scale_1_with_a_warning(self, tmp_path, caplog):
+        path = write(tmp_path / "b.safetensors", published())
+        with caplog.at_level(logging.WARNING, logger="reangle_jax"):
+            assert lora.read(path, CONFIG).alpha == RANK
+        assert "does not state its alpha: the rank, 3, is taken, which is scale 1" in caplog.text
+
+    def test_rank_stabilised(self, tmp_path):
+        path = write(tmp_path / "b.safetensors", published(rank=4), r=4, lora_alpha=6.0, use_rslora=True)
+        adapters = lora.read(path, CONFIG)
+        assert adapters.alpha / adapters.rank == 6.0 / 2
+
+
+class TestRefusals:
+    def refused(self, path, *words):
+        with pytest.raises(InputError) as caught:
+            lora.read(path, CONFIG)
+        for word in words:
+            assert word in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_all_faults_at_once(self, tmp_path):
+        arrays = published()
+        prefix = "transformer.transformer_blocks."
+        del arrays[f"{prefix}0.attn1.to_q.lora_B.weight"]
+        arrays[f"{prefix}1.attn1.to_k.lora_A.weight"] = np.zeros((RANK + 1, WIDTH), np.float32)
+        arrays[f"{prefix}1.attn1.to_v.lora_B.weight"] = np.zeros((WIDTH + 2, RANK), np.float32)
+        arrays[f"{prefix}0.ff.net.2.lora_A.weight"] = np.zeros((RANK, WIDTH), np.float32)
+        arrays[f"{prefix}2.attn1.to_v.lora_A.weight"] = np.zeros((RANK, WIDTH), np.float32)
+        path = write(tmp_path / "bad.safetensors", arrays, r=RANK, lora_alpha=ALPHA, use_dora=True)
+        self.refused(
+            path,
+            "transformer_blocks.0.attn1.to_q: lora_B missing",
+            f"1.attn1.to_k.lora_A.weight: shape (4, {WIDTH}), expected (3, {WIDTH})",
+            f"1.attn1.to_v.lora_B.weight: shape ({WIDTH + 2}, 3), expected ({WIDTH}, 3)",
+            "0.ff.net.2.lora_A.weight: not LoRA of to_q, to_k, to_v, to_out.0",
+            "2.attn1.to_v.lora_A.weight: the transformer has 2 layers",
+            "use_dora is set",
+        )
+
+    def test_stated_rank_is_not_the_tensors(self, tmp_path):
+        self.refused(write(tmp_path / "b.safetensors", published(), r=8, lora_alpha=8.0), "expected (8, 32)")
+
+    def test_a_layer_left_out(self, tmp_path):
+        path = write(tmp_path / "b.safetensors", published(layers=1), r=RANK, lora_alpha=ALPHA)
+        self.refused(path, "transformer_blocks.1.attn1.to_q: lora_A and lora_B missing")
+
+    def test_targets_left_out_are_zero(self, tmp_path):
+        path = write(tmp_path / "b.safetensors", published(targets=["to_q", "to_v"]), r=RANK, lora_alpha=ALPHA)
+        arrays = lora.read(path, CONFIG).arrays
+        assert not arrays["blocks.layers.attn.to_k.lora_b"].any()
+        assert arrays["blocks.layers.attn.to_q.lora_b"].all()
+
+    def test_no_lora(self, tmp_path, file):
+        self.refused(write(tmp_path / "b.safetensors", {}), "it holds no tensors")
+        (tmp_path / "c.safetensors").write_bytes(file.read_bytes()[:-9])
+        self.refused(tmp_path / "c.safetensors", "is damaged or no safetensors file")
+        (tmp_path / "c.safetensors").write_bytes(b"\xff" * 64)
+        self.refused(tmp_path / "c.safetensors", "is damaged or no safetensors file")
+        self.refused(tmp_path / "none", "does not exist: give a LoRA's .safetensors file")
+        self.refused(tmp_path, "has no lora.safetensors or pytorch_lora_weights.safetensors")
+        arrays = {"lora_adapter_metadata": "{"}
+        (tmp_path / "d.safetensors").write_bytes(checkpoints.safetensors_bytes(published(), arrays))
+        self.refused(tmp_path / "d.safetensors", "lora_adapter_metadata cannot be read")
+
+    def test_commands(self, tmp_path, file):
+        with pytest.raises(
+            InputError, match=r"a LoRA of 2 layers, width 32, fits no transformer .* give --transformer"
+        ):
+            command.import_command(["--source", str(file), "--out", str(tmp_path / "l")])
+        assert not (tmp_path / "l").exists()
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full/x").touch()
+        with pytest.raises(InputError, match=r"--out: .*full exists"):
+            command.import_command(["--source", str(file), "--out", str(tmp_path / "full")])
+        with pytest.raises(InputError, match=r"does not end in \.safetensors"):
+            command.export_command(["--source", str(file), "--out", str(tmp_path / "x.bin")])
+
+
+@pytest.fixture(scope="module")
+def base():
+    model = checkpoints.abstract(lambda: Transformer(CONFIG, rngs=nnx.Rngs(0)))
+    fill_randomly(model)
+    return nnx.state(model)
+
+
+@pytest.fixture(scope="module")
+def outputs(base):
+    """The transformer's output with adapters."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    latents, text = jax.random.normal(keys[0], (1, 2, 8, 8, 8)), jax.random.normal(keys[1], (1, 16, 16))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def apply(graphdef, state):
+        return nnx.merge(graphdef, state)(latents, text, jnp.array([500.0]))
+
+    def run(adapters):
+        config = dataclasses.replace(CONFIG, lora_rank=adapters.rank, lora_alpha=adapters.alpha)
+        model = checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+        nnx.update(model, base)
+        nnx.update(model, lora.to_state(adapters, config))
+        return np.asarray(apply(*nnx.split(model)))
+
+    return run
+
+
+class TestSeveral:
+    @pytest.fixture
+    def two(self, tmp_path, file):
+        other = write(tmp_path / "b.safetensors", published(1, rank=5), r=5, lora_alpha=2.0)
+        return lora.read(file, CONFIG), lora.read(other, CONFIG)
+
+    def test_the_change_is_the_weighted_sum(self, two):
+        joined = lora.combine([(two[0], 0.5), (two[1], -2.0)])
+        assert (joined.rank, joined.alpha) == (8, 8.0)
+        for target in lora.TARGETS:
+            path = f"blocks.layers.attn.{target}"
+
+            def change(adapters, path=path):
+                a, b = (adapters.arrays[f"{path}.lora_{half}"].astype(np.float64) for half in "ab")
+                return adapters.alpha / adapters.rank * a @ b
+
+            # b is rounded to float32 once more.
+            want = 0.5 * change(two[0]) - 2.0 * change(two[1])
+            np.testing.assert_allclose(change(joined), want, atol=1e-6 * np.abs(want).max())
+
+    def test_outputs(self, two, outputs):
+        first = outputs(two[0])
+        zero = lora.combine([(two[0], 0.0)])
+        none = outputs(dataclasses.replace(zero, arrays={k: np.zeros_like(v) for k, v in zero.arrays.items()}))
+        assert np.abs(first - none).max() > 0.01
+        np.testing.assert_array_equal(outputs(zero), none)
+        # The same adapter with its scale inside, or beside another of weight 0: other roundings of the same numbers.
+        for parts in ([(two[0], 1.0)], [(two[0], 1.0), (two[1], 0.0)]):
+            np.testing.assert_allclose(outputs(lora.combine(parts)), first, atol=1e-5 * np.abs(first).max())
+
+    def test_state_lies_on_the_mesh(self, two):
+        joined = lora.combine([(two[0], 1.0), (two[1], 1.0)])
+        config = dataclasses.replace(CONFIG, lora_rank=8, lora_alpha=8.0)
+        with jax.set_mesh(meshes.make_mesh("r:2,u:4")):
+            state = lora.to_state(joined, config)
+            again = lora.from_state(state, config)
+        shapes = {leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(state)}
+        assert shapes == {(2, WIDTH, 1), (2, 1, WIDTH)}
+        assert all(np.array_equal(again.arrays[path], joined.arrays[path]) for path in joined.arrays)
