@@ -47,6 +47,10 @@ def main(argv: Sequence[str]) -> int:
                 return 0
             stages = PREVIEW if command.preview else STAGES
             weights.check(settings, [part for part in weights.PARTS if _needs(settings, part, stages)])
+            if settings.mesh != "auto":
+                from reangle_jax import mesh  # late: it looks for the devices
+
+                mesh.make_mesh(settings.mesh)
             _run(command.workdir, settings, stages, stop)
             return 0
     except InputError as error:

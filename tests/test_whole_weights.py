@@ -1,0 +1,132 @@
+"""Weights that are cut short are found before any work, by the sizes of files alone; so are LoRAs that do not fit."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from reangle_jax import checkpoints, config, weights
+from reangle_jax.errors import InputError
+from reangle_jax.models.text.t5 import T5Encoder
+from tests.networks import TEXT_SMALL, TRANSFORMER_SMALL, fill_randomly
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory):
+    """The same small encoder as the small family keeps it, as save_sharded writes it, as the converters do."""
+    root = tmp_path_factory.mktemp("forms")
+    model = checkpoints.abstract(lambda: T5Encoder(TEXT_SMALL, rngs=nnx.Rngs(0)))
+    fill_randomly(model)
+    checkpoints.save_model(root / "safetensors", model, TEXT_SMALL)
+    checkpoints.save_sharded(root / "orbax", model, TEXT_SMALL)
+    converted = root / "converted"
+    checkpoints.save_config(converted, TEXT_SMALL)
+    tensors = {}
+    for path, variable in checkpoints.parameter_paths(model).items():
+        array = np.asarray(variable[...])
+        folder = converted / "params" / path
+        folder.mkdir(parents=True)
+        tensors[path] = {"shape": list(array.shape)}
+        chunks = [1, *array.shape[1:]]
+        header = {"shape": list(array.shape), "chunks": chunks, "dtype": "<f4", "compressor": None}
+        (folder / ".zarray").write_text(json.dumps(header))
+        for k, part in enumerate(array):
+            (folder / ".".join(map(str, (k, *(0,) * (array.ndim - 1))))).write_bytes(part.tobytes())
+    (converted / "params/_METADATA").write_text("{}")
+    (converted / "manifest.json").write_text(json.dumps({"tensors": tensors}))
+    return root
+
+
+@pytest.fixture(params=["safetensors", "orbax", "converted"])
+def folder(forms, request, tmp_path):
+    return shutil.copytree(forms / request.param, tmp_path / "part")
+
+
+def arrays_of(folder):
+    """Files that hold values."""
+    small = ("config.json", "manifest.json", "_METADATA", ".zarray")
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in small)
+
+
+def test_whole(folder):
+    weights.check_whole(folder)
+
+
+def test_every_file_counts(folder):
+    paths = arrays_of(folder)
+    for path in paths[:3] + paths[-3:]:
+        content = path.read_bytes()
+        for damaged in (content[:-1], content[: len(content) // 2], content + b"x", b""):
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=r"config\.weights: .* is damaged \(.*\): .*convert .* again"):
+                weights.check_whole(folder)
+        path.unlink()
+        with pytest.raises(InputError, match="missing"):
+            weights.check_whole(folder)
+        path.write_bytes(content)
+    weights.check_whole(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "params/_METADATA"])
+@pytest.mark.parametrize("form", ["orbax", "converted"])
+def test_descriptions_count(forms, tmp_path, form, name):
+    folder = shutil.copytree(forms / form, tmp_path / "part")
+    (folder / name).write_bytes(b'{"tens')
+    with pytest.raises(InputError, match="manifest or metadata cannot be read"):
+        weights.check_whole(folder)
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing"):
+        weights.check_whole(folder)
+
+
+def test_a_header_that_is_none(forms, tmp_path):
+    folder = shutil.copytree(forms / "safetensors", tmp_path / "part")
+    for content, words in ((b"\xff" * 64, "ends before"), (b"\x04" + bytes(7) + b"nope", "has no safetensors header")):
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            weights.check_whole(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors is missing, and so is params/"):
+        weights.check_whole(folder)
+
+
+def test_check_looks_at_every_part(forms, tmp_path):
+    settings = config.parse(config.get_default().to_dict() | {"video": "v.mp4", "weights": str(tmp_path)})
+    folder = shutil.copytree(forms / "safetensors", tmp_path / "text_encoder")
+    weights.check(settings, ["text_encoder"])
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"text_encoder/model\.safetensors is damaged"):
+        weights.check(settings, ["text_encoder"])
+
+
+class TestLoras:
+    def settings(self, **changes):
+        return config.parse(config.get_tiny().to_dict() | {"video": "v.mp4"} | changes)
+
+    def test_choices(self, tmp_path):
+        file = tmp_path / "style.safetensors"
+        with pytest.raises(InputError, match=r"config\.loras: .*no such file: .*style\.safetensors; give a LoRA's"):
+            self.settings(loras=(str(file),))
+        file.touch()
+        assert self.settings(loras=(str(file), f"{file}:-0.5")).loras == (str(file), f"{file}:-0.5")
+        assert config.lora_choice(str(file)) == (file, 1.0)
+        assert config.lora_choice(f"{file}:0.5") == (file, 0.5)
+        with pytest.raises(InputError, match="no such file"):
+            config.lora_choice(f"{file}:inf")
+        with pytest.raises(InputError, match="holds no lora"):
+            config.lora_choice(str(tmp_path))
+        (tmp_path / "lora").mkdir()
+        (tmp_path / "lora/lora.safetensors").touch()
+        assert config.lora_choice(f"{tmp_path}:2") == (tmp_path / "lora/lora.safetensors", 2.0)
+
+    def test_one_that_does_not_fit_is_found_before_any_work(self, small_weights, tmp_path):
+        file = tmp_path / "other.safetensors"
+        name = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
+        file.write_bytes(checkpoints.safetensors_bytes({name: np.zeros((4, 3072), np.float32)}))
+        settings = self.settings(loras=(str(file),), weights=str(small_weights), num_frames=5, height=64, width=64)
+        words = rf"config\.loras: .*other.*shape \(4, 3072\), expected \(4, {TRANSFORMER_SMALL.inner_dim}\)"
+        with pytest.raises(InputError, match=words):
+            weights.check(settings, ["transformer"])
