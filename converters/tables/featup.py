@@ -1,10 +1,11 @@
 """FeatUp's joint bilateral upsampler with its backbone: the ``state_dict`` of ``*_jbu_stack_cocostuff.ckpt``."""
 
-from converters.rules import IDENTITY, Rule, Table, Transform
+from converters.rules import Rule, Table, Transform
 from converters.tables.common import affine, norm
 from converters.tables.dino import backbone
 
 POINTWISE = Transform("pointwise", lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])  # [out, in, 1, 1]
+SCALAR = Transform("scalar", lambda x: x.reshape(1), lambda x: x.reshape(()))
 # What training used beside the upsampler.
 TRAINING = (
     "scale_net.net.weight", "scale_net.net.bias", "downsampler.attention_net.1.weight",
@@ -28,8 +29,8 @@ def table(*, use_norm: bool = True, stages: int = 4) -> Table:
     for k in range(stages):
         source, target = f"upsampler.up{k + 1}", f"upsampler.stages.{k}"
         rules += [
-            Rule(f"{source}.range_temp", f"{target}.log_temperature", IDENTITY),
-            Rule(f"{source}.sigma_spatial", f"{target}.sigma", IDENTITY),
+            Rule(f"{source}.range_temp", f"{target}.log_temperature", SCALAR),
+            Rule(f"{source}.sigma_spatial", f"{target}.sigma", SCALAR),
         ]
         for name, to in (("range_proj", "range"), ("fixup_proj", "fixup")):
             rules += affine(f"{source}.{name}.0", f"{target}.{to}1", POINTWISE)

@@ -2,7 +2,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reangle_jax.nn.embeddings import rope_angles, rotate_halves, rotate_interleaved, sincos_1d, timestep_embedding
+from reangle_jax.nn.embeddings import (
+    grid_rope,
+    rope_angles,
+    rotate_grid,
+    rotate_halves,
+    rotate_interleaved,
+    sincos_1d,
+    timestep_embedding,
+)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -61,3 +69,17 @@ def test_products_depend_on_distance_alone(rng):
 
 def test_rotation_keeps_the_dtype():
     assert rotate(jnp.ones((1, 2, 1, 4), jnp.bfloat16), jnp.ones((2, 2))).dtype == jnp.bfloat16
+
+
+def test_grid_rotation_turns_by_row_and_by_column(rng):
+    x = rng.normal(size=(2, 6, 3, 8)).astype(np.float32)
+    got = rotate_grid(jnp.asarray(x), grid_rope(2, 3, 8, 100.0))
+    frequencies = np.array([1.0, 0.1])  # 100 ** (0, -1/2)
+    for token in range(6):
+        for half, place in ((slice(0, 4), token // 3), (slice(4, 8), token % 3)):
+            part = x[:, token, :, half]
+            want = (part[..., :2] + 1j * part[..., 2:]) * np.exp(1j * place * frequencies)
+            np.testing.assert_allclose(got[:, token, :, half], np.concatenate([want.real, want.imag], -1), atol=1e-6)
+    assert rotate_grid(jnp.ones((1, 6, 1, 8), jnp.bfloat16), grid_rope(2, 3, 8)).dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="multiple of 4"):
+        grid_rope(2, 3, 6)

@@ -2,12 +2,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reangle_jax.nn.resize import apply_separable, bicubic_matrix, bilinear_matrix, nearest_index, resize_bilinear
+from reangle_jax.nn.resize import (
+    adaptive_mean_matrix,
+    apply_separable,
+    bicubic_matrix,
+    bilinear_matrix,
+    nearest_index,
+    pillow_matrix,
+    resize_bilinear,
+)
 
 MATRICES = {
     "bilinear": lambda n, m: bilinear_matrix(n, m, align_corners=False),
     "corners": lambda n, m: bilinear_matrix(n, m, align_corners=True),
     "bicubic": bicubic_matrix,
+    "adaptive": adaptive_mean_matrix,
+    "lanczos": lambda n, m: pillow_matrix(n, m, "lanczos"),
 }
 
 
@@ -49,3 +59,19 @@ def test_separable(rng):
 def test_resize_keeps_the_dtype():
     y = resize_bilinear(jnp.ones((1, 4, 6, 2), jnp.bfloat16), 8, 3, align_corners=False)
     assert (y.shape, y.dtype) == ((1, 8, 3, 2), jnp.bfloat16)
+
+
+def test_adaptive_mean_windows_overlap_where_sizes_do_not_divide():
+    want = np.array([[1, 1, 0, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 1, 1]]) / np.array([[2], [3], [2]])
+    np.testing.assert_allclose(adaptive_mean_matrix(5, 3), want)
+    np.testing.assert_allclose(adaptive_mean_matrix(2, 4), np.repeat(np.eye(2), 2, axis=0))
+
+
+@pytest.mark.parametrize("kernel", ["lanczos", "bicubic"])
+@pytest.mark.parametrize(("n", "m"), [(40, 17), (17, 40), (30, 30)])
+def test_pillow(rng, kernel, n, m):
+    image = pytest.importorskip("PIL.Image")
+    pixels = rng.uniform(size=(1, n)).astype(np.float32)  # mode F: no rounding to bytes
+    resampling = {"lanczos": image.Resampling.LANCZOS, "bicubic": image.Resampling.BICUBIC}[kernel]
+    want = np.asarray(image.fromarray(pixels).resize((m, 1), resampling))
+    np.testing.assert_allclose(pillow_matrix(n, m, kernel) @ pixels[0], want[0], atol=1e-6)

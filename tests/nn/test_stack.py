@@ -51,6 +51,20 @@ def test_equals_a_loop(inputs, remat):
 
 
 @pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("blocks", [(3,), (1, 3), (2, 3), (1, 2, 3)])
+def test_some_blocks_outputs_equal_a_loops(inputs, remat, blocks):
+    want = loop(build(remat), *inputs)
+    for got, block in zip(build(remat).at(blocks, *inputs), blocks, strict=True):
+        np.testing.assert_allclose(got, want[block - 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("blocks", [(1, 2), (0, 3), (3, 1), (1, 1, 3), (2, 4)])
+def test_blocks_that_do_not_ascend_to_the_last_are_refused(inputs, blocks):
+    with pytest.raises(ValueError, match="must ascend"):
+        build(False).at(blocks, *inputs)
+
+
+@pytest.mark.parametrize("remat", [False, True])
 def test_gradients_equal_a_loops(inputs, remat):
     graphdef, state = nnx.split(build(remat))
 

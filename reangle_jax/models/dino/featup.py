@@ -36,8 +36,8 @@ class JBUStage(nnx.Module):
         taps = (2 * radius + 1) ** 2
         self.range1 = Linear(3, key_width, rngs=rngs, **dtypes)
         self.range2 = Linear(key_width, key_width, rngs=rngs, **dtypes)
-        self.log_temperature = nnx.Param(jnp.zeros((), param_dtype), axes=())
-        self.sigma = nnx.Param(jnp.ones((), param_dtype), axes=())
+        self.log_temperature = nnx.Param(jnp.zeros((1,), param_dtype), axes=(None,))
+        self.sigma = nnx.Param(jnp.ones((1,), param_dtype), axes=(None,))
         self.fixup1 = Linear(taps + 3, taps, rngs=rngs, **dtypes)
         self.fixup2 = Linear(taps, taps, rngs=rngs, **dtypes)
         self.radius = radius
@@ -58,10 +58,10 @@ class JBUStage(nnx.Module):
 
         _, likeness = jax.lax.scan(row, None, offsets)  # [rows, B, H, W, columns]
         likeness = jnp.moveaxis(likeness, 0, 3).reshape(*keys.shape[:3], -1)
-        temperature = jnp.clip(jnp.exp(self.log_temperature[...].astype(jnp.float32)), 1e-4, 1e4)
+        temperature = jnp.clip(jnp.exp(self.log_temperature[0].astype(jnp.float32)), 1e-4, 1e4)
         weights = jax.nn.softmax(temperature * likeness, axis=-1)
         place = jnp.square(jnp.linspace(-1.0, 1.0, len(offsets)))
-        sigma = self.sigma[...].astype(jnp.float32)
+        sigma = self.sigma[0].astype(jnp.float32)
         nearness = jnp.exp(-(place[:, None] + place[None, :]) / (2.0 * jnp.square(sigma))).reshape(1, 1, 1, -1)
         weights = weights * nearness
         weights = weights / jnp.maximum(jnp.sum(weights, -1, keepdims=True), 1e-7)
