@@ -73,3 +73,25 @@ def test_it_is_hashable_and_a_static_argument():
     assert Schedule.cogvideox_2b() != Schedule()
     with pytest.raises(ValueError, match="read-only"):
         Schedule().alphas_cumprod[0] = 0.0
+
+
+@pytest.mark.parametrize(("kind", "ours"), [("cogvideox-5b / 5b-I2V", Schedule.cogvideox_5b()), ("cogvideox-2b", None)])
+def test_published_configs(kind, ours):
+    (fields,) = (entry["config"] for name, entry in manifest("schedulers").items() if name.startswith(kind))
+    assert Schedule.from_published(fields) == (ours or Schedule.cogvideox_2b())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("prediction_type", "epsilon"), ("beta_schedule", "linear"), ("clip_sample", True), ("timestep_spacing", "even")],
+)
+def test_schedules_of_other_kinds_are_refused(field, value):
+    fields = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "clip_sample": False}
+    assert Schedule.from_published(fields).spacing == "leading"
+    with pytest.raises(InputError, match=field):
+        Schedule.from_published(fields | {field: value})
+
+
+@pytest.mark.parametrize(("spacing", "expected"), [("leading", [750, 500, 250, 0]), ("linspace", [999, 666, 333, 0])])
+def test_other_spacings(spacing, expected):
+    np.testing.assert_array_equal(Schedule(spacing=spacing).timesteps(4), expected)

@@ -13,6 +13,7 @@ from reangle_jax import checkpoints
 from reangle_jax.models.cogvideox.vae import VAE, in_chunks
 from reangle_jax.models.cogvideox.vae_blocks import ResidualBlocks, SpatialNorm
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.models.cogvideox.vae_tiling import for_decoding, for_encoding, in_tiles
 
 # The published structure at the smallest width, for shapes; and two resolutions only, for what has to be compiled.
 WHOLE = VAEConfig(block_out_channels=(4, 4, 8, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4)
@@ -219,3 +220,42 @@ def test_config_survives_a_weights_folder(tmp_path):
 def test_impossible_configs_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **change)
+
+
+@pytest.mark.parametrize("size", [(480, 720), (768, 1360), (240, 360), (248, 96)], ids=str)
+def test_tiles_cover_the_published_sizes_with_four_programs_at_most(size):
+    config = VAEConfig.cogvideox_5b().tiled()
+    vae = checkpoints.abstract(
+        lambda: VAE(dataclasses.replace(WHOLE, tile_sample=config.tile_sample), rngs=nnx.Rngs(0))
+    )
+    graphdef, state = nnx.split(vae)
+    back = jax.eval_shape(
+        lambda state, video: nnx.merge(graphdef, state).decode(nnx.merge(graphdef, state).encode(video)[0]),
+        state,
+        jax.ShapeDtypeStruct((1, 1, *size, 3), jnp.float32),
+    )
+    assert back.shape == (1, 1, *size, 3)
+    for tilings, cells in ((for_encoding(config), size), (for_decoding(config), (size[0] // 8, size[1] // 8))):
+        lengths = [{length for _, length in t.spans(n)} for t, n in zip(tilings, cells, strict=True)]
+        assert len(lengths[0]) * len(lengths[1]) <= 4
+
+
+def test_a_coder_that_does_not_look_at_its_neighbours_is_not_changed_by_tiles(rng):
+    """Overlapping tiles of one function of each cell agree where they overlap, whatever the blend's weights."""
+    tilings = for_encoding(dataclasses.replace(SMALL, tile_sample=(48, 40)).tiled((48, 40)))
+    x = jnp.asarray(rng.uniform(-1, 1, (1, 2, 100, 76, 3)), jnp.float32)
+
+    def halve(x):
+        return jnp.tanh(x[:, :, ::2, ::2])
+
+    got = jax.jit(lambda x: in_tiles(halve, x, tilings))(x)
+    # The two shares of a blend add up to 1 to one unit in the last place.
+    np.testing.assert_allclose(got, halve(x), atol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap"), [((44, 40), (1 / 6, 1 / 5)), ((48, 40), (1 / 5, 1 / 5)), ((8, 8), (0.9, 0))]
+)
+def test_tiles_that_are_not_whole_latents_are_refused(tile, overlap):
+    with pytest.raises(ValueError, match="do not fall on whole latents"):
+        WHOLE.tiled(tile, overlap)

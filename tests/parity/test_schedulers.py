@@ -17,17 +17,25 @@ CLASSES = {"ddim": diffusers.CogVideoXDDIMScheduler, "dpm": diffusers.CogVideoXD
 SHAPE = (2, 3, 4, 4, 5)
 
 
-def original(sampler, snr_shift_scale):
+# Settings that the classes have and that no published model changes.
+OTHERS = {
+    "leading": Schedule(spacing="leading", steps_offset=1),
+    "linspace": Schedule(spacing="linspace"),
+    "ends_noisy": Schedule(ends_clean=False, snr_shift_scale=3.0),
+}
+
+
+def original(sampler, snr_shift_scale, timestep_spacing="trailing", **fields):
     return CLASSES[sampler](
+        **{"set_alpha_to_one": True, **fields},
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
-        set_alpha_to_one=True,
         snr_shift_scale=snr_shift_scale,
-        timestep_spacing="trailing",
+        timestep_spacing=timestep_spacing,
     )
 
 
@@ -65,9 +73,39 @@ def wavy_original(latents, t):
 @pytest.mark.parametrize("sampler", CLASSES)
 @pytest.mark.parametrize("steps", [1, 5, 7, 50])
 def test_step_by_step(rng, monkeypatch, sampler, shift, steps):
-    theirs = original(sampler, shift)
+    compare_steps(rng, monkeypatch, sampler, original(sampler, shift), SCHEDULES[shift], steps)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("sampler", CLASSES)
+@pytest.mark.parametrize("steps", [1, 6, 7])
+def test_step_by_step_with_other_settings(rng, monkeypatch, sampler, name, steps):
+    ours = OTHERS[name]
+    theirs = original(
+        sampler,
+        ours.snr_shift_scale,
+        ours.spacing,
+        steps_offset=ours.steps_offset,
+        set_alpha_to_one=ours.ends_clean,
+    )
+    assert Schedule.from_published(theirs.config) == ours
+    compare_steps(rng, monkeypatch, sampler, theirs, ours, steps)
+
+
+def test_eta_changes_nothing(rng):
+    """The published DDIM step takes it and makes no use of it."""
+    theirs = original("ddim", 1.0)
+    theirs.set_timesteps(5)
+    v, z = (torch.from_numpy(rng.normal(size=SHAPE).astype(np.float32)) for _ in range(2))
+    for t in theirs.timesteps:
+        plain, noisy = (theirs.step(v, t, z, eta=eta, return_dict=False)[0] for eta in (0.0, 1.0))
+        assert torch.equal(plain, noisy)
+
+
+def compare_steps(rng, monkeypatch, sampler, theirs, schedule, steps):
     theirs.set_timesteps(steps)
-    step = make_step(wavy, sampler=sampler, steps=steps, schedule=SCHEDULES[shift])
+    np.testing.assert_array_equal(schedule.timesteps(steps), theirs.timesteps.numpy())
+    step = make_step(wavy, sampler=sampler, steps=steps, schedule=schedule)
     key = jax.random.key(5)
     start = rng.normal(size=SHAPE).astype(np.float32)
     state, latents, clean = init_state(jnp.asarray(start)), torch.from_numpy(start), None
