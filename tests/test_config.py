@@ -42,6 +42,7 @@ def test_defaults_are_the_papers():
         "ddim",
     )
     assert len(s.train_views) == 6
+    assert s.vae_tiles == "auto"
 
 
 def test_settings_are_frozen_and_typed():

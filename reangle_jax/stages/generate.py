@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One for each view, and one more for what the untuned model makes of it."""
-    keys = ("caption", "mode", "num_frames", "height", "width", "sample", "model", "seed")
+    keys = ("caption", "mode", "num_frames", "height", "width", "vae_tiles", "sample", "model", "seed")
     weights = ("transformer", "vae", "text_encoder")
     given = ("loras",) if settings.loras else ()
     result = []
@@ -54,7 +54,7 @@ def generate(settings: Settings, run: Run) -> None:
 
 
 def _generate(settings: Settings, run: Run) -> None:
-    vae = i2v.load_vae(run.weights("vae"))
+    vae = i2v.load_vae(run.weights("vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width))
     transformer, tuned = _tuned(settings, run)
     fresh = i2v.init_lora(transformer.config, key=jax.random.key(0))  # changes nothing: the untuned model
     texts = ["", *(trajectories.parse_view(unit.view).prompt(settings.caption, settings.mode) for unit in run.todo)]

@@ -20,6 +20,9 @@ from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.models.text.tokenizers import ByteTokenizer, SentencePieceTokenizer
 
 Config = TypeVar("Config")
+# Rows and columns of a tile, and the most pixels that "auto" codes whole: the published models' native size.
+TILE_SAMPLE = (240, 360)
+WHOLE_PIXELS = 480 * 720
 
 
 class Network(NamedTuple, Generic[Config]):
@@ -35,19 +38,27 @@ def load_vae(folder: Path, *, tiles: str = "off", size: tuple[int, int] | None =
 
     Args:
         folder: the autoencoder's.
-        tiles: ``on`` codes frames in tiles, ``off`` whole, ``auto`` in tiles where they are larger than the native
-            size.
+        tiles: see :func:`in_tiles`.
         size: height and width of the frames, for ``auto``.
 
     Raises:
         InputError: the folder is missing or damaged, or holds another model.
     """
     config = checkpoints.load_config(folder, VAEConfig)
-    native = config.sample_height * config.sample_width
-    if tiles == "on" or (tiles == "auto" and size is not None and size[0] * size[1] > native):
-        config = config.tiled()
+    if in_tiles(tiles, size):
+        config = config.tiled(TILE_SAMPLE)
     model = checkpoints.load_into(checkpoints.abstract(lambda: VAE(config, rngs=nnx.Rngs(0))), folder)
     return Network(config, *nnx.split(model))
+
+
+def in_tiles(tiles: str, size: tuple[int, int] | None) -> bool:
+    """Whether frames are coded in tiles.
+
+    Args:
+        tiles: ``on``, ``off``, or ``auto``: where frames have more pixels than the published models' native 480x720.
+        size: height and width of the frames; None counts as small.
+    """
+    return tiles == "on" or (tiles == "auto" and size is not None and size[0] * size[1] > WHOLE_PIXELS)
 
 
 def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float) -> Network[TransformerConfig]:
