@@ -130,8 +130,8 @@ def save_sharded(folder: str | os.PathLike, model: nnx.Module, config: Any) -> N
     with files.atomic_folder(folder) as temporary:
         # Chunks smaller than an array let each device's share be read without the rest.
         chunks = {path: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES) for path in arrays}
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            checkpointer.save((temporary / PARAMS).absolute(), arrays, save_args=chunks)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
+            checkpointer.save((temporary / PARAMS).absolute(), args=ocp.args.PyTreeSave(arrays, save_args=chunks))
         written = sorted(path for path in (temporary / PARAMS).rglob("*") if path.is_file())
         sizes = {path.relative_to(temporary).as_posix(): path.stat().st_size for path in written}
         files.atomic_write_json(temporary / MANIFEST, {"files": sizes})

@@ -81,16 +81,17 @@ def _finetune(settings: Settings, run: Run) -> None:
     (unit,) = run.todo
     scratch = run.scratch(unit)
     options = settings.finetune
-    vae = i2v.load_vae(run.weights("vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width))
     transformer = i2v.load_transformer(run.weights("transformer"), lora_rank=options.rank, lora_alpha=options.alpha)
-    data = _training_set(settings, run, vae, transformer.config.max_text_seq_length, scratch)
-    _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), 100 * float(data.mask.mean()))
-
     lora = i2v.init_lora(transformer.config, key=run.key("finetune", "init"))
     optimiser = make_optimiser(options)
-    step = make_step(transformer, vae, options, optimiser)
     state = TrainState(lora, optimiser.init(lora), np.zeros(options.steps, np.float32), 0)
-    state = _train(step, state, transformer.state, vae.state, mesh.replicate(data), run, scratch, options)
+    if options.steps:  # without any, there is nothing to encode: config.loras may act alone
+        vae = i2v.load_vae(run.weights("vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width))
+        data = _training_set(settings, run, vae, transformer.config.max_text_seq_length, scratch)
+        seen = 100 * float(data.mask.mean())
+        _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), seen)
+        step = make_step(transformer, vae, options, optimiser)
+        state = _train(step, state, transformer.state, vae.state, mesh.replicate(data), run, scratch, options)
 
     with run.save_folder("lora") as folder:
         lora_file.save_folder(folder, state.lora, transformer.config)

@@ -6,6 +6,7 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -13,6 +14,7 @@ from jaxtyping import UInt8
 
 from reangle_jax import checkpoints, mesh
 from reangle_jax.config import Settings, lora_choice
+from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.geometry import trajectories
 from reangle_jax.models.cogvideox import image_to_video as i2v
@@ -49,14 +51,15 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def generate(settings: Settings, run: Run) -> None:
     """Writes views/NAME/frames.npz and video.mp4; views/NAME/untuned.npz if asked for."""
-    with jax.set_mesh(mesh.make_mesh(settings.mesh, batch_size=2)):  # what guidance compares are two videos
+    batch_size = 2 if is_guided(settings.sample.guidance_scale) else 1  # guidance compares two videos
+    with jax.set_mesh(mesh.make_mesh(settings.mesh, batch_size=batch_size)):
         _generate(settings, run)
 
 
 def _generate(settings: Settings, run: Run) -> None:
     vae = i2v.load_vae(run.weights("vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width))
     transformer, tuned = _tuned(settings, run)
-    fresh = i2v.init_lora(transformer.config, key=jax.random.key(0))  # changes nothing: the untuned model
+    fresh = jax.tree.map(jnp.zeros_like, tuned)  # changes nothing: the untuned model
     texts = ["", *(trajectories.parse_view(unit.view).prompt(settings.caption, settings.mode) for unit in run.todo)]
     text = i2v.embed_prompts(run.weights("text_encoder"), texts, transformer.config.max_text_seq_length)
     fps = float(run.load_npz("input/frames.npz")["fps"])
