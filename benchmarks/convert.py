@@ -1,0 +1,152 @@
+"""Seconds and memory of converting a transformer of CogVideoX-5B-I2V's layout, against copying its files.
+
+    python benchmarks/convert.py [--layers 3] [--folder DIR] [--keep]
+    python benchmarks/convert.py --layers 42     # the published size, 11.25 GB: needs 34 GB of disk
+
+Writes random shards in the published layout, copies them, converts them, and copies them once more, each synced to the
+disk and started with the files out of the page cache, in turn in one run. The conversion is the command itself in a
+process of its own, whose peak resident memory the kernel counts.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from converters import check, registry
+from reangle_jax import checkpoints
+
+NAME = "cogvideox-5b-i2v/transformer"
+SHARD_BYTES = 5_000_000_000
+BUFFER = 16 << 20
+
+
+def published_tensors(layers: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the published transformer, with fewer layers."""
+    (part,) = registry.find(NAME)[1]
+    config = dataclasses.replace(part.config, num_layers=layers)
+    model = checkpoints.abstract(lambda: part.build(config))
+    table = part.layouts[0].table(config)
+    tensors = {}
+    for path, variable in checkpoints.parameter_paths(model).items():
+        for index, (rule, name) in check.pieces(path, tuple(variable.shape), table).items():
+            shape = check.published_shape(rule, tuple(variable.shape)[len(index) :])
+            assert shape is not None
+            tensors[name] = shape
+    return tensors
+
+
+def write_published(folder: Path, layers: int) -> int:
+    """Random bfloat16 shards, their index and config.json; the bytes of the shards."""
+    (part,) = registry.find(NAME)[1]
+    tensors = published_tensors(layers)
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, shape in tensors.items():
+        nbytes = 2 * math.prod(shape)
+        if size + nbytes > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    noise = np.random.default_rng(0).integers(0x3C00, 0x3F00, 32 << 20, np.uint16)  # small positive bfloat16 numbers
+    places = {}
+    for k, names in enumerate(shards, start=1):
+        file = f"diffusion_pytorch_model-{k:05d}-of-{len(shards):05d}.safetensors"
+        header, end = {}, 0
+        for name in names:
+            start, end = end, end + 2 * math.prod(tensors[name])
+            header[name] = {"dtype": "BF16", "shape": tensors[name], "data_offsets": [start, end]}
+        text = json.dumps(header).encode()
+        with open(folder / file, "wb") as handle:
+            handle.write(len(text).to_bytes(8, "little") + text)
+            left = end // 2
+            while left:
+                part_of = noise[:left]
+                handle.write(part_of.data)
+                left -= len(part_of)
+            handle.flush()
+            os.fsync(handle.fileno())
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    assert part.write_config is not None
+    fields = part.write_config(dataclasses.replace(part.config, num_layers=layers))
+    (folder / "config.json").write_text(json.dumps(fields))
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def forget(folder: Path) -> None:
+    """Drops a folder's files from the page cache."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+                os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def copy(source: Path, target: Path) -> float:
+    """Seconds to copy a folder's shards and sync them."""
+    forget(source)
+    target.mkdir()
+    start = time.perf_counter()
+    for file in sorted(source.glob("*.safetensors")):
+        with open(file, "rb", buffering=0) as read, open(target / file.name, "wb", buffering=0) as write:
+            while block := read.read(BUFFER):
+                write.write(block)
+            os.fsync(write.fileno())
+    seconds = time.perf_counter() - start
+    shutil.rmtree(target)
+    return seconds
+
+
+def convert(source: Path, target: Path) -> tuple[float, float, float]:
+    """Seconds to convert the folder (imports included), processor seconds, and the process's peak resident bytes."""
+    forget(source)
+    command = [sys.executable, "-m", "converters", NAME, "--source", str(source), "--out", str(target)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[1])
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, processor, after.ru_maxrss * 1024.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=3, help="42 is the published model; 3 make about a gigabyte")
+    parser.add_argument("--folder", help="on the disk to measure (default: the temporary folder)")
+    parser.add_argument("--keep", action="store_true", help="leave the files")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="convert", dir=options.folder))
+    try:
+        source = folder / "transformer"
+        source.mkdir()
+        size = write_published(source, options.layers)
+        print(f"{options.layers} layers, {size / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} files")
+        copies = [copy(source, folder / "copy")]
+        seconds, processor, peak = convert(source, folder / "out")
+        copies.append(copy(source, folder / "copy"))
+        copied = sum(copies) / len(copies)
+        print(f"copy     {copies[0]:7.1f} s before, {copies[1]:.1f} s after: {size / copied / 1e6:.0f} MB/s")
+        print(f"convert  {seconds:7.1f} s, {size / seconds / 1e6:.0f} MB/s, {processor:.1f} s of processor time")
+        print(f"ratio    {seconds / copied:7.2f} times the copy's time")
+        print(f"memory   {peak / 2**30:7.2f} GiB resident at most")
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
