@@ -46,7 +46,8 @@ $(VENV)/.runtime: setup.py | $(PY)
 $(VENV)/.test: setup.py | $(PY)
 	if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	  $(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0 && \
-	  $(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,parity]'; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,parity]' && \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps mini-dust3r==0.1.2; \
 	else \
 	  $(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'; \
 	fi

@@ -38,7 +38,7 @@ DPT = dataclasses.replace(
 MAST3R = dataclasses.replace(DPT, head="mast3r")
 SQUARE, ODD = (64, 64), (80, 112)  # 4x4 and 5x7 tokens
 # Float32 on both sides, sums in another order, ten blocks and a deep head: relative to a point's length plus one.
-WHOLE = 1e-4
+WHOLE = 2e-5
 apply = jax.jit(lambda module, *inputs: module(*inputs))  # op by op, each would be compiled on its own
 
 
@@ -50,6 +50,8 @@ def randomise(module):
                 parameter.normal_(1.0 if "norm" in name and "weight" in name else 0.0, 0.2)
             else:
                 parameter.normal_(0.0, parameter[0].numel() ** -0.5)
+                if name.endswith("dpt.head.4.weight"):  # the fusion adds up, and an exponential follows
+                    parameter.mul_(0.2)
 
 
 def make_original(config):
@@ -167,7 +169,7 @@ def test_dense_and_descriptors(rng, dpt, local_features):
     check(got[1], expected[1], "pts3d_in_other_view")
     for view, raw in zip(got, descriptors, strict=True):
         want = torch.nn.functional.normalize(raw[..., :24], dim=-1)
-        np.testing.assert_allclose(view.descriptors, want.numpy(), atol=1e-4)
+        np.testing.assert_allclose(view.descriptors, want.numpy(), atol=WHOLE)
         np.testing.assert_allclose(view.descriptor_confidence, raw[..., 24].exp().numpy(), rtol=WHOLE)
 
 
