@@ -231,7 +231,7 @@ def _place(file: Any, name: str, variable: nnx.Variable, mesh: Mesh | None) -> j
     part = file.get_slice(name)
     sharding = meshes.sharding_for(variable, mesh)
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
+    def read(index: tuple[slice, ...] | None) -> np.ndarray:
         return part[index].astype(variable.dtype) if index else file.get_tensor(name).astype(variable.dtype)
 
     return jax.make_array_from_callback(tuple(variable.shape), sharding, read)

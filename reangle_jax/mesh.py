@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from reangle_jax.errors import InputError
@@ -152,6 +153,14 @@ def _map_variables(function: Any, tree: Any) -> Any:
     return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
 
 
+def _lay(array: Any, layout: PartitionSpec) -> Any:
+    if isinstance(array, Tracer):
+        return jax.lax.with_sharding_constraint(array, layout)
+    mesh = current()
+    assert mesh is not None
+    return jax.device_put(array, NamedSharding(mesh, layout))  # from wherever it is
+
+
 def shardings(tree: Tree, mesh: Mesh) -> Tree:
     """Shardings of a state, an optimiser's state or an abstract one, in its structure."""
     return _map_variables(lambda variable, _: sharding_for(variable, mesh), tree)
@@ -162,9 +171,7 @@ def constrain(tree: Tree) -> Tree:
     sizes = _divided()
     if sizes is None:
         return tree
-    return _map_variables(
-        lambda variable, array: jax.lax.with_sharding_constraint(array, spec_for(variable, sizes)), tree
-    )
+    return _map_variables(lambda variable, array: _lay(array, spec_for(variable, sizes)), tree)
 
 
 def split_batch(tree: Tree) -> Tree:
@@ -175,7 +182,7 @@ def split_batch(tree: Tree) -> Tree:
 
     def split(array: Any) -> Any:
         even = array.ndim and array.shape[0] % sizes[DATA] == 0
-        return jax.lax.with_sharding_constraint(array, PartitionSpec(DATA) if even else PartitionSpec())
+        return _lay(array, PartitionSpec(DATA) if even else PartitionSpec())
 
     return jax.tree.map(split, tree)
 

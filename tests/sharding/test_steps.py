@@ -21,7 +21,7 @@ from tests.stages.test_finetune import OPTIONS
 pytestmark = [pytest.mark.sharding, pytest.mark.usefixtures("optax_promotion")]
 RANK = 8
 OPTIONS = dataclasses.replace(OPTIONS, rank=RANK, alpha=4.0, batch_size=4)
-MESHES = ["data:4", "r:2,u:4", "data:2,r:2,u:2"]
+MESHES = ["data:4", "data:2,r:2,u:2"]
 
 
 def training_set():
@@ -95,8 +95,9 @@ def sample(weights, text):
         sampler = Sampler(transformer, vae, generate.SCHEDULE, num_frames=FRAMES, steps=3, guidance_scale=4.0,
                           dynamic_guidance=False, sampler="ddim")  # fmt: skip
         data = training_set()
+        text = np.asarray(data.text)  # as embed_prompts gives it
         noise, condition = sampler.start(vae.state, np.asarray(data.first[:1]), key=jax.random.key(0))
-        latents = sampler.denoise(lora, transformer.state, noise, condition, data.text[:1], data.text[1:2],
+        latents = sampler.denoise(lora, transformer.state, noise, condition, text[:1], text[1:2],
                                   key=jax.random.key(1))  # fmt: skip
         assert sampler._step._cache_size() == 1
         return np.asarray(latents)
@@ -104,9 +105,8 @@ def sample(weights, text):
 
 def test_sampling_equals_one_devices(small_weights):
     expected = sample(small_weights, "data:1")
-    for text in ("data:2,u:4", "r:2,u:2"):
-        # Guidance of 4 enlarges the difference of two outputs, and with it their rounding.
-        np.testing.assert_allclose(sample(small_weights, text), expected, atol=1e-5 * 4 * np.abs(expected).max())
+    # Guidance of 4 enlarges the difference of two outputs, and with it their rounding.
+    np.testing.assert_allclose(sample(small_weights, "data:2,u:4"), expected, atol=4e-5 * np.abs(expected).max())
 
 
 @pytest.mark.slow
