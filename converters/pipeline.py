@@ -96,7 +96,8 @@ class Hasher:
 class Files:
     """Writes files under a folder, syncs them in batches, and only then notes in the journal what they complete.
 
-    Give `take` pairs of a file's name and values, or of a line for the journal and None.
+    Give `take` pairs of a file's name and values, or of a line for the journal and None. Syncing has a thread of its
+    own, so that reading and writing go on meanwhile.
     """
 
     def __init__(self, folder: Path, journal: str):
@@ -104,6 +105,17 @@ class Files:
         self._handles: list[int] = []
         self._lines: list[str] = []
         self._size = 0
+        self._syncing = Worker("sync", self._sync, 1)
+
+    def __enter__(self) -> "Files":
+        self._syncing.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
+        try:
+            self._hand_over()  # also on the way out of an error: what is complete is kept
+        finally:
+            self._syncing.__exit__(kind, *rest)
 
     def take(self, item: tuple[str, np.ndarray | None]) -> None:
         """The next file, or line."""
@@ -111,7 +123,7 @@ class Files:
         if values is None:
             self._lines.append(name)
             if self._size >= SYNC_BYTES or len(self._handles) >= SYNC_FILES:
-                self.sync()
+                self._hand_over()
             return
         handle = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._handles.append(handle)
@@ -120,16 +132,23 @@ class Files:
             view = view[os.write(handle, view) :]
         self._size += values.nbytes
 
-    def sync(self) -> None:
-        """Makes what was written last, and notes it."""
+    def _hand_over(self) -> None:
+        batch = self._handles, self._lines
+        self._handles, self._lines, self._size = [], [], 0
         try:
-            for handle in self._handles:
+            self._syncing.put(batch)
+        except BaseException:
+            close(batch[0])
+            raise
+
+    def _sync(self, batch: tuple[list[int], list[str]]) -> None:
+        handles, lines = batch
+        try:
+            for handle in handles:
                 os.fsync(handle)
         finally:
-            close(self._handles)
-        append_lines(self._journal, self._lines)
-        self._lines.clear()
-        self._size = 0
+            close(handles)
+        append_lines(self._journal, lines)
 
 
 def close(handles: list[int]) -> None:

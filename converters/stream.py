@@ -33,6 +33,7 @@ MANIFEST = "manifest.json"
 JOURNAL = "journal.jsonl"
 ARRAYS = "arrays"
 SPARE_BYTES = 64 << 20
+GATHER_BYTES = 4 << 20
 
 
 class Writer:
@@ -63,10 +64,14 @@ class Writer:
         self.say, self.advance = say, advance
         self.final = out / plan.part.name
         self.partial = out / f"{plan.part.name}.partial"
+        self.gathered, self.chunks = {}, {}
         depths = {move.path: len(move.index) for move in plan.moves}
-        self.chunks = {
-            path: zarr_files.chunk_shape(shape, depths[path], dtype.itemsize) for path, shape in plan.targets.items()
-        }
+        for path, shape in plan.targets.items():
+            # Small stacks (biases, norms) are kept until they are whole: one file each, not one a layer.
+            small = depths[path] and int(np.prod(shape, dtype=np.int64)) * dtype.itemsize <= GATHER_BYTES
+            self.gathered[path] = int(np.prod(shape[: depths[path]])) if small else 0
+            self.chunks[path] = zarr_files.chunk_shape(shape, 0 if small else depths[path], dtype.itemsize)
+        self._waiting: dict[str, dict[tuple[int, ...], tuple[str, np.ndarray]]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -195,22 +200,19 @@ class Writer:
         if (self.partial / PARAMS).exists():  # stopped between the last tensor and the end
             return hasher.result()
         moves = {move.tensor.name: move for move in self.plan.moves if move.tensor.name not in done}
-        files = Files(self.partial, JOURNAL)
-        try:
-            with (
-                Worker("hash", hasher.take, 2) as hashing,
-                Worker("write", files.take, 4) as writing,
-                ThreadPoolExecutor(1, "read") as reader,
-            ):
-                for tensor, raw in _read_ahead(source, self._to_read(moves), reader):
-                    if tensor.offset:
-                        hashing.put((tensor, raw))
-                    if tensor.name in moves:
-                        self._put(writing, moves[tensor.name], raw)
-                    self.advance(tensor.nbytes)
-                    del raw
-        finally:
-            files.sync()  # also on the way out: what is complete is kept
+        with (
+            Worker("hash", hasher.take, 2) as hashing,
+            Files(self.partial, JOURNAL) as files,
+            Worker("write", files.take, 4) as writing,
+            ThreadPoolExecutor(1, "read") as reader,
+        ):
+            for tensor, raw in _read_ahead(source, self._to_read(moves), reader):
+                if tensor.offset:
+                    hashing.put((tensor, raw))
+                if tensor.name in moves:
+                    self._put(writing, moves[tensor.name], raw)
+                self.advance(tensor.nbytes)
+                del raw
         return hasher.result()
 
     def _to_read(self, moves: Mapping[str, Move]) -> list[Tensor]:
@@ -225,9 +227,20 @@ class Writer:
             raw = _cast(raw, self.dtype, move.tensor.name)
         # Layout changes move values only, and NumPy moves integers fastest.
         piece = move.rule.transform.forward(raw.view(f"u{raw.dtype.itemsize}"))
-        for name, chunk in zarr_files.chunks_of(piece, move.index, self.chunks[move.path]):
+        index, names = move.index, [move.tensor.name]
+        if self.gathered[move.path]:
+            waiting = self._waiting.setdefault(move.path, {})
+            waiting[move.index] = move.tensor.name, np.array(piece)
+            if len(waiting) < self.gathered[move.path]:
+                return
+            shape = self.plan.targets[move.path]
+            piece = np.stack([waiting[index][1] for index in sorted(waiting)]).reshape(shape)
+            index, names = (), [name for name, _ in waiting.values()]
+            del self._waiting[move.path]
+        for name, chunk in zarr_files.chunks_of(piece, index, self.chunks[move.path]):
             writing.put((os.path.join(ARRAYS, move.path, name), chunk))
-        writing.put((move.tensor.name, None))
+        for name in names:
+            writing.put((name, None))
 
     def _finish(self, sources: list[dict[str, Any]], hashes: Mapping[Path, str]) -> None:
         """Orbax's own metadata, config and manifest; then the part appears under its name."""

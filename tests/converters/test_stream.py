@@ -78,9 +78,12 @@ def test_shards_chunks_and_cast(published, tmp_path, monkeypatch):
     shutil.copytree(source, tmp_path / "in")
     shard(tmp_path / "in/transformer/diffusion_pytorch_model.safetensors", 3)
     monkeypatch.setattr(zarr_files, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(stream, "GATHER_BYTES", 300)
     writer(tmp_path / "in", tmp_path / "out", dtype="bfloat16").run()
     folder = tmp_path / "out/transformer"
     assert len(os.listdir(folder / "params/blocks.layers.ff.up.kernel")) > 8
+    assert sorted(os.listdir(folder / "params/blocks.layers.ff.up.bias")) == [".zarray", "0.0", "1.0"]
+    assert sorted(os.listdir(folder / "params/blocks.layers.attn.to_q.bias")) == [".zarray", "0.0"]
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     target = {
         path: jax.ShapeDtypeStruct(
@@ -104,6 +107,7 @@ def test_shards_chunks_and_cast(published, tmp_path, monkeypatch):
 def test_an_interruption_is_continued(published, tmp_path, monkeypatch, count):
     source, want = published
     monkeypatch.setattr(pipeline, "SYNC_FILES", 1)
+    monkeypatch.setattr(stream, "GATHER_BYTES", 0)
     lines = []
 
     class Interrupted(BaseException):
