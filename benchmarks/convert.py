@@ -127,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=3, help="42 is the published model; 3 make about a gigabyte")
     parser.add_argument("--folder", help="on the disk to measure (default: the temporary folder)")
+    parser.add_argument("--once", action="store_true", help="copy before the conversion only, not after it too")
     parser.add_argument("--keep", action="store_true", help="leave the files")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="convert", dir=options.folder))
@@ -137,9 +138,10 @@ def main() -> None:
         print(f"{options.layers} layers, {size / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} files")
         copies = [copy(source, folder / "copy")]
         seconds, processor, peak = convert(source, folder / "out")
-        copies.append(copy(source, folder / "copy"))
+        if not options.once:
+            copies.append(copy(source, folder / "copy"))
         copied = sum(copies) / len(copies)
-        print(f"copy     {copies[0]:7.1f} s before, {copies[1]:.1f} s after: {size / copied / 1e6:.0f} MB/s")
+        print(f"copy     {', '.join(f'{each:.1f}' for each in copies)} s, {size / copied / 1e6:.0f} MB/s")
         print(f"convert  {seconds:7.1f} s, {size / seconds / 1e6:.0f} MB/s, {processor:.1f} s of processor time")
         print(f"ratio    {seconds / copied:7.2f} times the copy's time")
         print(f"memory   {peak / 2**30:7.2f} GiB resident at most")
