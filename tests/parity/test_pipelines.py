@@ -52,18 +52,19 @@ BASE = TransformerConfig(
     sample_width=WIDTH // 8,
 )
 # What tells the four published kinds apart: transformer, autoencoder, shift of the signal-to-noise ratio.
+# Their names are those that the converters have for them.
 KINDS = {
-    "i2v": (dataclasses.replace(BASE, in_channels=2 * CHANNELS, use_learned=True), AUTOENCODER, 1.0),
+    "cogvideox-5b-i2v": (dataclasses.replace(BASE, in_channels=2 * CHANNELS, use_learned=True), AUTOENCODER, 1.0),
     # Three latent frames are filled up to four; the image's latents are divided.
-    "i2v_1.5": (
+    "cogvideox1.5-5b-i2v": (
         dataclasses.replace(
             BASE, in_channels=2 * CHANNELS, patch_size_t=2, ofs_embed_dim=16, sample_height=30, sample_width=30
         ),
         dataclasses.replace(AUTOENCODER, invert_scale_latents=True),
         1.0,
     ),
-    "5b": (BASE, AUTOENCODER, 1.0),
-    "2b": (
+    "cogvideox-5b": (BASE, AUTOENCODER, 1.0),
+    "cogvideox-2b": (
         dataclasses.replace(BASE, use_rotary=False),
         dataclasses.replace(AUTOENCODER, scaling_factor=1.15258426),
         3.0,
@@ -80,7 +81,7 @@ def build(tmp_path_factory):
         transformer, vae, shift = KINDS[kind]
         folder = tmp_path_factory.mktemp(kind)
         original = published.write_pipeline(folder / "published", transformer, vae, TEXT, snr_shift_scale=shift)
-        published.convert_pipeline(folder / "published", folder / "ours", transformer, vae, TEXT)
+        published.convert_pipeline(folder / "published", folder / "ours", kind)
         ours = CogVideoX.load(folder / "ours")
         assert ours.schedule.snr_shift_scale == shift
         return original, ours
@@ -174,17 +175,19 @@ def test_frames(monkeypatch, build, kind, sampler, dynamic):
 
 @pytest.mark.slow
 def test_two_prompts_two_images_and_a_negative_prompt(monkeypatch, build):
-    compare(monkeypatch, build, "i2v", sampler="dpm", dynamic=True, prompts=PROMPTS, negative="rain, 1920s")
+    compare(
+        monkeypatch, build, "cogvideox-5b-i2v", sampler="dpm", dynamic=True, prompts=PROMPTS, negative="rain, 1920s"
+    )
 
 
 @pytest.mark.parametrize(("scale", "dynamic"), [(1.0, True), (0.5, False)])
 def test_no_guidance_at_a_scale_of_one_or_less(monkeypatch, build, scale, dynamic):
-    compare(monkeypatch, build, "5b", sampler="ddim", dynamic=dynamic, scale=scale)
+    compare(monkeypatch, build, "cogvideox-5b", sampler="ddim", dynamic=dynamic, scale=scale)
 
 
 def test_what_the_published_pipelines_do_not_do(build):
     """Arguments that they accept and that change nothing, or that they refuse: there is nothing to reproduce."""
-    original, _ = build("5b")
+    original, _ = build("cogvideox-5b")
     arguments = {
         "prompt": PROMPTS[0],
         "height": HEIGHT,

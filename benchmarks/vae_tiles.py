@@ -1,0 +1,57 @@
+"""Memory of the full-size autoencoder with and without tiles, as XLA's compiler for this device plans it.
+
+Nothing is computed: programs are compiled from shapes alone. One chunk of frames (the largest, nine frames) stands for
+the whole clip: chunks run one after the other. Compiling takes minutes on a CPU.
+
+    python benchmarks/vae_tiles.py [--code decode encode] [--sizes 480x720 768x1360]
+"""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from reangle_jax.models.cogvideox.vae import VAE
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
+
+FRAMES, LATENTS = 9, 3
+
+
+def planned(config: VAEConfig, code: str, height: int, width: int) -> tuple[float, float]:
+    """Temporary memory in GiB beside parameters, input and output; and the seconds that compiling took."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0))))
+    shape = (1, FRAMES, height, width, 3) if code == "encode" else (1, LATENTS, height // 8, width // 8, 16)
+    method = VAE.encode if code == "encode" else VAE.decode
+    start = time.perf_counter()
+    compiled = (
+        jax.jit(lambda state, x: method(nnx.merge(graphdef, state), x))
+        .lower(state, jax.ShapeDtypeStruct(shape, jnp.float32))
+        .compile()
+    )
+    return compiled.memory_analysis().temp_size_in_bytes / 2**30, time.perf_counter() - start
+
+
+def main() -> None:
+    """Prints a line for each size and direction."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--code", nargs="+", choices=("decode", "encode"), default=["decode", "encode"])
+    parser.add_argument("--sizes", nargs="+", default=["480x720", "768x1360"])
+    parser.add_argument("--dtype", default="float32", help="what is computed in")
+    arguments = parser.parse_args()
+    config = VAEConfig(dtype=arguments.dtype)
+    for code in arguments.code:
+        for size in arguments.sizes:
+            height, width = map(int, size.split("x"))
+            tiled, tiled_seconds = planned(config.tiled(), code, height, width)
+            whole, whole_seconds = planned(config, code, height, width)
+            print(
+                f"{code} {size}: whole {whole:.2f} GiB, in tiles {tiled:.2f} GiB, {whole / tiled:.1f} times less "
+                f"(compiled in {whole_seconds:.0f} s and {tiled_seconds:.0f} s, {jax.default_backend()})",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
