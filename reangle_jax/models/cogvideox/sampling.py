@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
@@ -98,7 +99,7 @@ class Sampler:
         self._condition, self._decode = condition, decode
 
     def start(
-        self, vae_state: Any, image: UInt8[Array, "B H W 3"] | tuple[int, int, int], *, key: Array
+        self, vae_state: Any, image: UInt8[Array | np.ndarray, "B H W 3"] | tuple[int, int, int], *, key: Array
     ) -> tuple[Float[Array, "B t h w C"], Float[Array, "B t h w C"] | None]:
         """The noise to begin with and the image's condition.
 
@@ -127,8 +128,8 @@ class Sampler:
         base: Any,
         noise: Float[Array, "B t h w C"],
         condition: Float[Array, "B t h w C"] | None,
-        text: Float[Array, "B L D"],
-        negative: Float[Array, "B L D"] | None,
+        text: Float[Array | np.ndarray, "B L D"],
+        negative: Float[Array | np.ndarray, "B L D"] | None,
         *,
         key: Array,
         on_step: Callable[[], None] = lambda: None,
