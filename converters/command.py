@@ -85,7 +85,8 @@ def _dispatch(argv: list[str]) -> int:
     model, parts = registry.find(arguments.name)
     alone = "/" in arguments.name or len(model.parts) == 1
     if not arguments.source:
-        raise InputError(f"--source is not set: give the folder or file, or --source={model.repo} to download it")
+        hint = f"or --source={model.repo} to download it" if "://" not in model.repo else f"from {model.repo}"
+        raise InputError(f"--source is not set: give the folder or file, {hint}")
     if not arguments.check and not arguments.out:
         raise InputError(f"--out is not set: give a folder, such as --out=weights/{model.name}, or --check")
     if arguments.to_torch:
@@ -154,7 +155,7 @@ def _table() -> str:
     for model in registry.models().values():
         size = sum(part.size for part in model.parts)
         stored = ", ".join(sorted({part.dtype for part in model.parts}))
-        rows.append((model.name, f"{size:.2f}", stored, model.licence, f"https://huggingface.co/{model.repo}"))
+        rows.append((model.name, f"{size:.2f}", stored, model.licence, model.address))
         if len(model.parts) > 1:
             rows += [(f"  {model.name}/{part.name}", f"{part.size:.2f}", part.dtype, "", "") for part in model.parts]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]

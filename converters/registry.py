@@ -14,7 +14,7 @@ from converters.rules import Table
 from reangle_jax.errors import InputError
 
 INDEX_SUFFIX = ".safetensors.index.json"
-FAMILIES = ("cogvideox", "depth_anything")  # modules of converters.families, each with MODELS
+FAMILIES = ("cogvideox", "depth_anything", "dust3r", "dino")  # modules of converters.families, each with MODELS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Part:
     """One network of a checkpoint.
 
     Attributes:
-        name: its folder in our weights, one of `reangle_jax.weights.PARTS`.
+        name: its folder in our weights, one of `reangle_jax.weights.PARTS` where a run reads it.
         config: the published model's, which stands in where the source has no config.json.
         build: the network of a config.
         layouts: how it is published.
@@ -83,7 +83,7 @@ class Model:
 
     Attributes:
         name: NAME on the command line.
-        repo: where it is published.
+        repo: where it is published: a repo id of the Hub, or an address from which no download is offered.
         licence: of its weights.
         parts: its networks.
     """
@@ -92,6 +92,11 @@ class Model:
     repo: str
     licence: str
     parts: tuple[Part, ...]
+
+    @property
+    def address(self) -> str:
+        """Where a person finds it."""
+        return self.repo if "://" in self.repo else f"https://huggingface.co/{self.repo}"
 
 
 def models() -> dict[str, Model]:

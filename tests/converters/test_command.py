@@ -98,7 +98,7 @@ def test_list(capsys):
     for model in registry.models().values():
         (line,) = [line for line in printed.splitlines() if line.startswith(f"{model.name} ")]
         assert model.licence in line
-        assert line.endswith(f"https://huggingface.co/{model.repo}")
+        assert line.endswith(model.address)
 
 
 @pytest.mark.parametrize(

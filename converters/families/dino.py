@@ -1,0 +1,66 @@
+"""DINO as transformers keeps it and as the authors' .pth; FeatUp's upsampler with its DINO backbone."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from converters.registry import Layout, Model, Part
+from converters.tables import dino, featup
+from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, VisionTransformer
+
+
+def read_config(published: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `DinoConfig` from transformers' config.json; its epsilon is not the one it was trained with."""
+    return {
+        "width": published["hidden_size"],
+        "depth": published["num_hidden_layers"],
+        "heads": published["num_attention_heads"],
+        "patch_size": published["patch_size"],
+        "native_grid": published["image_size"] // published["patch_size"],
+    }
+
+
+MODELS = (
+    Model(
+        "dino-vits16",
+        "facebook/dino-vits16",
+        "Apache-2.0",
+        (
+            Part(
+                name="dino",
+                config=DinoConfig.vits16(),
+                build=lambda config: VisionTransformer(config, rngs=nnx.Rngs(0)),
+                layouts=(
+                    Layout("transformers", lambda config: dino.hf(), "embeddings.cls_token", "float32"),
+                    Layout("authors' .pth", lambda config: dino.pth(), "cls_token", "float32"),
+                ),
+                stems=("model",),
+                read_config=read_config,
+                size=0.09,
+            ),
+        ),
+    ),
+    Model(
+        "featup-dino16",
+        "https://github.com/mhamilton723/FeatUp",
+        "MIT",
+        (
+            Part(
+                name="featup",
+                config=FeatUpConfig.vits16(),
+                build=lambda config: FeatUp(config, rngs=nnx.Rngs(0)),
+                layouts=(
+                    Layout(
+                        "authors' .ckpt",
+                        lambda config: featup.table(use_norm=config.use_norm, stages=config.stages),
+                        "upsampler.up1.range_temp",
+                        "float32",
+                    ),
+                ),
+                stems=("dino16_jbu_stack_cocostuff",),
+                size=0.09,
+            ),
+        ),
+    ),
+)
