@@ -1,6 +1,7 @@
 """Weights written from one mesh and read for others: equal numbers, each device its own share."""
 
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def test_any_mesh(model, folders, form, text):
 
 
 def test_saved_from_a_mesh_loaded_without_one(model, folders, tmp_path):
-    with jax.set_mesh(meshes.make_mesh("r:2,u:4")):
+    with jax.set_mesh(meshes.make_mesh("u:2")):
         spread = checkpoints.load_into(abstract(), folders / "orbax")
         checkpoints.save_sharded(tmp_path / "again", spread, CONFIG)
     again = checkpoints.load_into(abstract(), tmp_path / "again")
@@ -112,6 +113,8 @@ def test_shares_are_read_once(tmp_path):
         assert on_one <= held * sum(array.nbytes for array in arrays)
 
 
+# Orbax leaves the pieces of a failed read to the garbage collector, which complains of them.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 class TestDamage:
     @pytest.fixture
     def folder(self, model, tmp_path):
@@ -123,6 +126,8 @@ class TestDamage:
             checkpoints.load_into(abstract(config), folder)
         message = str(caught.value)
         assert "\n" not in message
+        del caught
+        gc.collect()
         assert len(message) < 700
 
     def largest(self, folder):
