@@ -119,9 +119,16 @@ class CogVideoX:
         self._check_size(num_frames, *(start if isinstance(start, tuple) else start.shape)[1:3])
         options = (num_frames, steps, guidance_scale, dynamic_guidance, sampler)
         if options not in self._samplers:
-            names = ("num_frames", "steps", "guidance_scale", "dynamic_guidance", "sampler")
-            keywords = dict(zip(names, options, strict=True))
-            self._samplers[options] = Sampler(self.transformer, self.vae, self.schedule, **keywords)
+            self._samplers[options] = Sampler(
+                self.transformer,
+                self.vae,
+                self.schedule,
+                num_frames=num_frames,
+                steps=steps,
+                guidance_scale=guidance_scale,
+                dynamic_guidance=dynamic_guidance,
+                sampler=sampler,
+            )
         run = self._samplers[options]
         texts = i2v.embed_prompts(self.text_encoder, [negative_prompt, *prompts], config.max_text_seq_length)
         negative = np.repeat(texts[:1], len(prompts), axis=0)
