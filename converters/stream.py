@@ -93,6 +93,7 @@ class Writer:
             done = self._resume(sources)
             self._check_room(done)
             hashes = self._write(done)
+            self._check_hashes(hashes)
             if self._sources() != sources:
                 raise SourceError(f"{self.opened.source.files[0].parent}: changed while it was read; start again")
             self._finish(sources, hashes)
@@ -214,6 +215,14 @@ class Writer:
                 self.advance(tensor.nbytes)
                 del raw
         return hasher.result()
+
+    def _check_hashes(self, hashes: Mapping[Path, str]) -> None:
+        """The Hub's cache names a file after its hash: a download that was damaged since is known by that."""
+        for file, digest in hashes.items():
+            blob = file.resolve()
+            if blob.parent.name == "blobs" and len(blob.name) == len(digest) and blob.name != digest:
+                shutil.rmtree(self.partial)
+                raise SourceError(f"{file}: is damaged (its SHA-256 is not what it was published with); delete {blob}")
 
     def _to_read(self, moves: Mapping[str, Move]) -> list[Tensor]:
         """Tensors in the order in which they lie; where they have a place in the file all of them, to hash it whole."""

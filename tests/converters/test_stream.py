@@ -211,6 +211,25 @@ def test_a_truncated_source(published, tmp_path):
         writer(tmp_path / "in", tmp_path / "out")
 
 
+@pytest.mark.parametrize("sound", [True, False])
+def test_the_hubs_cache_names_files_by_their_hash(published, tmp_path, sound):
+    source, _ = published
+    repository = tmp_path / "models--a--b"
+    inner = repository / "snapshots/0123/transformer"
+    inner.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for file in (source / "transformer").iterdir():
+        digest = pipeline.hash_file(file) if sound or file.suffix == ".json" else "0" * 64
+        shutil.copy(file, repository / "blobs" / digest)
+        (inner / file.name).symlink_to(f"../../../blobs/{digest}")
+    if sound:
+        assert writer(inner.parent, tmp_path / "out").run()
+    else:
+        with pytest.raises(SourceError, match="is damaged"):
+            writer(inner.parent, tmp_path / "out").run()
+        assert os.listdir(tmp_path / "out") == []
+
+
 def test_full_disk(published, tmp_path, monkeypatch, capsys):
     source, want = published
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
