@@ -167,7 +167,9 @@ class Writer:
                     lines.append(json.loads(line))
                 except ValueError:  # the last line of a process that was killed
                     break
-            if lines and lines[0] == identity:
+            if lines and lines[0] == identity and all(isinstance(name, str) for name in lines[1:]):
+                # Without a line that was cut off: the next one would be joined to it.
+                journal.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
                 self.say(f"continuing: {len(lines) - 1} of {len(self.plan.moves)} tensors are there")
                 return set(lines[1:])
             self.say("the source, model or dtype is another one than before: starting again")

@@ -141,6 +141,20 @@ def test_an_interruption_is_continued(published, tmp_path, monkeypatch, count):
     assert_equal(restored(tmp_path / "out/transformer"), want["transformer"])
 
 
+@pytest.mark.parametrize("damage", ['"cut o', '{"a": 1}\n', "\x00\xff\n", "[]"])
+def test_a_damaged_journal(published, tmp_path, monkeypatch, damage):
+    source, want = published
+    with monkeypatch.context() as patch:
+        patch.setattr(stream.Writer, "_finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            writer(source, tmp_path / "out").run()
+    journal = tmp_path / "out/transformer.partial/journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(lines[:10]) + damage)
+    writer(source, tmp_path / "out").run()
+    assert_equal(restored(tmp_path / "out/transformer"), want["transformer"])
+
+
 def test_stopped_before_the_rename(published, tmp_path, monkeypatch):
     source, want = published
     for name in ("_manifest", "_orbax_metadata"):
