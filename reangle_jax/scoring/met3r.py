@@ -1,0 +1,193 @@
+"""MEt3R (Asim et al., 2025, arXiv 2501.06336): are two images views of one scene, whatever the cameras?
+
+DUSt3R gives both images' point maps in the first one's camera. Both images' features are carried there by their points
+and rendered; where both are seen, they are compared by their cosine. The same with the images exchanged:
+``1 - (S12 + S21) / 2`` is 0 for views of one scene and at most 2. No camera needs to be known.
+
+An image's encoder tokens and features do not depend on what it is compared with: `describe` once, `compare` often.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from reangle_jax.models.dino import FeatUp, normalise
+from reangle_jax.models.dust3r import Dust3r
+from reangle_jax.nn.resize import resize_bilinear
+from reangle_jax.nn.vit import VisionTransformer
+from reangle_jax.scoring.rendering import RADIUS, composite, cover
+
+EPSILON = 1e-8
+
+
+class Described(NamedTuple):
+    """What is kept of images.
+
+    Attributes:
+        tokens: DUSt3R's encoder's.
+        features: at the images' own resolution.
+    """
+
+    tokens: Float[Array, "B h w D"]
+    features: Float[Array, "B H W C"]
+
+
+class Score(NamedTuple):
+    """Consistency of pairs.
+
+    Attributes:
+        met3r: 1 - mean similarity both ways; NaN where the images have nothing in common.
+        overlap: share of pixels that both are seen in, mean of both ways.
+    """
+
+    met3r: Float[Array, " B"]
+    overlap: Float[Array, " B"]
+
+
+class OneWay(NamedTuple):
+    """Two images' features in the first one's camera; batched where pairs are.
+
+    Attributes:
+        similarity: cosine at each pixel, 0 outside the overlap.
+        overlap: pixels that points of both images cover.
+        rendered1: the first image's features.
+        rendered2: the second image's.
+    """
+
+    similarity: Float[Array, "*batch H W"]
+    overlap: Bool[Array, "*batch H W"]
+    rendered1: Float[Array, "*batch H W C"]
+    rendered2: Float[Array, "*batch H W C"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Met3r:
+    """The metric over two networks split for jit: arrays are arguments, this object is static.
+
+    Attributes:
+        dust3r: graph of a `Dust3r`.
+        features: graph of a `FeatUp`, or of a `VisionTransformer` whose features are upsampled bilinearly.
+    """
+
+    dust3r: nnx.GraphDef
+    features: nnx.GraphDef
+
+    def describe(self, states: tuple[Any, Any], images: Float[Array, "B H W 3"]) -> Described:
+        """Tokens and features of images.
+
+        Args:
+            states: parameters of both networks.
+            images: values 0 to 1; sides are multiples of both patch sizes.
+        """
+        geometry, semantics = (nnx.merge(g, s) for g, s in zip((self.dust3r, self.features), states, strict=True))
+        assert isinstance(geometry, Dust3r)
+        tokens = geometry.encode(2.0 * images - 1.0)
+        if isinstance(semantics, FeatUp):
+            features = semantics(normalise(images), images)
+        else:
+            assert isinstance(semantics, VisionTransformer)
+            features = semantics.features(normalise(images))
+        if features.shape[1:3] != images.shape[1:3]:
+            features = resize_bilinear(features, *images.shape[1:3], align_corners=False)
+        return Described(tokens, features)
+
+    def compare(self, states: tuple[Any, Any], first: Described, second: Described) -> Score:
+        """Scores pairs of described images, as many first as second ones."""
+        there, back = self.both_ways(states, first, second)
+        similarity = 0.5 * (mean_similarity(there) + mean_similarity(back))
+        overlap = [jnp.mean(way.overlap.astype(jnp.float32), axis=(1, 2)) for way in (there, back)]
+        return Score(1.0 - similarity, 0.5 * (overlap[0] + overlap[1]))
+
+    def both_ways(self, states: tuple[Any, Any], first: Described, second: Described) -> tuple[OneWay, OneWay]:
+        """Renderings and similarities in the first images' cameras, and in the second ones', batched."""
+        geometry = nnx.merge(self.dust3r, states[0])
+        a, b = geometry.decode(first.tokens, second.tokens)
+        there = jax.vmap(one_way)(a.points, b.points, first.features, second.features)
+        b, a = geometry.decode(second.tokens, first.tokens)
+        return there, jax.vmap(one_way)(b.points, a.points, second.features, first.features)
+
+    def against(
+        self, states: tuple[Any, Any], candidates: Float[Array, "S H W 3"], views: Described
+    ) -> Float[Array, "S K"]:
+        """MEt3R of every candidate with every finished view.
+
+        One candidate at a time, so that memory does not grow with S: one image's features at 256 pixels take 100 MB.
+
+        Args:
+            states: parameters of both networks.
+            candidates: images of values 0 to 1.
+            views: the K finished views, described once.
+        """
+        count = views.tokens.shape[0]
+
+        def one(image: Array) -> Array:
+            described = self.describe(states, image[None])
+
+            def pair(view: Described) -> Array:
+                return self.compare(states, described, jax.tree.map(lambda x: x[None], view)).met3r[0]
+
+            return jax.lax.map(pair, views) if count > 1 else pair(jax.tree.map(lambda x: x[0], views))[None]
+
+        return jax.lax.map(one, candidates)
+
+
+def mean_similarity(way: OneWay) -> Float[Array, " *batch"]:
+    """Mean over the overlap; NaN where there is none."""
+    count = jnp.sum(way.overlap, axis=(-2, -1)).astype(jnp.float32)
+    total = jnp.sum(way.similarity, axis=(-2, -1))
+    return jnp.where(count > 0, total / jnp.maximum(count, 1.0), jnp.nan)
+
+
+def one_way(
+    points1: Float[Array, "H W 3"],
+    points2: Float[Array, "H W 3"],
+    features1: Float[Array, "H W C"],
+    features2: Float[Array, "H W C"],
+    *,
+    radius: float = RADIUS,
+) -> OneWay:
+    """Renders both images' features in the first one's camera and compares them.
+
+    Args:
+        points1: the first image's point map in its own camera.
+        points2: the second image's, in the first one's camera.
+        features1: of the first image's pixels.
+        features2: of the second image's.
+        radius: of a point's disc; the published one covers neighbouring pixels from some 200 pixels a side on.
+    """
+    height, width = points1.shape[:2]
+    focal = render_focal(points1)
+    covers = [cover(points, focal, height, width, radius=radius) for points in (points1, points2)]
+    rendered = [composite(c, f) for c, f in zip(covers, (features1, features2), strict=True)]
+    overlap = covers[0].covered & covers[1].covered
+    norms = [jnp.maximum(jnp.linalg.norm(r, axis=-1), EPSILON) for r in rendered]
+    cosine = jnp.sum(rendered[0] * rendered[1], axis=-1) / (norms[0] * norms[1])
+    return OneWay(jnp.where(overlap, cosine, 0.0), overlap, *rendered)
+
+
+def estimate_focal(points: Float[Array, "H W 3"]) -> Float[Array, ""]:
+    """Focal length in pixels of the camera that a point map is of: the median of every pixel's and both axes' votes.
+
+    The lower one of two middle votes; undefined votes (0 / 0) do not count.
+    """
+    height, width = points.shape[:2]
+    x, y, z = jnp.unstack(points.astype(jnp.float32), axis=-1)
+    u = jnp.broadcast_to((jnp.arange(width, dtype=jnp.float32) - width / 2)[None, :], x.shape)
+    v = jnp.broadcast_to((jnp.arange(height, dtype=jnp.float32) - height / 2)[:, None], y.shape)
+    votes = jnp.sort(jnp.concatenate([(u * z / x).reshape(-1), (v * z / y).reshape(-1)]))  # NaN goes last
+    count = jnp.sum(~jnp.isnan(votes))
+    return votes[jnp.maximum(count - 1, 0) // 2]
+
+
+def render_focal(points: Float[Array, "H W 3"]) -> Float[Array, ""]:
+    """The focal length, in pixels, of the camera that features are rendered with.
+
+    As published, it is ``1 + f / size`` where the picture spans [-1, 1] and not ``2 f / size``: both point maps are
+    rendered with it, so that it scales the picture and moves nothing against the other.
+    """
+    size = min(points.shape[:2])
+    return 0.5 * (size + estimate_focal(points))
