@@ -6,6 +6,7 @@ row is empty.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,7 @@ def splash(
         )
         is_pad = (jnp.arange(padded) >= length).astype(jnp.int32)
         segments = kernels.SegmentIds(q=is_pad, kv=is_pad) if padded > length else None
-        run = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))
+        batched = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))
         # The scale goes into the queries: the kernel has none.
-        y = run(head_major(q * jnp.asarray(scale, q.dtype)), head_major(k), head_major(v))
+        y: Any = batched(head_major(q * jnp.asarray(scale, q.dtype)), head_major(k), head_major(v))
     return y.swapaxes(1, 2)[:, :length].astype(q.dtype)

@@ -235,7 +235,7 @@ def _train(step, state: TrainState, base, vae_state, data: TrainingSet, run: Run
     schedule = learning_rate(options)
 
     def rate(number: int) -> float:
-        return float(schedule(number)) if callable(schedule) else schedule
+        return np.asarray(schedule(number)).item() if callable(schedule) else schedule
 
     def settle(done: int) -> None:
         # Losses stay on the device until they are wanted: the next step need not wait for the number.
