@@ -1,9 +1,5 @@
 """CogVideoX transformers, diffusers layout: 2b, 5b, 5b-I2V and 1.5-5B-I2V, by config."""
 
-from collections.abc import Callable
-
-import numpy as np
-
 from converters.rules import IDENTITY, LINEAR, Rule, Table, Transform
 from reangle_jax.models.cogvideox.heads import to_halves, to_pairs
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
@@ -11,15 +7,16 @@ from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 POSITIONS = Transform("positions", lambda x: x[0], lambda x: x[None])  # [1, S, width] -> [S, width]
 
 
-def _both(first: Callable[[np.ndarray], np.ndarray], second: Callable[[np.ndarray], np.ndarray]):
-    return lambda x: second(first(x))
-
-
 def rotated(config: TransformerConfig) -> tuple[Transform, Transform]:
     """Transforms of a kernel and of a vector whose last axis is rotated: interleaved pairs -> halves."""
     dim = config.attention_head_dim
     vector = Transform("rope_vector", lambda x: to_halves(x, dim), lambda x: to_pairs(x, dim))
-    kernel = Transform("rope_linear", _both(LINEAR.forward, vector.forward), _both(vector.inverse, LINEAR.inverse))
+    # Rows first, then the transposition: whole rows move faster than values that lie far apart.
+    kernel = Transform(
+        "rope_linear",
+        lambda x: x.reshape(-1, dim // 2, 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape).T,
+        lambda x: x.T.reshape(-1, 2, dim // 2, x.shape[0]).swapaxes(1, 2).reshape(x.T.shape),
+    )
     return kernel, vector
 
 

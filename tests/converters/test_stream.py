@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from converters import check, command, pipeline, registry, stream, zarr_files
 from converters.errors import SourceError
 from converters.sources.folder import open_part
+from converters.tables.cogvideox_transformer import rotated
 from reangle_jax import checkpoints
 from reangle_jax.errors import InputError
 from tests import networks
@@ -310,8 +311,20 @@ def test_chunks_divide_the_array(shape, depth, want):
     assert zarr_files.chunk_shape(shape, depth, 2) == want
 
 
-def test_transposition_in_blocks(rng):
-    x = rng.integers(0, 1 << 16, (600, 300), dtype=np.uint16)
-    np.testing.assert_array_equal(zarr_files.contiguous(x.T), x.T)
-    np.testing.assert_array_equal(zarr_files.contiguous(x[::2, 3:].T), x[::2, 3:].T)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_transposition_in_blocks(rng, dtype):
+    x = rng.integers(0, np.iinfo(dtype).max, (600, 300), dtype=dtype)
+    for view in (x.T, x[::2, 3:].T, x[5:, ::3], x.T[:, ::-1], x[:300].reshape(100, 3, 300).swapaxes(1, 2)):
+        np.testing.assert_array_equal(zarr_files.contiguous(view), view)
+        assert zarr_files.contiguous(view).flags.c_contiguous
     assert zarr_files.contiguous(x) is x
+
+
+def test_the_rotated_kernels_rows_move_as_its_columns_did(rng):
+    from reangle_jax.models.cogvideox.heads import to_halves
+
+    kernel, vector = rotated(networks.TRANSFORMER_SMALL)
+    x = rng.normal(size=(32, 20))
+    np.testing.assert_array_equal(kernel.forward(x), to_halves(x.T, 16))
+    np.testing.assert_array_equal(kernel.inverse(kernel.forward(x)), x)
+    np.testing.assert_array_equal(vector.forward(x[:, 0]), kernel.forward(x)[0])
