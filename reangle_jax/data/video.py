@@ -90,9 +90,7 @@ def read_video(
         InputError: no such file, not a video, no frame, fewer frames than asked for, or a frame that cannot be read.
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"config.video: no such file or folder: {path}")
-    source = _folder(path) if path.is_dir() else _file(path)
+    source = _open_source(path)
     # A folder has no rate of its own: `fps`, when given, says which one it has.
     known = source.fps or fps or DEFAULT_FPS
     wanted = source_indices(start, num_frames, known, fps)
@@ -112,6 +110,24 @@ def read_video(
         raise InputError(_too_short(path, count, source.count, start, num_frames, known, fps))
     frames = np.stack([chosen[index] for index in wanted])[..., ::-1]  # OpenCV's BGR to RGB
     return Video(np.ascontiguousarray(frames), float(fps or known))
+
+
+def iterate_frames(path: str | os.PathLike[str]) -> Generator[UInt8[np.ndarray, "H W 3"], None, None]:
+    """Every frame of a video file or of a folder of frames, RGB, one at a time.
+
+    Args:
+        path: as in `read_video`.
+
+    Raises:
+        InputError: at the first frame: no such file, not a video, or no frame; later: a frame that cannot be read.
+    """
+    empty = True
+    with contextlib.closing(_open_source(Path(path)).frames) as decoded:
+        for frame in decoded:
+            empty = False
+            yield np.ascontiguousarray(frame[..., ::-1])
+    if empty:
+        raise InputError(f"config.video: {path} holds no frame that can be decoded: is it damaged or empty?")
 
 
 class _Source(NamedTuple):
@@ -135,6 +151,12 @@ def _too_short(
     fitting = [n for n in range(1, num_frames, 4) if source_indices(start, n, known, fps)[-1] < count]
     mend = f"config.num_frames={fitting[-1]} would fit" if fitting else f"lower config.start (below {count})"
     return f"config.video: {path} has {count} frames, but {asked} need {wanted}: {mend}"
+
+
+def _open_source(path: Path) -> _Source:
+    if not path.exists():
+        raise InputError(f"config.video: no such file or folder: {path}")
+    return _folder(path) if path.is_dir() else _file(path)
 
 
 def _folder(path: Path) -> _Source:

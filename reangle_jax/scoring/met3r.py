@@ -97,10 +97,7 @@ class Met3r:
 
     def compare(self, states: tuple[Any, Any], first: Described, second: Described) -> Score:
         """Scores pairs of described images, as many first as second ones."""
-        there, back = self.both_ways(states, first, second)
-        similarity = 0.5 * (mean_similarity(there) + mean_similarity(back))
-        overlap = [jnp.mean(way.overlap.astype(jnp.float32), axis=(1, 2)) for way in (there, back)]
-        return Score(1.0 - similarity, 0.5 * (overlap[0] + overlap[1]))
+        return summarise(*self.both_ways(states, first, second))
 
     def both_ways(self, states: tuple[Any, Any], first: Described, second: Described) -> tuple[OneWay, OneWay]:
         """Renderings and similarities in the first images' cameras, and in the second ones', batched."""
@@ -133,6 +130,13 @@ class Met3r:
             return jax.lax.map(pair, views) if count > 1 else pair(jax.tree.map(lambda x: x[0], views))[None]
 
         return jax.lax.map(one, candidates)
+
+
+def summarise(there: OneWay, back: OneWay) -> Score:
+    """The score of pairs from what is seen in their first images' cameras and in their second ones', batched."""
+    similarity = 0.5 * (mean_similarity(there) + mean_similarity(back))
+    overlap = [jnp.mean(way.overlap.astype(jnp.float32), axis=(1, 2)) for way in (there, back)]
+    return Score(1.0 - similarity, 0.5 * (overlap[0] + overlap[1]))
 
 
 def mean_similarity(way: OneWay) -> Float[Array, " *batch"]:

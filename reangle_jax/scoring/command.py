@@ -1,0 +1,313 @@
+"""The command: scores pictures or videos with MEt3R; every mistake of the user's is one clear line.
+
+It reads files, so it stands above the other modules of this room, as `reangle_jax.main` does above the stages.
+"""
+
+import argparse
+import contextlib
+import errno
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from reangle_jax.data import files
+from reangle_jax.data.video import fit, iterate_frames
+from reangle_jax.errors import InputError
+
+DESCRIPTION = """\
+MEt3R (arXiv 2501.06336) of pictures of one moment, or of videos of one scene: 0 is consistent, 2 the worst; no camera
+is needed. All unordered pairs are scored, of videos frame by frame; the mean is over all of them. JSON goes to stdout
+(or --out), a table to stderr.
+"""
+EPILOG = """\
+Pictures are resized so that the shorter side is --size, and their centre is cropped. A pair that shows nothing in
+common has no score (null) and is left out of the mean. For videos, temporal_flickering is VBench's (1: nothing
+changes), of each at its own size.
+"""
+
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see --help)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m reangle_jax.scoring",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="two or more pictures of one moment")
+    parser.add_argument("--video", nargs="+", metavar="FILE", help="two or more videos (or folders of frames) instead")
+    parser.add_argument(
+        "--weights", metavar="DIR", help="folder with dust3r/ and featup/ or dino/ (python -m converters)"
+    )
+    parser.add_argument("--features", choices=("featup", "dino"), default="featup", help="default: featup")
+    parser.add_argument("--size", type=int, default=256, help="pixels per side of what is compared (default: 256)")
+    parser.add_argument("--out", metavar="FILE", help="write the JSON here instead of to stdout")
+    parser.add_argument(
+        "--save-maps", metavar="DIR", help="write score, overlap and both renderings of each pair as PNG"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs a command line and gives the exit code: 0 done, 2 unusable input.
+
+    Anything else that goes wrong is raised: it is a bug, and Python exits with 1.
+    """
+    try:
+        _run(_parser().parse_args(list(argv)))
+    except InputError as error:
+        return _complain(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return _complain(f"cannot write: {error.strerror}{where}; mend that, or choose another --out or --save-maps")
+    return 0
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+class _Notes:
+    """What the user should know beside the figures: at once on stderr, and in the report."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        if line not in self.lines:
+            self.lines.append(line)
+            print(f"note: {line}", file=sys.stderr)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    inputs = _inputs(arguments)
+    note = _Notes()
+    read = None if arguments.video else _read_pictures(inputs, note)
+    weights = _weights(arguments.weights)
+    maps = _made(arguments.save_maps, "--save-maps") if arguments.save_maps else None
+    if arguments.out:
+        _made(str(Path(arguments.out).parent), "--out")
+        if Path(arguments.out).is_dir():
+            raise InputError(f"--out: {arguments.out} is a folder; give the name of a file")
+
+    from reangle_jax.scoring import networks  # late: mistakes are answered before the networks' seconds
+
+    metric, states = networks.load(weights, arguments.features)
+    _check_size(arguments.size, networks.patch_multiple(metric, states))
+    report: dict[str, Any] = {
+        "inputs": inputs,
+        "weights": str(weights),
+        "features": arguments.features,
+        "size": [arguments.size] * 2,
+    }
+    if read is not None:
+        report |= _score_pictures(metric, states, inputs, [_square(x, arguments.size) for x in read], maps, note)
+    else:
+        report |= _score_videos(metric, states, inputs, arguments.size, maps, note)
+    report["notes"] = note.lines
+    print(_table(report), file=sys.stderr)
+    if arguments.out:
+        files.atomic_write_json(arguments.out, report)
+    else:
+        print(json.dumps(report, indent=2, allow_nan=False))
+
+
+def _inputs(arguments: argparse.Namespace) -> list[str]:
+    if arguments.pictures and arguments.video:
+        raise InputError("pictures and --video exclude each other: put the pictures in a call of their own")
+    inputs, what = (arguments.video, "video") if arguments.video else (arguments.pictures, "picture")
+    if len(inputs) < 2:
+        had = f"only {inputs[0]} is given" if inputs else "none is given"
+        raise InputError(f"a {what} is compared with another, and {had}: give two {what}s or more (see --help)")
+    for path in inputs:
+        if not Path(path).exists():
+            raise InputError(f"no such file: {path}")
+    return inputs
+
+
+def _weights(folder: str | None) -> Path:
+    if not folder:
+        raise InputError(
+            "--weights is not set: give the folder that `python -m converters` wrote dust3r/ and featup/ or dino/ to"
+        )
+    if folder == "tiny":
+        raise InputError(
+            "--weights tiny: there are no small weights for the score yet; give the folder of converted weights"
+        )
+    return Path(folder)
+
+
+def _made(folder: str, flag: str) -> Path:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{flag}: {folder} cannot be made ({error.strerror}); give another folder") from None
+    return Path(folder)
+
+
+def _check_size(size: int, multiple: int) -> None:
+    if size < multiple or size % multiple:
+        near = sorted({max(multiple, size // multiple * multiple), max(multiple, -(-size // multiple) * multiple)})
+        choices = " or ".join(map(str, near))
+        raise InputError(f"--size {size}: must be a multiple of {multiple}, both networks' patches: take {choices}")
+
+
+def _read_pictures(paths: Sequence[str], note: _Notes) -> list[Picture]:
+    pictures = [_read_picture(path) for path in paths]
+    return [_like_first(path, x, pictures[0], paths[0], note) for path, x in zip(paths, pictures, strict=True)]
+
+
+def _read_picture(path: str) -> Picture:
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        picture = cv2.imread(path, cv2.IMREAD_COLOR)
+    except cv2.error:  # larger than OpenCV's limit
+        picture = None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if picture is None:
+        raise InputError(f"{path} is not a picture that can be read: give PNG or JPEG, or videos with --video")
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def _like_first(path: str, picture: Picture, first: Picture, first_path: str, note: _Notes) -> Picture:
+    (height, width), (h, w) = first.shape[:2], picture.shape[:2]
+    if (h, w) != (height, width):
+        note(f"{path} is {w}x{h}: resized to the {width}x{height} of {first_path}, its centre kept")
+        picture = fit(picture, height, width)
+    return picture
+
+
+def _square(picture: Picture, size: int) -> Picture:
+    return np.ascontiguousarray(fit(picture, size, size))
+
+
+def _score_pictures(metric, states, paths: list[str], pictures: list[Picture], maps, note: _Notes) -> dict[str, Any]:
+    from reangle_jax.scoring import video
+
+    scores, pairs = [], []
+    for score in video.score_views(metric, states, pictures, keep_ways=maps is not None):
+        entry: dict[str, Any] = {"first": paths[score.first], "second": paths[score.second]}
+        entry |= {"met3r": score.met3r, "overlap": score.overlap}
+        if score.met3r is None:
+            note(f"{entry['first']} and {entry['second']} show nothing in common: no score")
+        if maps is not None:
+            entry["maps"] = _save_maps(maps, score)
+        pairs.append(entry)
+        scores.append(score._replace(ways=None))
+    return {"met3r": video.mean_score(scores), "pairs": pairs}
+
+
+def _score_videos(metric, states, paths: list[str], size: int, maps, note: _Notes) -> dict[str, Any]:
+    from reangle_jax.scoring import video
+
+    moments = []
+    saved: dict[tuple[int, int], list[str]] = {}
+    squares = ([_square(x, size) for x in frames] for frames in _moments(paths, note))
+    for k, scores in enumerate(video.score_videos(metric, states, squares, keep_ways=maps is not None)):
+        for score in scores:
+            if maps is not None:
+                saved.setdefault(score[:2], []).extend(_save_maps(maps, score, f"-frame{k:04d}"))
+        moments.append([score._replace(ways=None) for score in scores])
+    pairs = []
+    for scores in zip(*moments, strict=True):
+        i, j = scores[0][:2]
+        undefined = sum(score.met3r is None for score in scores)
+        if undefined:
+            note(f"{paths[i]} and {paths[j]} show nothing in common in {undefined} of {len(scores)} frames: no score")
+        entry: dict[str, Any] = {"first": paths[i], "second": paths[j], "met3r": video.mean_score(scores)}
+        entry |= {"overlap": statistics.fmean(s.overlap for s in scores), "per_frame": [s.met3r for s in scores]}
+        pairs.append(entry | ({"maps": saved[i, j]} if maps is not None else {}))
+    return {
+        "met3r": video.mean_score(score for scores in moments for score in scores),
+        "frames": len(moments),
+        "pairs": pairs,
+        "temporal_flickering": {path: _flickering(path, note) for path in paths},
+    }
+
+
+def _moments(paths: Sequence[str], note: _Notes) -> Iterator[list[Picture]]:
+    """The frames of all videos, moment by moment, at the first one's size, as far as the shortest goes."""
+    with contextlib.ExitStack() as stack:
+        videos = [stack.enter_context(contextlib.closing(_frames(path))) for path in paths]
+        for count in range(sys.maxsize):
+            frames = [next(frames, None) for frames in videos]
+            ended = [path for path, frame in zip(paths, frames, strict=True) if frame is None]
+            if ended:
+                if len(ended) < len(paths):
+                    note(f"{', '.join(ended)} ends after {count} frames: the others' later frames are not scored")
+                return
+            first = frames[0]
+            assert first is not None
+            yield [
+                _like_first(path, frame, first, paths[0], note)
+                for path, frame in zip(paths, frames, strict=True)
+                if frame is not None
+            ]
+
+
+def _frames(path: str):
+    try:
+        yield from iterate_frames(path)
+    except InputError as error:
+        raise InputError(str(error).replace("config.video:", "--video:", 1)) from None
+
+
+def _flickering(path: str, note: _Notes) -> float | None:
+    from reangle_jax.scoring import video
+
+    try:
+        return video.temporal_flickering(_frames(path))
+    except InputError:
+        raise
+    except ValueError:
+        note(f"{path} has one frame only: no temporal flickering")
+        return None
+
+
+def _save_maps(folder: Path, score, suffix: str = "") -> list[str]:
+    """I-J: in picture I's camera, counted from 1."""
+    from reangle_jax.scoring import maps
+
+    i, j = score.first + 1, score.second + 1
+    stems = f"{i}-{j}{suffix}", f"{j}-{i}{suffix}"
+    return [str(path) for stem, way in zip(stems, score.ways, strict=True) for path in maps.save(folder, stem, way)]
+
+
+def _table(report: dict[str, Any]) -> str:
+    rows = [("first", "second", "MEt3R", "overlap")]
+    rows += [(p["first"], p["second"], _say(p["met3r"]), f"{100 * p['overlap']:.0f} %") for p in report["pairs"]]
+    if len(report["pairs"]) > 1:
+        rows.append(("mean", "", _say(report["met3r"]), ""))
+    lines = _aligned(rows)
+    flickering = report.get("temporal_flickering")
+    if flickering:
+        lines += _aligned([("video", "temporal flickering"), *((path, _say(x)) for path, x in flickering.items())])
+    return "\n".join(lines)
+
+
+def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _say(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4f}"

@@ -1,0 +1,64 @@
+"""The metric's two networks from a folder of converted weights."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from reangle_jax import checkpoints, weights
+from reangle_jax.errors import InputError
+from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, VisionTransformer
+from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
+from reangle_jax.scoring.met3r import Met3r
+
+# Folder of each network under the weights, as the converter names it.
+GEOMETRY = "dust3r"
+FEATURES: dict[str, tuple[type, Callable[..., nnx.Module]]] = {
+    "featup": (FeatUpConfig, FeatUp),
+    "dino": (DinoConfig, VisionTransformer),
+}
+
+
+def load(folder: Path, features: str = "featup", *, key: str = "--weights") -> tuple[Met3r, tuple[Any, Any]]:
+    """The metric and its parameters.
+
+    Args:
+        folder: holds ``dust3r/`` and a folder named as `features`, in either form of `checkpoints`.
+        features: one of FEATURES: ``featup`` upsamples by the image's edges, as published; ``dino`` bilinearly.
+        key: the setting or flag that names the folder, for messages.
+
+    Raises:
+        InputError: a part is missing, damaged or of another kind.
+    """
+    metric, states = [], []
+    parts = {GEOMETRY: (Dust3rConfig, Dust3r), features: FEATURES[features]}
+    for name in parts:  # all of them, before the first is read
+        if not (folder / name).is_dir():
+            raise InputError(f"{key}: {folder / name} is missing: {_mend(folder, name, features)}")
+        weights.check_whole(folder / name, key)
+    for name, (config_class, network) in parts.items():
+        try:
+            config = checkpoints.load_config(folder / name, config_class)
+            build = lambda network=network, config=config: network(config, rngs=nnx.Rngs(0))  # noqa: E731
+            model = checkpoints.load_into(checkpoints.abstract(build), folder / name)
+        except InputError as error:
+            raise InputError(str(error).replace("config.weights:", f"{key}:", 1)) from None
+        graphdef, state = nnx.split(model)
+        metric.append(graphdef)
+        states.append(state)
+    return Met3r(*metric), (states[0], states[1])
+
+
+def patch_multiple(metric: Met3r, states: tuple[Any, Any]) -> int:
+    """What the sides of images must be multiples of, pixels: both networks' patch sizes."""
+    geometry, semantics = (nnx.merge(g, s) for g, s in zip((metric.dust3r, metric.features), states, strict=True))
+    return math.lcm(geometry.config.patch_size, semantics.config.patch_size)
+
+
+def _mend(folder: Path, name: str, features: str) -> str:
+    other = next(choice for choice in FEATURES if choice != features)
+    if name == features and (folder / other).is_dir():
+        return f"convert it (`python -m converters --list`), or take --features={other}, which is there"
+    return "convert it with --out of this folder (`python -m converters --list`)"

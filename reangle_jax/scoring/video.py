@@ -1,0 +1,131 @@
+"""Scores of many images and of videos: which pairs are compared, and how they are averaged.
+
+The protocol of MEt3R:
+
+* Images, views of one moment: all unordered pairs, and their mean.
+* Videos of one scene, frame k of each showing one moment: the pairs of each frame as above, and the mean over all
+  frames and pairs. Two videos give one pair a frame. Frames of different moments are never compared: things move.
+
+A pair that shows nothing in common has no score and is left out of the mean; how many pairs were is for the caller to
+say. MEt3R is symmetric, so that the order of images is of no account.
+"""
+
+import functools
+import itertools
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, UInt8
+
+from reangle_jax.scoring.met3r import Described, Met3r, OneWay, Score, summarise
+
+
+class PairScore(NamedTuple):
+    """One pair of images.
+
+    Attributes:
+        first: index of an image.
+        second: index of a later one.
+        met3r: 0 (consistent) to 2; None where nothing is in common.
+        overlap: share of pixels that both are seen in.
+        ways: renderings in the first image's camera and in the second's, unbatched; None unless asked for.
+    """
+
+    first: int
+    second: int
+    met3r: float | None
+    overlap: float
+    ways: tuple[OneWay, OneWay] | None = None
+
+
+def score_views(
+    metric: Met3r, states: tuple[Any, Any], images: Sequence[UInt8[np.ndarray, "H W 3"]], *, keep_ways: bool = False
+) -> Iterator[PairScore]:
+    """MEt3R of all unordered pairs of images of one size, in the order (0, 1), (0, 2), ..., (1, 2), ...
+
+    Each image is described once, and its description is kept: 100 MB at 256x256 with 384 channels.
+
+    Args:
+        metric: the networks.
+        states: their parameters.
+        images: RGB; sides are multiples of both patch sizes.
+        keep_ways: give the renderings too.
+    """
+    described = [_describe(metric, states, jnp.asarray(image)) for image in images]
+    for i, j in itertools.combinations(range(len(images)), 2):
+        score, there, back = _compare(metric, states, described[i], described[j], keep_ways)
+        ways = (there, back) if keep_ways else None
+        yield PairScore(i, j, defined(float(score.met3r[0])), float(score.overlap[0]), ways)
+
+
+def score_videos(
+    metric: Met3r,
+    states: tuple[Any, Any],
+    moments: Iterable[Sequence[UInt8[np.ndarray, "H W 3"]]],
+    *,
+    keep_ways: bool = False,
+) -> Iterator[list[PairScore]]:
+    """MEt3R of videos frame by frame.
+
+    Args:
+        metric: the networks.
+        states: their parameters.
+        moments: for each moment, the frame of every video.
+        keep_ways: give the renderings too.
+
+    Yields:
+        For each moment, the scores of all unordered pairs of videos.
+    """
+    for images in moments:
+        yield list(score_views(metric, states, images, keep_ways=keep_ways))
+
+
+def mean_score(scores: Iterable[PairScore]) -> float | None:
+    """Mean over the pairs that have a score; None if none has."""
+    known = [score.met3r for score in scores if score.met3r is not None]
+    return statistics.fmean(known) if known else None
+
+
+def temporal_flickering(frames: Iterable[UInt8[np.ndarray, "H W 3"]]) -> float:
+    """VBench's temporal flickering (Huang et al., 2023, arXiv 2311.17982): 1 - mean absolute change / 255.
+
+    The change is that of each pixel and channel from one frame to the next; 1 means that nothing changes. Motion counts
+    as flicker too, so that figures of different clips compare only where their motion is alike.
+
+    Args:
+        frames: RGB values 0 to 255, two or more.
+
+    Raises:
+        ValueError: fewer than two frames.
+    """
+    changes = [float(np.abs(b.astype(np.int16) - a.astype(np.int16)).mean()) for a, b in itertools.pairwise(frames)]
+    if not changes:
+        raise ValueError("temporal flicker needs two frames or more")
+    return 1.0 - statistics.fmean(changes) / 255.0
+
+
+def defined(value: float) -> float | None:
+    """The value, or None for NaN."""
+    return None if math.isnan(value) else value
+
+
+# The networks are arguments, so that every pair of every call shares one compiled program.
+@functools.partial(jax.jit, static_argnums=0)
+def _describe(metric: Met3r, states: tuple[Any, Any], image: UInt8[Array, "H W 3"]) -> Described:
+    return metric.describe(states, image[None].astype(jnp.float32) / 255.0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _compare(
+    metric: Met3r, states: tuple[Any, Any], first: Described, second: Described, keep_ways: bool
+) -> tuple[Score, OneWay | None, OneWay | None]:
+    there, back = metric.both_ways(states, first, second)
+    score = summarise(there, back)
+    if not keep_ways:
+        return score, None, None
+    return score, *(jax.tree.map(lambda x: x[0], way) for way in (there, back))

@@ -1,0 +1,211 @@
+"""The command from files to figures, and every mistake that it must answer in one line."""
+
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+
+from reangle_jax.data.video import write_video
+from reangle_jax.scoring import networks
+from reangle_jax.scoring.command import main
+from reangle_jax.scoring.video import score_views
+from tests.scoring.small_scorer import SIZE, write_weights
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("scorer"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """a.png, its copy, and another of the same size."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        save(folder / f"{name}.png", smooth(rng, SIZE, SIZE))
+    shutil.copy(folder / "a.png", folder / "copy.png")
+    return folder
+
+
+def smooth(rng, height, width):
+    """A random picture with large patches of colour."""
+    return cv2.resize(rng.integers(0, 256, (5, 6, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def save(path, rgb):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), rgb[..., ::-1])
+
+
+def run(capsys, *arguments):
+    """Exit code, the JSON (None without), stderr."""
+    code = main([*map(str, arguments)])
+    out, err = capsys.readouterr()
+    return code, json.loads(out) if out else None, err
+
+
+def test_pictures_to_figures_and_maps(capsys, weights, pictures, tmp_path):
+    names = [str(pictures / f"{name}.png") for name in ("a", "copy", "b")]
+    options = ("--weights", weights, "--size", SIZE, "--save-maps", tmp_path / "maps")
+    code, report, err = run(capsys, *names, *options)
+    assert code == 0
+    assert report["inputs"] == names
+    assert [(p["first"], p["second"]) for p in report["pairs"]] == [
+        (names[i], names[j]) for i, j in ((0, 1), (0, 2), (1, 2))
+    ]
+    same, other, again = report["pairs"]
+    assert same["overlap"] > 0.02  # discs of a sixth of a pixel leave gaps
+    # Cosines of equal vectors in float32.
+    assert same["met3r"] == pytest.approx(0, abs=1e-6)
+    assert 1e-3 < other["met3r"] <= 2
+    assert again["met3r"] == pytest.approx(other["met3r"], abs=1e-6)
+    assert report["met3r"] == pytest.approx(np.mean([p["met3r"] for p in report["pairs"]]))
+    assert report["notes"] == []
+    assert f"{other['met3r']:.4f}" in err
+    assert "mean" in err
+
+    # The files' own values, from Python.
+    images = [cv2.imread(name)[..., ::-1] for name in (names[0], names[2])]
+    (score,) = score_views(*networks.load(weights), images, keep_ways=True)
+    assert other["met3r"] == pytest.approx(score.met3r, abs=1e-6)
+    assert other["overlap"] == pytest.approx(score.overlap)
+
+    assert len(other["maps"]) == 8
+    maps = {path.name: cv2.imread(str(path)) for path in (tmp_path / "maps").iterdir()}
+    assert len(maps) == 24
+    assert all(picture.shape == (SIZE, SIZE, 3) for picture in maps.values())
+    seen = np.mean([maps[f"{way}-overlap.png"].mean() / 255 for way in ("1-3", "3-1")])
+    assert seen == pytest.approx(other["overlap"])
+    np.testing.assert_array_equal(maps["1-2-first.png"], maps["1-2-second.png"])
+    assert (maps["1-3-first.png"] != maps["1-3-second.png"]).any()
+    assert not maps["1-3-score.png"][maps["1-3-overlap.png"] == 0].any()
+
+
+def test_other_features_and_a_file_for_the_report(capsys, weights, pictures, tmp_path):
+    arguments = (pictures / "a.png", pictures / "b.png", "--weights", weights, "--size", SIZE)
+    code, report, _ = run(capsys, *arguments, "--features", "dino", "--out", tmp_path / "new" / "score.json")
+    assert (code, report) == (0, None)
+    report = json.loads((tmp_path / "new" / "score.json").read_text())
+    assert report["features"] == "dino"
+    assert 0 < report["met3r"] <= 2
+
+
+def test_unequal_sizes_are_resized_with_a_note(capsys, weights, pictures, tmp_path):
+    a = cv2.imread(str(pictures / "a.png"))[..., ::-1]
+    save(tmp_path / "large.png", cv2.resize(a, (3 * SIZE, 2 * SIZE), interpolation=cv2.INTER_CUBIC))
+    code, report, err = run(capsys, pictures / "a.png", tmp_path / "large.png", "--weights", weights, "--size", SIZE)
+    assert code == 0
+    (note,) = report["notes"]
+    assert f"large.png is {3 * SIZE}x{2 * SIZE}: resized to the {SIZE}x{SIZE} of" in note
+    assert f"note: {note}" in err
+
+
+def test_no_overlap_is_said_and_null(capsys, pictures, tmp_path):
+    weights = write_weights(tmp_path, depth=-30.0)  # all points behind the cameras
+    code, report, err = run(
+        capsys, pictures / "a.png", pictures / "b.png", "--weights", weights, "--size", SIZE, "--save-maps", tmp_path
+    )
+    assert code == 0
+    assert report["met3r"] is None
+    assert report["pairs"][0]["met3r"] is None
+    assert report["pairs"][0]["overlap"] == 0
+    assert "nothing in common" in report["notes"][0]
+    assert "none" in err
+    assert not cv2.imread(str(tmp_path / "1-2-score.png")).any()
+
+
+def test_videos_frame_by_frame(capsys, weights, tmp_path):
+    rng = np.random.default_rng(1)
+    first, second = (np.stack([smooth(rng, SIZE, SIZE) for _ in range(3)]) for _ in range(2))
+    second[0] = first[0]
+    for k in range(3):
+        save(tmp_path / "one" / f"{k}.png", first[k])
+    for k in range(2):
+        save(tmp_path / "two" / f"{k}.png", second[k])
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    code, report, err = run(capsys, "--video", one, two, "--weights", weights, "--size", SIZE)
+    assert code == 0
+    assert report["frames"] == 2
+    (pair,) = report["pairs"]
+    same, other = pair["per_frame"]
+    assert same == pytest.approx(0, abs=1e-6)
+    assert other > 1e-3
+    assert report["met3r"] == pair["met3r"] == pytest.approx((same + other) / 2)
+    assert f"{two} ends after 2 frames" in report["notes"][0]
+    change = np.abs(np.diff(first.astype(float), axis=0)).mean()
+    assert report["temporal_flickering"][one] == pytest.approx(1 - change / 255)
+    assert "temporal flickering" in err
+
+
+def test_encoded_videos_and_one_of_a_single_frame(capsys, weights, tmp_path):
+    frames = np.stack([smooth(np.random.default_rng(2), SIZE, 2 * SIZE)] * 2)
+    write_video(tmp_path / "a.mp4", frames, 8.0)
+    write_video(tmp_path / "b.mp4", frames, 8.0)
+    write_video(tmp_path / "still.mp4", frames[:1], 8.0)
+    videos = [str(tmp_path / f"{name}.mp4") for name in ("a", "b", "still")]
+    code, report, _ = run(capsys, "--video", *videos, "--weights", weights, "--size", SIZE)
+    assert code == 0
+    assert report["frames"] == 1
+    assert len(report["pairs"]) == 3
+    assert report["pairs"][0]["met3r"] == pytest.approx(0, abs=1e-6)
+    assert report["temporal_flickering"][videos[0]] == pytest.approx(1, abs=0.01)
+    assert report["temporal_flickering"][videos[2]] is None
+    assert any("one frame only" in note for note in report["notes"])
+
+
+def refused(capsys, *arguments):
+    code, report, err = run(capsys, *arguments)
+    assert (code, report) == (2, None)
+    lines = err.splitlines()
+    assert lines[-1].startswith("error: ")
+    assert len([line for line in lines if not line.startswith("note: ")]) == 1
+    return lines[-1]
+
+
+def test_what_is_given_is_too_little_or_too_much(capsys, weights, pictures):
+    a, b = pictures / "a.png", pictures / "b.png"
+    assert "only" in (line := refused(capsys, a, "--weights", weights))
+    assert "give two pictures or more" in line
+    assert "none is given" in refused(capsys, "--weights", weights)
+    assert "give two videos or more" in refused(capsys, "--video", a, "--weights", weights)
+    assert "exclude each other" in refused(capsys, a, b, "--video", a, b)
+    assert "--nonsense" in refused(capsys, a, b, "--nonsense")
+    assert "--features" in refused(capsys, a, b, "--features", "colour")
+    assert "take 24 or 32" in refused(capsys, a, b, "--weights", weights, "--size", 30)
+    assert "take 8" in refused(capsys, a, b, "--weights", weights, "--size", -5)
+
+
+def test_files_that_cannot_be_used(capsys, weights, pictures, tmp_path):
+    a, broken, video = pictures / "a.png", tmp_path / "broken.png", tmp_path / "broken.mp4"
+    assert "no such file: missing.png" in refused(capsys, a, "missing.png", "--weights", weights)
+    broken.write_bytes((pictures / "b.png").read_bytes()[:60])
+    assert "broken.png is not a picture" in refused(capsys, a, broken, "--weights", weights)
+    assert "is not a picture" in refused(capsys, a, tmp_path, "--weights", weights)
+    video.write_text("no video")
+    options = ("--weights", weights, "--size", SIZE)
+    assert "--video: " in (line := refused(capsys, "--video", video, video, *options))
+    assert "is not a video" in line
+    assert "is a single picture" in refused(capsys, "--video", a, a, *options)
+    assert "--out" in refused(capsys, a, a, *options, "--out", tmp_path)
+    assert "--save-maps" in refused(capsys, a, a, *options, "--save-maps", broken)
+
+
+def test_weights_that_cannot_be_used(capsys, weights, pictures, tmp_path):
+    both = (pictures / "a.png", pictures / "b.png")
+    assert "--weights is not set" in refused(capsys, *both)
+    assert "no small weights" in refused(capsys, *both, "--weights", "tiny")
+    assert "dust3r is missing" in refused(capsys, *both, "--weights", tmp_path)
+    shutil.copytree(weights / "dust3r", tmp_path / "dust3r")
+    assert "featup is missing: convert it" in refused(capsys, *both, "--weights", tmp_path)
+    shutil.copytree(weights / "dino", tmp_path / "dino")
+    assert "or take --features=dino" in refused(capsys, *both, "--weights", tmp_path)
+    shutil.copytree(weights / "dino", tmp_path / "featup")
+    assert "describes DinoConfig, not FeatUpConfig" in refused(capsys, *both, "--weights", tmp_path)
+    arrays = tmp_path / "dust3r" / "model.safetensors"
+    arrays.write_bytes(arrays.read_bytes()[:-100])
+    line = refused(capsys, *both, "--weights", tmp_path)
+    assert "is damaged" in line
+    assert "error: --weights" in line
