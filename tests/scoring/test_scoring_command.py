@@ -4,10 +4,14 @@ import json
 import shutil
 
 import cv2
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
+from reangle_jax import checkpoints
 from reangle_jax.data.video import write_video
+from reangle_jax.models.dino import DinoConfig
 from reangle_jax.scoring import networks
 from reangle_jax.scoring.command import main
 from reangle_jax.scoring.video import score_views
@@ -15,8 +19,8 @@ from tests.scoring.small_scorer import SIZE, write_weights
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("scorer"))
+def weights(scorer_weights):
+    return scorer_weights
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +44,10 @@ def save(path, rgb):
     assert cv2.imwrite(str(path), rgb[..., ::-1])
 
 
+def quick(weights):
+    return "--weights", weights, "--size", SIZE, "--features", "dino"
+
+
 def run(capsys, *arguments):
     """Exit code, the JSON (None without), stderr."""
     code = main([*map(str, arguments)])
@@ -47,6 +55,7 @@ def run(capsys, *arguments):
     return code, json.loads(out) if out else None, err
 
 
+@pytest.mark.slow  # it compiles FeatUp; the others do with DINO
 def test_pictures_to_figures_and_maps(capsys, weights, pictures, tmp_path):
     names = [str(pictures / f"{name}.png") for name in ("a", "copy", "b")]
     options = ("--weights", weights, "--size", SIZE, "--save-maps", tmp_path / "maps")
@@ -85,8 +94,8 @@ def test_pictures_to_figures_and_maps(capsys, weights, pictures, tmp_path):
 
 
 def test_other_features_and_a_file_for_the_report(capsys, weights, pictures, tmp_path):
-    arguments = (pictures / "a.png", pictures / "b.png", "--weights", weights, "--size", SIZE)
-    code, report, _ = run(capsys, *arguments, "--features", "dino", "--out", tmp_path / "new" / "score.json")
+    both = (pictures / "a.png", pictures / "b.png")
+    code, report, _ = run(capsys, *both, *quick(weights), "--out", tmp_path / "new" / "score.json")
     assert (code, report) == (0, None)
     report = json.loads((tmp_path / "new" / "score.json").read_text())
     assert report["features"] == "dino"
@@ -96,7 +105,7 @@ def test_other_features_and_a_file_for_the_report(capsys, weights, pictures, tmp
 def test_unequal_sizes_are_resized_with_a_note(capsys, weights, pictures, tmp_path):
     a = cv2.imread(str(pictures / "a.png"))[..., ::-1]
     save(tmp_path / "large.png", cv2.resize(a, (3 * SIZE, 2 * SIZE), interpolation=cv2.INTER_CUBIC))
-    code, report, err = run(capsys, pictures / "a.png", tmp_path / "large.png", "--weights", weights, "--size", SIZE)
+    code, report, err = run(capsys, pictures / "a.png", tmp_path / "large.png", *quick(weights))
     assert code == 0
     (note,) = report["notes"]
     assert f"large.png is {3 * SIZE}x{2 * SIZE}: resized to the {SIZE}x{SIZE} of" in note
@@ -105,9 +114,8 @@ def test_unequal_sizes_are_resized_with_a_note(capsys, weights, pictures, tmp_pa
 
 def test_no_overlap_is_said_and_null(capsys, pictures, tmp_path):
     weights = write_weights(tmp_path, depth=-30.0)  # all points behind the cameras
-    code, report, err = run(
-        capsys, pictures / "a.png", pictures / "b.png", "--weights", weights, "--size", SIZE, "--save-maps", tmp_path
-    )
+    both = (pictures / "a.png", pictures / "b.png")
+    code, report, err = run(capsys, *both, *quick(weights), "--save-maps", tmp_path)
     assert code == 0
     assert report["met3r"] is None
     assert report["pairs"][0]["met3r"] is None
@@ -126,7 +134,7 @@ def test_videos_frame_by_frame(capsys, weights, tmp_path):
     for k in range(2):
         save(tmp_path / "two" / f"{k}.png", second[k])
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
-    code, report, err = run(capsys, "--video", one, two, "--weights", weights, "--size", SIZE)
+    code, report, err = run(capsys, "--video", one, two, *quick(weights))
     assert code == 0
     assert report["frames"] == 2
     (pair,) = report["pairs"]
@@ -146,7 +154,7 @@ def test_encoded_videos_and_one_of_a_single_frame(capsys, weights, tmp_path):
     write_video(tmp_path / "b.mp4", frames, 8.0)
     write_video(tmp_path / "still.mp4", frames[:1], 8.0)
     videos = [str(tmp_path / f"{name}.mp4") for name in ("a", "b", "still")]
-    code, report, _ = run(capsys, "--video", *videos, "--weights", weights, "--size", SIZE)
+    code, report, _ = run(capsys, "--video", *videos, *quick(weights))
     assert code == 0
     assert report["frames"] == 1
     assert len(report["pairs"]) == 3
@@ -185,7 +193,7 @@ def test_files_that_cannot_be_used(capsys, weights, pictures, tmp_path):
     assert "broken.png is not a picture" in refused(capsys, a, broken, "--weights", weights)
     assert "is not a picture" in refused(capsys, a, tmp_path, "--weights", weights)
     video.write_text("no video")
-    options = ("--weights", weights, "--size", SIZE)
+    options = quick(weights)
     assert "--video: " in (line := refused(capsys, "--video", video, video, *options))
     assert "is not a video" in line
     assert "is a single picture" in refused(capsys, "--video", a, a, *options)
@@ -209,3 +217,13 @@ def test_weights_that_cannot_be_used(capsys, weights, pictures, tmp_path):
     line = refused(capsys, *both, "--weights", tmp_path)
     assert "is damaged" in line
     assert "error: --weights" in line
+
+
+def test_weights_as_the_converter_writes_them(scorer_weights, tmp_path):
+    """An Orbax folder in place of the safetensors: the same parameters."""
+    metric, states = networks.load(scorer_weights, "dino")
+    shutil.copytree(scorer_weights / "dust3r", tmp_path / "dust3r")
+    checkpoints.save_sharded(tmp_path / "dino", nnx.merge(metric.features, states[1]), DinoConfig.tiny())
+    other, same = networks.load(tmp_path, "dino")
+    assert other == metric
+    jax.tree.map(np.testing.assert_array_equal, same, states)
