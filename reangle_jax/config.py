@@ -32,7 +32,7 @@ class Finetune:
         rank: LoRA's rank.
         alpha: LoRA's scale is alpha / rank.
         learning_rate: AdamW's.
-        decay: fraction of the steps, the last ones, over which the rate falls to zero along a cosine; 0 keeps it constant.
+        decay: fraction of the steps, the last ones, over which the rate falls to zero along a cosine; 0: constant.
         batch_size: videos drawn per step.
         masked: False gives the plain loss over all pixels.
         betas: AdamW's.

@@ -114,4 +114,4 @@ def read_png(path: Any) -> UInt8[np.ndarray, "H W 3"]:
     return np.ascontiguousarray(image[..., ::-1])
 
 
-STAGE = Stage("generate", version=1, units=units, run=generate)
+STAGE = Stage("generate", version=2, units=units, run=generate)

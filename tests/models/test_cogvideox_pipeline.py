@@ -21,6 +21,7 @@ def model(small_weights):
     return CogVideoX.load(small_weights)
 
 
+@pytest.mark.slow
 def test_videos_of_a_prompt_and_a_key(rng, model):
     picture = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 

@@ -133,6 +133,7 @@ def test_a_stage_heeds_edges(rng):
     assert float(sharp[3] - sharp[4]) > float(blurred[3] - blurred[4]) + 0.1
 
 
+@pytest.mark.slow
 def test_guidance_is_the_image_unless_given(model, rng):
     images = images_of(rng, 1, 12, 20)
     np.testing.assert_array_equal(apply(model, images), apply(model, images, images))

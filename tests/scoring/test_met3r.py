@@ -127,6 +127,7 @@ def metric(semantics):
     return Met3r(g1, g2), (s1, s2)
 
 
+@pytest.mark.slow
 def test_candidates_against_views_equal_single_pairs(rng):
     score, states = metric(VisionTransformer(DinoConfig.tiny(), rngs=nnx.Rngs(1)))
     images = jnp.asarray(rng.uniform(size=(5, 32, 48, 3)), jnp.float32)
