@@ -129,8 +129,9 @@ def estimate(settings: Settings) -> dict[str, Needs]:
     vae_bytes = coded * min(1.0, 8 / settings.num_frames) * vae.block_out_channels[0] * 4 * 3
     text = float(text_encoder_bytes(t5))
     encode, decode = vae_flops(vae, pixels)
-    # The base is frozen: no gradient of its weights. With remat each block keeps its input only, and runs twice.
-    kept = transformer.num_layers * (1 if transformer.remat else 14) * block
+    # The base is frozen: no gradient of its weights. With remat each block keeps its input and what its attention gave,
+    # and runs twice.
+    kept = transformer.num_layers * (2 if transformer.remat else 14) * block
     train = Needs(
         # Beside the float32 adapters lie their gradient and AdamW's two moments.
         max(text, base + 4.0 * adapters + f.batch_size * (kept + 20 * block + 2 * logits), vae_bytes),
