@@ -7,7 +7,7 @@ Cost: 400 steps of fine-tuning and six times 40 steps of sampling. The paper rep
 Needs the converted weights (licences in README):
 
     python -m converters cogvideox-5b-i2v --source CogVideoX-5b-I2V --out weights/cogvideox-5b-i2v
-    python -m converters depth-anything-v2-large --source DIR_OR_FILE --out weights/cogvideox-5b-i2v/depth
+    python -m converters depth-anything-v2-large --source DIR_OR_FILE --out weights/cogvideox-5b-i2v
 
 Command:
 
