@@ -189,7 +189,8 @@ def revert(parameters: Mapping[str, np.ndarray], table: Table) -> dict[str, np.n
             for index in np.ndindex(*array.shape[: len(rule.stacked)]):
                 numbers = {**match.groupdict(), **dict(zip(rule.stacked, map(str, index), strict=True))}
                 piece = rule.transform.inverse(array[index + rule.part])
-                result[rule.source.format(**numbers)] = np.ascontiguousarray(piece)
+                # ascontiguousarray alone would give a scalar an axis.
+                result[rule.source.format(**numbers)] = np.ascontiguousarray(piece).reshape(piece.shape)
     if faults:
         raise ConversionError("\n".join(faults))
     return result

@@ -70,6 +70,11 @@ def test_there_and_back(source):
     assert all(array.flags.c_contiguous for array in back.values())
 
 
+def test_a_scalar_stays_one():
+    table = Table([Rule("temperature", "temperature")])
+    assert revert({"temperature": np.array(2.0, np.float32)}, table)["temperature"].shape == ()
+
+
 def test_all_faults_together(source):
     del source["blocks.1.fc1.weight"]
     source["extra.weight"] = np.zeros(1)
