@@ -130,6 +130,8 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="copy before the conversion only, not after it too")
     parser.add_argument("--keep", action="store_true", help="leave the files")
     options = parser.parse_args()
+    if options.folder:
+        Path(options.folder).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="convert", dir=options.folder))
     try:
         source = folder / "transformer"
