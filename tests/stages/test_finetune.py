@@ -10,6 +10,7 @@ from flax import nnx
 
 from reangle_jax.config import Finetune
 from reangle_jax.models.cogvideox import image_to_video as i2v
+from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.stages import finetune
 from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH
 
@@ -133,6 +134,41 @@ def test_condition_in_training_is_the_condition_in_sampling(networks, data):
     offset = jnp.abs(condition[:, :1] - mean * vae.config.scaling_factor)
     assert bool(jnp.all(offset <= 6 * deviation + 1e-6))
     assert bool(jnp.all(condition[:, 1:] == 0))
+
+
+class Recorder:
+    """Stands for a transformer whose tokens span two latent frames: keeps what it is given, predicts zero."""
+
+    config = TransformerConfig.cogvideox1_5_5b_i2v()
+
+    def __call__(self, noised, text, t):
+        self.noised = noised
+        return jnp.zeros_like(noised[..., :4])
+
+
+def test_odd_clips_are_filled_up_in_front_for_tokens_of_two_frames(networks, data):
+    coder, model = nnx.merge(networks[1].graphdef, networks[1].state), Recorder()
+    three = data._replace(
+        mean=jnp.concatenate([data.mean, data.mean[:, :1]], axis=1),
+        logvar=jnp.full((3, 3, *data.logvar.shape[2:]), -30.0),
+        mask=jnp.zeros((3, 3, *data.mask.shape[2:])).at[:, 0].set(1.0),
+    )
+    options = dataclasses.replace(OPTIONS, batch_size=1, condition_dropout=0.0)
+
+    def loss(data):
+        return float(finetune.motion_loss(model, coder, data, options, key=jax.random.key(7)))
+
+    first = loss(three)
+    assert model.noised.shape[1] == 4
+    condition = np.asarray(model.noised[..., 4:], np.float32)
+    assert condition[:, 0].any()
+    assert not condition[:, 1:].any()
+    # The copy counts where the frame that it copies counts: of four frames' v the masks of the first and the others
+    # take two each, and together all.
+    last = loss(three._replace(mask=1.0 - three.mask))
+    both = loss(three._replace(mask=jnp.ones_like(three.mask)))
+    assert 0 < first < both
+    assert first + last == pytest.approx(both, rel=1e-5)
 
 
 def test_training_lowers_the_loss(networks, data):
