@@ -8,6 +8,7 @@ mesh, in the dtype that config.json says: a process reads what its devices hold,
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,7 @@ PARAMS = "params"
 MANIFEST = "manifest.json"
 # What a reader holds of the checkpoint on the host at a time, on the way to the devices.
 _IN_FLIGHT_GB = 1
+_LARGE = 100_000_000  # elements
 _CHUNK_BYTES = 16 << 20
 
 
@@ -237,6 +239,12 @@ def _place(file: Any, name: str, variable: nnx.Variable, mesh: Mesh | None) -> j
     return jax.make_array_from_callback(tuple(variable.shape), sharding, read)
 
 
+def _in_turns(targets: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
+    """Paths in groups to read one after the other: large arrays alone, since several at a time would be held twice."""
+    small = [path for path, target in targets.items() if target.size < _LARGE]
+    return [[path] for path in targets if path not in small] + ([small] if small else [])
+
+
 def _read_orbax(folder: Path, variables: Mapping[str, nnx.Variable], mesh: Mesh | None) -> dict[str, jax.Array]:
     import orbax.checkpoint as ocp
 
@@ -249,13 +257,29 @@ def _read_orbax(folder: Path, variables: Mapping[str, nnx.Variable], mesh: Mesh 
         for path, variable in variables.items()
     }
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_IN_FLIGHT_GB)) as checkpointer:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             stored = checkpointer.metadata(where).item_metadata
-            if stored is None:
-                raise ValueError("it has no metadata")
-            _refuse_misfits(folder, variables, {path: tuple(entry.shape) for path, entry in stored.tree.items()})
-            arguments = ocp.checkpoint_utils.construct_restore_args(targets)
-            return checkpointer.restore(where, args=ocp.args.PyTreeRestore(item=targets, restore_args=arguments))
+        if stored is None:
+            raise ValueError("it has no metadata")
+        _refuse_misfits(folder, variables, {path: tuple(entry.shape) for path, entry in stored.tree.items()})
+        # Orbax refuses an array above its limit, and the stacked kernels of the full model are 3 GB each.
+        largest = max(
+            math.prod(target.shape) * np.dtype(stored.tree[path].dtype).itemsize for path, target in targets.items()
+        )
+        in_flight = max(_IN_FLIGHT_GB, largest * 1.001 / 1e9)
+        arguments = ocp.checkpoint_utils.construct_restore_args(targets)
+        arrays = {}
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=in_flight)) as checkpointer:
+            for paths in _in_turns(targets):
+                arrays |= checkpointer.restore(
+                    where,
+                    args=ocp.args.PyTreeRestore(
+                        item={path: targets[path] for path in paths},
+                        restore_args={path: arguments[path] for path in paths},
+                        partial_restore=True,
+                    ),
+                )
+        return arrays
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:

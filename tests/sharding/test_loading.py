@@ -53,6 +53,16 @@ def outputs(model):
     return np.asarray(_apply(nnx.split(model), *meshes.split_batch((latents, text, times))))
 
 
+@pytest.mark.parametrize("text", MESHES[:2])
+def test_arrays_above_the_limit_in_flight(model, folders, monkeypatch, text):
+    """As the full model's stacked kernels are: each larger than what is else held of a checkpoint at a time."""
+    monkeypatch.setattr(checkpoints, "_IN_FLIGHT_GB", 1e-6)
+    monkeypatch.setattr(checkpoints, "_LARGE", 1000)
+    loaded = checkpoints.load_into(abstract(), folders / "orbax", mesh=meshes.make_mesh(text))
+    for path, variable in checkpoints.parameter_paths(model).items():
+        np.testing.assert_array_equal(checkpoints.parameter_paths(loaded)[path][...], variable[...])
+
+
 @pytest.mark.parametrize("form", ["orbax", "safetensors"])
 @pytest.mark.parametrize("text", MESHES)
 def test_any_mesh(model, folders, form, text):
