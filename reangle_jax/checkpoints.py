@@ -239,6 +239,15 @@ def _place(file: Any, name: str, variable: nnx.Variable, mesh: Mesh | None) -> j
     return jax.make_array_from_callback(tuple(variable.shape), sharding, read)
 
 
+def _in_flight_gb(largest: int) -> int:
+    """Orbax's limit, which refuses an array above it; the stacked kernels of the full model are 3 GB each.
+
+    Args:
+        largest: bytes of the largest array.
+    """
+    return max(_IN_FLIGHT_GB, math.ceil(largest / 1e9))
+
+
 def _in_turns(targets: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
     """Paths in groups to read one after the other: large arrays alone, since several at a time would be held twice."""
     small = [path for path, target in targets.items() if target.size < _LARGE]
@@ -262,14 +271,12 @@ def _read_orbax(folder: Path, variables: Mapping[str, nnx.Variable], mesh: Mesh 
         if stored is None:
             raise ValueError("it has no metadata")
         _refuse_misfits(folder, variables, {path: tuple(entry.shape) for path, entry in stored.tree.items()})
-        # Orbax refuses an array above its limit, and the stacked kernels of the full model are 3 GB each.
         largest = max(
             math.prod(target.shape) * np.dtype(stored.tree[path].dtype).itemsize for path, target in targets.items()
         )
-        in_flight = max(_IN_FLIGHT_GB, largest * 1.001 / 1e9)
         arguments = ocp.checkpoint_utils.construct_restore_args(targets)
         arrays = {}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=in_flight)) as checkpointer:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_in_flight_gb(largest))) as checkpointer:
             for paths in _in_turns(targets):
                 arrays |= checkpointer.restore(
                     where,

@@ -56,7 +56,9 @@ def outputs(model):
 @pytest.mark.parametrize("text", MESHES[:2])
 def test_arrays_above_the_limit_in_flight(model, folders, monkeypatch, text):
     """As the full model's stacked kernels are: each larger than what is else held of a checkpoint at a time."""
-    monkeypatch.setattr(checkpoints, "_IN_FLIGHT_GB", 1e-6)
+    assert checkpoints._in_flight_gb(42 * 3072 * 12288 * 2) == 4
+    # No gigabytes here: the limit is set to just the largest array.
+    monkeypatch.setattr(checkpoints, "_in_flight_gb", lambda largest: largest * 1.001 / 1e9)
     monkeypatch.setattr(checkpoints, "_LARGE", 1000)
     loaded = checkpoints.load_into(abstract(), folders / "orbax", mesh=meshes.make_mesh(text))
     for path, variable in checkpoints.parameter_paths(model).items():
