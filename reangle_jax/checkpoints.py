@@ -276,7 +276,8 @@ def _read_orbax(folder: Path, variables: Mapping[str, nnx.Variable], mesh: Mesh 
         )
         arguments = ocp.checkpoint_utils.construct_restore_args(targets)
         arrays = {}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_in_flight_gb(largest))) as checkpointer:
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_in_flight_gb(largest))
+        with ocp.Checkpointer(handler) as checkpointer:
             for paths in _in_turns(targets):
                 arrays |= checkpointer.restore(
                     where,
