@@ -60,7 +60,7 @@ def export_command(args: list[str]) -> int:
         raise InputError(f"--out: {out} does not end in .safetensors, which diffusers needs: give such a name")
     lora.check(source, _transformer(source, None))  # a damaged one is not handed on
     with safe_open(source, framework="numpy") as file:
-        arrays = {name: file.get_tensor(name).astype(_DTYPES[options.dtype]) for name in file.keys()}  # noqa: SIM118
+        arrays = {name: file.get_tensor(name).astype(_DTYPES[options.dtype]) for name in file.keys()}  # noqa: SIM118 (no dict)
         metadata = file.metadata()
     if "lora_adapter_metadata" not in (metadata or {}):
         raise InputError(f"{source} does not state its alpha: import it with lora-import --alpha, and export that")
@@ -78,7 +78,7 @@ def _transformer(source: Path, folder: str | None) -> TransformerConfig:
             raise InputError(str(error).replace("config.weights", "--transformer")) from None
     try:
         with safe_open(source, framework="numpy") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{source} is damaged or no safetensors file ({error}): copy or download it again") from None
     layers = [int(match[1]) for name in shapes if (match := re.search(r"transformer_blocks\.(\d+)\.", name))]

@@ -246,7 +246,7 @@ def test_exported_file(tmp_path):
     export_lora_safetensors(tmp_path / "lora.safetensors", lora, model.config)
     assert [path.name for path in tmp_path.iterdir()] == ["lora.safetensors"]
     with safe_open(tmp_path / "lora.safetensors", framework="numpy") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
     assert (metadata["transformer.r"], metadata["transformer.lora_alpha"]) == (3, 6.0)
     assert len(arrays) == 2 * 4 * SMALL.num_layers
