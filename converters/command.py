@@ -86,6 +86,7 @@ def _dispatch(argv: list[str]) -> int:
     alone = "/" in arguments.name or len(model.parts) == 1
     if not arguments.source:
         hint = f"or --source={model.repo} to download it" if "://" not in model.repo else f"from {model.repo}"
+        hint = f"here {model.source}" if model.source else hint
         raise InputError(f"--source is not set: give the folder or file, {hint}")
     if not arguments.check and not arguments.out:
         raise InputError(f"--out is not set: give a folder, such as --out=weights/{model.name}, or --check")
@@ -159,4 +160,5 @@ def _table() -> str:
         if len(model.parts) > 1:
             rows += [(f"  {model.name}/{part.name}", f"{part.size:.2f}", part.dtype, "", "") for part in model.parts]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines + [f"{m.name}: --source is {m.source}" for m in registry.models().values() if m.source])

@@ -14,7 +14,8 @@ from converters.rules import Table
 from reangle_jax.errors import InputError
 
 INDEX_SUFFIX = ".safetensors.index.json"
-FAMILIES = ("cogvideox", "depth_anything", "dust3r", "dino")  # modules of converters.families, each with MODELS
+# Modules of converters.families, each with MODELS.
+FAMILIES = ("cogvideox", "depth_anything", "dust3r", "dino", "lpips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Part:
         layouts: how it is published.
         folder: its folder in the published pipeline.
         stems: what the published files are called, without ``.safetensors``.
+        together: files that hold the part only together, without their endings; a published file may have more behind a
+            hyphen (``alexnet-7be5be79.pth``). Empty where the weights are one publication's.
         kind: what of a config tells this model from its relatives: a source that differs there is another model.
             Other fields (widths, layers) may differ, as in the small family.
         read_config: the fields of our config that a published config.json gives; it may raise KeyError, TypeError or
@@ -61,6 +64,7 @@ class Part:
     layouts: Sequence[Layout]
     folder: str = ""
     stems: tuple[str, ...] = ("diffusion_pytorch_model", "model")
+    together: tuple[str, ...] = ()
     kind: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     read_config: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda published: {}
     write_config: Callable[[Any], dict[str, Any]] | None = None
@@ -86,12 +90,14 @@ class Model:
         repo: where it is published: a repo id of the Hub, or an address from which no download is offered.
         licence: of its weights.
         parts: its networks.
+        source: what ``--source`` is, where the address does not tell.
     """
 
     name: str
     repo: str
     licence: str
     parts: tuple[Part, ...]
+    source: str = ""
 
     @property
     def address(self) -> str:

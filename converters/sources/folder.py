@@ -8,6 +8,7 @@ from typing import Any
 
 from converters.errors import SourceError
 from converters.registry import INDEX_SUFFIX, Part
+from converters.sources.joined import JoinedSource
 from converters.sources.safetensors import SafetensorsSource, read_index
 from converters.sources.tensors import Source
 from converters.sources.torch_file import TorchSource
@@ -51,10 +52,7 @@ def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
         if not alone:
             raise SourceError(f"{path}: has no {part.folder}/; download it too, or convert the other parts one by one")
         inner = path
-    files, expected = _weights(inner, part)
-    for file in files:
-        _check_inside(file, path)
-    source = _open_file(files[0]) if files[0].suffix in TORCH_SUFFIXES else SafetensorsSource(files, expected)
+    source = _open_together(inner, part, path) or _open_weights(inner, part, path)
     extras = {}
     for name, target in part.extras.items():
         # The part's own folder first: then its siblings, where a pipeline keeps them.
@@ -64,6 +62,32 @@ def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
                 extras[target] = candidate
                 break
     return Opened(source, _read_config(inner / "config.json", path), extras)
+
+
+def _open_weights(folder: Path, part: Part, root: Path) -> Source:
+    files, expected = _weights(folder, part)
+    for file in files:
+        _check_inside(file, root)
+    return _open_file(files[0]) if files[0].suffix in TORCH_SUFFIXES else SafetensorsSource(files, expected)
+
+
+def _open_together(folder: Path, part: Part, root: Path) -> Source | None:
+    """The files that hold the part only together; None where none of them is there, so that one may hold it whole."""
+    candidates = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", *TORCH_SUFFIXES))
+    found = {
+        name: [file for file in candidates if file.stem == name or file.stem.startswith(f"{name}-")]
+        for name in part.together
+    }
+    if not any(found.values()):
+        return None
+    for name, files in found.items():
+        if not files:
+            present = ", ".join(file.name for other in found.values() for file in other)
+            raise SourceError(f"{folder}: holds {present}, but no {name}.pth to go with it; put it there (see --list)")
+        if len(files) > 1:
+            raise SourceError(f"{folder}: holds {', '.join(file.name for file in files)}; leave one of them")
+        _check_inside(files[0], root)
+    return JoinedSource([_open_file(files[0]) for files in found.values()])
 
 
 def _open_file(path: Path) -> Source:
