@@ -8,7 +8,6 @@ import errno
 import importlib
 import logging
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     stop = Stop()
     try:
-        with _logging_to_stderr(), _signals(stop):
+        with _logging_to_stderr(), stop.installed():
             command = command_line.parse(argv)
             settings = config.parse(command.config)
             if command.plan:
@@ -97,15 +96,6 @@ def _disk_full(error: BaseException) -> str | None:
             return ""
         link = link.__cause__ or link.__context__
     return None
-
-
-@contextlib.contextmanager
-def _signals(stop: Stop) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets only the main thread set handlers
-        return
-    with stop.installed():
-        yield
 
 
 @contextlib.contextmanager

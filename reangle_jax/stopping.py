@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -63,7 +64,10 @@ class Stop:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator["Stop"]:
-        """Handles SIGTERM and SIGINT inside of the block (main thread only)."""
+        """Handles SIGTERM and SIGINT inside of the block; Python lets only the main thread set handlers."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
         previous = {number: signal.signal(number, self.handle) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield self

@@ -20,6 +20,7 @@ from jaxtyping import UInt8
 from reangle_jax.data import files
 from reangle_jax.data.video import fit, iterate_frames
 from reangle_jax.errors import InputError
+from reangle_jax.stopping import Stop, Stopped
 
 DESCRIPTION = """\
 MEt3R (arXiv 2501.06336) of pictures of one moment, or of videos of one scene: 0 is consistent, 2 the worst; no camera
@@ -50,10 +51,21 @@ def _parser() -> _Parser:
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="two or more pictures of one moment")
     parser.add_argument("--video", nargs="+", metavar="FILE", help="two or more videos (or folders of frames) instead")
     parser.add_argument(
-        "--weights", metavar="DIR", help="folder with dust3r/ and featup/ or dino/ (python -m converters)"
+        "--weights",
+        metavar="DIR",
+        help="tiny (small networks that come with this package), or a folder with dust3r/ and one of featup/, dino/ "
+        "and dinov2/ (python -m converters)",
     )
-    parser.add_argument("--features", choices=("featup", "dino"), default="featup", help="default: featup")
-    parser.add_argument("--size", type=int, default=256, help="pixels per side of what is compared (default: 256)")
+    parser.add_argument(
+        "--features",
+        choices=("featup", "dino", "dinov2"),
+        default="featup",
+        help="what is compared: DINO's features upsampled by the picture's edges (featup, the default), or DINO's or "
+        "DINOv2's upsampled bilinearly",
+    )
+    parser.add_argument(
+        "--size", type=int, help="pixels per side of what is compared (default: 256; 128 with --weights tiny)"
+    )
     parser.add_argument("--out", metavar="FILE", help="write the JSON here instead of to stdout")
     parser.add_argument(
         "--save-maps", metavar="DIR", help="write score, overlap and both renderings of each pair as PNG"
@@ -62,14 +74,18 @@ def _parser() -> _Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command line and gives the exit code: 0 done, 2 unusable input.
+    """Runs a command line and gives the exit code: 0 done, 2 unusable input, 143 or 130 stopped by a signal.
 
     Anything else that goes wrong is raised: it is a bug, and Python exits with 1.
     """
     try:
-        _run(_parser().parse_args(list(argv)))
+        with Stop().installed():
+            _run(_parser().parse_args(list(argv)))
     except InputError as error:
         return _complain(str(error))
+    except Stopped as stopped:
+        print(f"stopped by {stopped}: no report was written", file=sys.stderr)
+        return stopped.exit_code
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
@@ -99,7 +115,11 @@ def _run(arguments: argparse.Namespace) -> None:
     inputs = _inputs(arguments)
     note = _Notes()
     read = None if arguments.video else _read_pictures(inputs, note)
-    weights = _weights(arguments.weights)
+    if not arguments.weights:
+        raise InputError(
+            "--weights is not set: give tiny, or the folder that `python -m converters` wrote dust3r/ and featup/, "
+            "dino/ or dinov2/ to"
+        )
     maps = _made(arguments.save_maps, "--save-maps") if arguments.save_maps else None
     if arguments.out:
         _made(str(Path(arguments.out).parent), "--out")
@@ -108,18 +128,21 @@ def _run(arguments: argparse.Namespace) -> None:
 
     from reangle_jax.scoring import networks  # late: mistakes are answered before the networks' seconds
 
-    metric, states = networks.load(weights, arguments.features)
-    _check_size(arguments.size, networks.patch_multiple(metric, states))
+    size = arguments.size
+    if size is None:
+        size = 128 if arguments.weights == networks.TINY else 256
+    metric, states = networks.load(arguments.weights, arguments.features)
+    _check_size(size, networks.patch_multiple(metric, states))
     report: dict[str, Any] = {
         "inputs": inputs,
-        "weights": str(weights),
+        "weights": arguments.weights,
         "features": arguments.features,
-        "size": [arguments.size] * 2,
+        "size": [size] * 2,
     }
     if read is not None:
-        report |= _score_pictures(metric, states, inputs, [_square(x, arguments.size) for x in read], maps, note)
+        report |= _score_pictures(metric, states, inputs, [_square(x, size) for x in read], maps, note)
     else:
-        report |= _score_videos(metric, states, inputs, arguments.size, maps, note)
+        report |= _score_videos(metric, states, inputs, size, maps, note)
     report["notes"] = note.lines
     print(_table(report), file=sys.stderr)
     if arguments.out:
@@ -141,18 +164,6 @@ def _inputs(arguments: argparse.Namespace) -> list[str]:
     return inputs
 
 
-def _weights(folder: str | None) -> Path:
-    if not folder:
-        raise InputError(
-            "--weights is not set: give the folder that `python -m converters` wrote dust3r/ and featup/ or dino/ to"
-        )
-    if folder == "tiny":
-        raise InputError(
-            "--weights tiny: there are no small weights for the score yet; give the folder of converted weights"
-        )
-    return Path(folder)
-
-
 def _made(folder: str, flag: str) -> Path:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -165,7 +176,7 @@ def _check_size(size: int, multiple: int) -> None:
     if size < multiple or size % multiple:
         near = sorted({max(multiple, size // multiple * multiple), max(multiple, -(-size // multiple) * multiple)})
         choices = " or ".join(map(str, near))
-        raise InputError(f"--size {size}: must be a multiple of {multiple}, both networks' patches: take {choices}")
+        raise InputError(f"--size {size}: must be a multiple of {multiple}, DUSt3R's patch: take {choices}")
 
 
 def _read_pictures(paths: Sequence[str], note: _Notes) -> list[Picture]:
@@ -287,8 +298,14 @@ def _save_maps(folder: Path, score, suffix: str = "") -> list[str]:
     from reangle_jax.scoring import maps
 
     i, j = score.first + 1, score.second + 1
-    stems = f"{i}-{j}{suffix}", f"{j}-{i}{suffix}"
-    return [str(path) for stem, way in zip(stems, score.ways, strict=True) for path in maps.save(folder, stem, way)]
+    written = []
+    for stem, way in zip((f"{i}-{j}{suffix}", f"{j}-{i}{suffix}"), score.ways, strict=True):
+        for part, picture in maps.pictures(way).items():
+            path = folder / f"{stem}-{part}.png"
+            with files.atomic_path(path) as temporary:
+                temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+            written.append(str(path))
+    return written
 
 
 def _table(report: dict[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """Pictures of what MEt3R compared: the score at each pixel, the overlap, and both images' features as colours."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -28,20 +26,6 @@ def pictures(way: OneWay) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
     first, second = colour_by_components(np.asarray(way.rendered1), np.asarray(way.rendered2))
     white = np.repeat(np.where(overlap, 255, 0).astype(np.uint8)[..., None], 3, axis=-1)
     return {"score": np.where(overlap[..., None], colours, 0), "overlap": white, "first": first, "second": second}
-
-
-def save(folder: Path, stem: str, way: OneWay) -> list[Path]:
-    """Writes ``STEM-score.png``, ``STEM-overlap.png``, ``STEM-first.png`` and ``STEM-second.png``; gives their paths.
-
-    Raises:
-        OSError: a file cannot be written.
-    """
-    written = []
-    for part, picture in pictures(way).items():
-        path = folder / f"{stem}-{part}.png"
-        path.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
-        written.append(path)
-    return written
 
 
 def colour_by_components(*features: Float[np.ndarray, "H W C"]) -> list[UInt8[np.ndarray, "H W 3"]]:

@@ -5,15 +5,19 @@ and rendered; where both are seen, they are compared by their cosine. The same w
 ``1 - (S12 + S21) / 2`` is 0 for views of one scene and at most 2. No camera needs to be known.
 
 An image's encoder tokens and features do not depend on what it is compared with: `describe` once, `compare` often.
+
+`Met3r(..., stride=2, both=False)` is a cheaper score that ranks candidates alike, for guidance: coarser features and
+fewer points, and one way only. Its figures are not MEt3R's; compare them with each other only.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from reangle_jax.models.dino import FeatUp, normalise
 from reangle_jax.models.dust3r import Dust3r
@@ -29,11 +33,11 @@ class Described(NamedTuple):
 
     Attributes:
         tokens: DUSt3R's encoder's.
-        features: at the images' own resolution.
+        features: at the resolution that is rendered: the images' own, over the stride.
     """
 
     tokens: Float[Array, "B h w D"]
-    features: Float[Array, "B H W C"]
+    features: Float[Array, "B H/s W/s C"]
 
 
 class Score(NamedTuple):
@@ -71,72 +75,124 @@ class Met3r:
     Attributes:
         dust3r: graph of a `Dust3r`.
         features: graph of a `FeatUp`, or of a `VisionTransformer` whose features are upsampled bilinearly.
+        stride: pixels per rendered pixel and side: every stride-th point is rendered, with features of that
+            resolution, in a picture of that size whose discs cover as many of its pixels. 1 is the published metric.
+        both: compare in both images' cameras, as published, or in the first ones' only.
+        radius: of a point's disc, see `one_way`.
     """
 
     dust3r: nnx.GraphDef
     features: nnx.GraphDef
+    stride: int = 1
+    both: bool = True
+    radius: float = RADIUS
 
     def describe(self, states: tuple[Any, Any], images: Float[Array, "B H W 3"]) -> Described:
         """Tokens and features of images.
 
         Args:
             states: parameters of both networks.
-            images: values 0 to 1; sides are multiples of both patch sizes.
+            images: values 0 to 1; sides are multiples of DUSt3R's patch size and of the stride. For a feature network
+                of another patch size they are resized to the nearest multiple of it.
+
+        Raises:
+            ValueError: sides that are no such multiples.
         """
+        height, width = images.shape[1:3]
+        if height % self.stride or width % self.stride:
+            raise ValueError(f"images of {height}x{width} are no multiple of the stride {self.stride}: crop them")
         geometry, semantics = (nnx.merge(g, s) for g, s in zip((self.dust3r, self.features), states, strict=True))
         assert isinstance(geometry, Dust3r)
         tokens = geometry.encode(2.0 * images - 1.0)
+        shown = _to_patches(images, semantics.config.patch_size)
         if isinstance(semantics, FeatUp):
-            features = semantics(normalise(images), images)
+            # Fewer doublings reach the coarser resolution.
+            stages = list(semantics.upsampler.stages)
+            semantics.upsampler.stages = nnx.List(stages[: max(1, len(stages) + 1 - self.stride.bit_length())])
+            features = semantics(normalise(shown), images)
         else:
             assert isinstance(semantics, VisionTransformer)
-            features = semantics.features(normalise(images))
-        if features.shape[1:3] != images.shape[1:3]:
-            features = resize_bilinear(features, *images.shape[1:3], align_corners=False)
+            features = semantics.features(normalise(shown))
+        size = height // self.stride, width // self.stride
+        if features.shape[1:3] != size:
+            features = resize_bilinear(features, *size, align_corners=False)
         return Described(tokens, features)
 
     def compare(self, states: tuple[Any, Any], first: Described, second: Described) -> Score:
         """Scores pairs of described images, as many first as second ones."""
-        return summarise(*self.both_ways(states, first, second))
+        if self.both:
+            return summarise(*self.both_ways(states, first, second))
+        return summarise(self.one_way(states, first, second))
 
     def both_ways(self, states: tuple[Any, Any], first: Described, second: Described) -> tuple[OneWay, OneWay]:
         """Renderings and similarities in the first images' cameras, and in the second ones', batched."""
+        return self.one_way(states, first, second), self.one_way(states, second, first)
+
+    def one_way(self, states: tuple[Any, Any], first: Described, second: Described) -> OneWay:
+        """Renderings and similarities in the first images' cameras, batched."""
         geometry = nnx.merge(self.dust3r, states[0])
         a, b = geometry.decode(first.tokens, second.tokens)
-        there = jax.vmap(one_way)(a.points, b.points, first.features, second.features)
-        b, a = geometry.decode(second.tokens, first.tokens)
-        return there, jax.vmap(one_way)(b.points, a.points, second.features, first.features)
+        render = functools.partial(one_way, radius=self.radius, stride=self.stride)
+        return jax.vmap(render)(a.points, b.points, first.features, second.features)
 
     def against(
-        self, states: tuple[Any, Any], candidates: Float[Array, "S H W 3"], views: Described
+        self,
+        states: tuple[Any, Any],
+        candidates: Float[Array, "S H W 3"],
+        views: Described,
+        count: Int[Array, ""] | int | None = None,
+        *,
+        chunk: int = 1,
     ) -> Float[Array, "S K"]:
         """MEt3R of every candidate with every finished view.
 
-        One candidate at a time, so that memory does not grow with S: one image's features at 256 pixels take 100 MB.
+        A few candidates at a time, so that memory does not grow with S: features at 256 pixels take 100 MB an image.
+        With `both` off, in the finished views' cameras, which are the same for all candidates.
 
         Args:
             states: parameters of both networks.
             candidates: images of values 0 to 1.
-            views: the K finished views, described once.
+            views: the finished views, described once; there may be room for more behind them (see `pad_views`).
+            count: how many of `views` there are, all by default. It may be traced, so that one compiled program serves
+                while views are finished one after another; the others cost nothing, and their columns are NaN.
+            chunk: candidates at a time; memory beside the arguments grows with it.
         """
-        count = views.tokens.shape[0]
+        count = views.tokens.shape[0] if count is None else count
+        places = jnp.arange(views.tokens.shape[0])
 
         def one(image: Array) -> Array:
             described = self.describe(states, image[None])
 
-            def pair(view: Described) -> Array:
-                return self.compare(states, described, jax.tree.map(lambda x: x[None], view)).met3r[0]
+            def pair(item: tuple[Array, Described]) -> Array:
+                place, view = item
+                view = jax.tree.map(lambda x: x[None], view)
+                score = lambda: self.compare(states, view, described).met3r[0]  # noqa: E731
+                return jax.lax.cond(place < count, score, lambda: jnp.full((), jnp.nan, jnp.float32))
 
-            return jax.lax.map(pair, views) if count > 1 else pair(jax.tree.map(lambda x: x[0], views))[None]
+            return jax.lax.map(pair, (places, views))
 
-        return jax.lax.map(one, candidates)
+        return jax.lax.map(one, candidates, batch_size=chunk)
 
 
-def summarise(there: OneWay, back: OneWay) -> Score:
+def pad_views(views: Described, size: int) -> Described:
+    """Descriptions with room for more views behind them, for `Met3r.against`: `size` in all."""
+    more = size - views.tokens.shape[0]
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, more), *[(0, 0)] * (x.ndim - 1))), views)
+
+
+def _to_patches(images: Float[Array, "B H W 3"], patch: int) -> Float[Array, "B h w 3"]:
+    """Images at the nearest size that is a multiple of a patch's, averaged where they shrink."""
+    sides = [max(patch, round(side / patch) * patch) for side in images.shape[1:3]]
+    if tuple(sides) == images.shape[1:3]:
+        return images
+    return jax.image.resize(images, (len(images), *sides, 3), "linear", antialias=True)
+
+
+def summarise(*ways: OneWay) -> Score:
     """The score of pairs from what is seen in their first images' cameras and in their second ones', batched."""
-    similarity = 0.5 * (mean_similarity(there) + mean_similarity(back))
-    overlap = [jnp.mean(way.overlap.astype(jnp.float32), axis=(1, 2)) for way in (there, back)]
-    return Score(1.0 - similarity, 0.5 * (overlap[0] + overlap[1]))
+    similarity = jnp.stack([mean_similarity(way) for way in ways])
+    overlap = jnp.stack([jnp.mean(way.overlap.astype(jnp.float32), axis=(1, 2)) for way in ways])
+    return Score(1.0 - jnp.mean(similarity, axis=0), jnp.mean(overlap, axis=0))
 
 
 def mean_similarity(way: OneWay) -> Float[Array, " *batch"]:
@@ -149,10 +205,11 @@ def mean_similarity(way: OneWay) -> Float[Array, " *batch"]:
 def one_way(
     points1: Float[Array, "H W 3"],
     points2: Float[Array, "H W 3"],
-    features1: Float[Array, "H W C"],
-    features2: Float[Array, "H W C"],
+    features1: Float[Array, "H/s W/s C"],
+    features2: Float[Array, "H/s W/s C"],
     *,
     radius: float = RADIUS,
+    stride: int = 1,
 ) -> OneWay:
     """Renders both images' features in the first one's camera and compares them.
 
@@ -161,11 +218,15 @@ def one_way(
         points2: the second image's, in the first one's camera.
         features1: of the first image's pixels.
         features2: of the second image's.
-        radius: of a point's disc; the published one covers neighbouring pixels from some 200 pixels a side on.
+        radius: of a point's disc where the picture's shorter side spans [-1, 1] and the stride is 1; the published one
+            covers neighbouring pixels from some 200 pixels a side on.
+        stride: s, see `Met3r`.
     """
-    height, width = points1.shape[:2]
-    focal = render_focal(points1)
-    covers = [cover(points, focal, height, width, radius=radius) for points in (points1, points2)]
+    focal = render_focal(points1) / stride
+    centre = stride // 2
+    thinned = [points[centre::stride, centre::stride] for points in (points1, points2)]
+    height, width = thinned[0].shape[:2]
+    covers = [cover(points, focal, height, width, radius=radius * stride) for points in thinned]
     rendered = [composite(c, f) for c, f in zip(covers, (features1, features2), strict=True)]
     overlap = covers[0].covered & covers[1].covered
     norms = [jnp.maximum(jnp.linalg.norm(r, axis=-1), EPSILON) for r in rendered]

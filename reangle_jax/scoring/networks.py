@@ -1,6 +1,5 @@
-"""The metric's two networks from a folder of converted weights."""
+"""The metric's two networks from a folder of converted weights, or the packaged small ones."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,36 @@ from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, VisionTran
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from reangle_jax.scoring.met3r import Met3r
 
-# Folder of each network under the weights, as the converter names it.
+TINY = "tiny"
+# Folder of each network under the weights, as the converter names it. FeatUp upsamples by the image's edges, as
+# published; the features of the others are upsampled bilinearly.
 GEOMETRY = "dust3r"
 FEATURES: dict[str, tuple[type, Callable[..., nnx.Module]]] = {
     "featup": (FeatUpConfig, FeatUp),
     "dino": (DinoConfig, VisionTransformer),
+    "dinov2": (DinoConfig, VisionTransformer),
 }
+_UNCONVERTED = ("dinov2",)  # those that `python -m converters` has no table for
 
 
-def load(folder: Path, features: str = "featup", *, key: str = "--weights") -> tuple[Met3r, tuple[Any, Any]]:
+def resolve(folder: str | Path) -> Path:
+    """The folder that a setting names: `tiny` is the packaged small family's."""
+    return weights.TINY_WEIGHTS if folder == TINY else Path(folder)
+
+
+def load(folder: str | Path, features: str = "featup", *, key: str = "--weights") -> tuple[Met3r, tuple[Any, Any]]:
     """The metric and its parameters.
 
     Args:
-        folder: holds ``dust3r/`` and a folder named as `features`, in either form of `checkpoints`.
-        features: one of FEATURES: ``featup`` upsamples by the image's edges, as published; ``dino`` bilinearly.
+        folder: holds ``dust3r/`` and a folder named as `features`, in either form of `checkpoints`; or `tiny`.
+        features: one of FEATURES: ``featup`` upsamples by the image's edges, as published; ``dino`` and ``dinov2``
+            bilinearly.
         key: the setting or flag that names the folder, for messages.
 
     Raises:
         InputError: a part is missing, damaged or of another kind.
     """
+    folder = resolve(folder)
     metric, states = [], []
     parts = {GEOMETRY: (Dust3rConfig, Dust3r), features: FEATURES[features]}
     for name in parts:  # all of them, before the first is read
@@ -52,13 +62,19 @@ def load(folder: Path, features: str = "featup", *, key: str = "--weights") -> t
 
 
 def patch_multiple(metric: Met3r, states: tuple[Any, Any]) -> int:
-    """What the sides of images must be multiples of, pixels: both networks' patch sizes."""
-    geometry, semantics = (nnx.merge(g, s) for g, s in zip((metric.dust3r, metric.features), states, strict=True))
-    return math.lcm(geometry.config.patch_size, semantics.config.patch_size)
+    """What the sides of images must be multiples of, pixels: DUSt3R's patch size."""
+    geometry = nnx.merge(metric.dust3r, states[0])
+    return geometry.config.patch_size
 
 
 def _mend(folder: Path, name: str, features: str) -> str:
-    other = next(choice for choice in FEATURES if choice != features)
-    if name == features and (folder / other).is_dir():
-        return f"convert it (`python -m converters --list`), or take --features={other}, which is there"
+    others = [choice for choice in FEATURES if (folder / choice).is_dir()]
+    other = f"take --features={others[0]}, which is there" if name == features and others else ""
+    if folder == weights.TINY_WEIGHTS:
+        return other or "this package has no small weights for the score; give the folder of converted weights"
+    if name in _UNCONVERTED:
+        mend = f"save a {FEATURES[name][1].__name__} there (checkpoints.save_model)"
+        return f"{mend}, or {other}" if other else mend
+    if other:
+        return f"convert it (`python -m converters --list`), or {other}"
     return "convert it with --out of this folder (`python -m converters --list`)"

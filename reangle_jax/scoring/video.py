@@ -53,7 +53,7 @@ def score_views(
     Args:
         metric: the networks.
         states: their parameters.
-        images: RGB; sides are multiples of both patch sizes.
+        images: RGB; sides are multiples of DUSt3R's patch size.
         keep_ways: give the renderings too.
     """
     described = [_describe(metric, states, jnp.asarray(image)) for image in images]

@@ -1,5 +1,6 @@
 """MEt3R's parts against plain loops in NumPy, and what must hold of the whole."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, VisionTransformer
+from reangle_jax.models.dino import DinoConfig, VisionTransformer, normalise
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
-from reangle_jax.scoring.met3r import Met3r, estimate_focal, mean_similarity, one_way, render_focal
+from reangle_jax.scoring import networks
+from reangle_jax.scoring.met3r import Met3r, estimate_focal, mean_similarity, one_way, pad_views, render_focal
 from reangle_jax.scoring.rendering import RADIUS, SLOTS, composite, cover
+from tests.scoring.small_scorer import random
 
 H, W = 24, 32
 
@@ -121,29 +124,116 @@ def test_no_overlap_is_undefined():
     assert np.isnan(float(mean_similarity(one_way(plane(), far, features, features, radius=0.1))))
 
 
-def metric(semantics):
-    geometry = Dust3r(Dust3rConfig.tiny(), rngs=nnx.Rngs(0))
+# The metric is static, so that the tests share a program each: most of their time is compilation.
+describe = jax.jit(lambda metric, states, images: metric.describe(states, images), static_argnums=0)
+compare = jax.jit(lambda metric, states, first, second: metric.compare(states, first, second), static_argnums=0)
+against = jax.jit(lambda metric, states, *rest: metric.against(states, *rest), static_argnums=0)
+
+
+@pytest.fixture(scope="module")
+def scorer(scorer_weights):
+    """Discs of about a pixel: the published ones are for large pictures."""
+    metric, states = networks.load(scorer_weights, "dino")
+    return dataclasses.replace(metric, radius=0.06), states
+
+
+def pictures(seed, count=3):
+    """With large patches of colour."""
+    rng = np.random.default_rng(seed)
+    return jnp.stack([jax.image.resize(rng.uniform(size=(4, 5, 3)), (32, 48, 3), "cubic") for _ in range(count)])
+
+
+def test_candidates_against_views_equal_single_pairs(scorer):
+    metric, states = scorer
+    views, candidates = pictures(0), pictures(1, 6)
+    described = describe(metric, states, views)
+    table = np.asarray(against(metric, states, candidates, described, 3))
+    sides = [describe(metric, states, candidates[k : k + 3]) for k in (0, 3)]
+    for k in range(3):
+        view = jax.tree.map(lambda x, k=k: jnp.repeat(x[k : k + 1], 3, axis=0), described)
+        scores = [compare(metric, states, side, view) for side in sides]
+        want = np.concatenate([score.met3r for score in scores])
+        assert want.std() > 1e-3
+        np.testing.assert_allclose(table[:, k], want, atol=2e-5)  # float32, another batch
+        assert all(((score.overlap > 0.1) & (score.overlap <= 1)).all() for score in scores)
+
+
+def test_one_program_while_views_are_finished_one_after_another(scorer):
+    metric, states = scorer
+    described = describe(metric, states, pictures(0))
+    candidates = pictures(1, 6)
+    full = np.asarray(against(metric, states, candidates, described, 3))
+    before = against._cache_size()
+    for count in (1, 2):
+        views = pad_views(jax.tree.map(lambda x, n=count: x[:n], described), 3)
+        table = np.asarray(against(metric, states, candidates, views, count))
+        np.testing.assert_array_equal(table[:, :count], full[:, :count])
+        assert np.isnan(table[:, count:]).all()
+    assert against._cache_size() == before
+
+
+def test_the_order_of_two_images_does_not_matter(scorer):
+    metric, states = scorer
+    described = describe(metric, states, pictures(0))
+    others = jax.tree.map(lambda x: x[jnp.asarray([1, 2, 0])], described)
+    scores, turned = compare(metric, states, described, others), compare(metric, states, others, described)
+    np.testing.assert_allclose(scores.met3r, turned.met3r, atol=1e-6)
+    np.testing.assert_allclose(scores.overlap, turned.overlap, atol=1e-6)
+    assert (scores.met3r > 1e-3).all()
+
+
+def test_the_cheap_score_ranks_candidates_alike(scorer):
+    """Each candidate is the finished view altered a little more than the one before."""
+    metric, states = scorer
+    cheap = dataclasses.replace(metric, stride=2, both=False)
+    views, other = pictures(0), pictures(1)
+    shares = jnp.asarray([0.0, 0.1, 0.25, 0.45, 0.7, 1.0]).reshape(-1, 1, 1, 1)
+    candidates = (1 - shares) * views[:1] + shares * other[:1]
+    tables = []
+    for kind in (metric, cheap):
+        described = describe(kind, states, views)
+        assert described.features.shape[1:3] == (32 // kind.stride, 48 // kind.stride)
+        tables.append(np.asarray(against(kind, states, candidates, described, 1))[:, 0])
+    for scores in tables:
+        assert abs(scores[0]) < 1e-6  # cosines of equal vectors in float32
+        assert scores[-1] > 0.01
+    orders = [np.argsort(np.argsort(scores)) for scores in tables]
+    assert np.corrcoef(*orders)[0, 1] > 0.9
+
+
+def test_a_stride_takes_its_points_and_its_focal_length():
+    """The coarse picture is the fine one at half the size: a smooth scene's renderings agree where both are covered."""
+    points = plane()
+    features = np.stack([np.cos(points[..., 0]), np.sin(points[..., 1]), np.ones((H, W))], -1).astype(np.float32)
+    coarse = 0.25 * sum(features[i::2, j::2] for i in range(2) for j in range(2))
+    render = jax.jit(one_way, static_argnames=("radius", "stride"))
+    # Discs of two fine pixels, so that each pixel is the mean of several, and of one coarse one: of one size.
+    fine = render(points, points, features, features, radius=2 / 12)
+    half = render(points, points, coarse, coarse, radius=1 / 12, stride=2)
+    assert half.similarity.shape == (H // 2, W // 2)
+    assert float(jnp.mean(half.overlap)) > 0.6
+    colours = [np.asarray(way.rendered1 / jnp.maximum(way.rendered1[..., 2:], 1e-6)) for way in (fine, half)]
+    blocks = 0.25 * sum(colours[0][i::2, j::2] for i in range(2) for j in range(2))
+    inner = np.asarray(half.overlap)[2:-2, 2:-2]
+    # The point that stands for four is half a pixel off their middle, where features change by 1 / 10 a pixel.
+    assert np.abs((blocks - colours[1])[2:-2, 2:-2][inner]).max() < 0.08
+
+
+def test_images_are_resized_for_the_feature_network_alone():
+    """32x48 pixels for patches of 7 and 8: shown at 35x49 to the one, as they are to the other."""
+    semantics = random(lambda: VisionTransformer(DinoConfig(16, 1, 2, 7, 5, layer_scale=True), rngs=nnx.Rngs(0)), 4)
+    geometry = random(lambda: Dust3r(Dust3rConfig.tiny(), rngs=nnx.Rngs(0)), 1)
     (g1, s1), (g2, s2) = nnx.split(geometry), nnx.split(semantics)
-    return Met3r(g1, g2), (s1, s2)
+    images = pictures(0, 1)
+    got = describe(Met3r(g1, g2), (s1, s2), images)
+    assert got.tokens.shape[1:3] == (4, 6)
+    shown = jax.image.resize(images, (1, 35, 49, 3), "linear")
+    features = jax.jit(lambda model, x: model.features(normalise(x)))(semantics, shown)
+    want = jax.image.resize(features, (1, 32, 48, 16), "linear")
+    np.testing.assert_allclose(got.features, want, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_candidates_against_views_equal_single_pairs(rng):
-    score, states = metric(VisionTransformer(DinoConfig.tiny(), rngs=nnx.Rngs(1)))
-    images = jnp.asarray(rng.uniform(size=(5, 32, 48, 3)), jnp.float32)
-    described = jax.jit(score.describe)(states, images)
-    views = jax.tree.map(lambda x: x[3:], described)
-    table = jax.jit(score.against)(states, images[:3], views)
-    pairs = [(s, 3 + k) for s in range(3) for k in range(2)]
-    first, second = (jax.tree.map(lambda x, n=n: x[jnp.asarray([p[n] for p in pairs])], described) for n in range(2))
-    single = jax.jit(score.compare)(states, first, second)
-    np.testing.assert_allclose(table.reshape(-1), single.met3r, atol=2e-5)
-    assert ((single.overlap >= 0) & (single.overlap <= 1)).all()
-
-
-def test_the_order_of_two_images_does_not_matter(rng):
-    score, states = metric(FeatUp(FeatUpConfig.tiny(), rngs=nnx.Rngs(1)))
-    both = jax.jit(score.describe)(states, jnp.asarray(rng.uniform(size=(2, 32, 48, 3)), jnp.float32))
-    turned = jax.tree.map(lambda x: x[::-1], both)
-    scores = np.asarray(jax.jit(score.compare)(states, both, turned).met3r)
-    np.testing.assert_allclose(scores[0], scores[1], atol=1e-6)
+def test_sizes_that_the_stride_does_not_divide(scorer):
+    metric, states = scorer
+    with pytest.raises(ValueError, match="no multiple of the stride 3"):
+        dataclasses.replace(metric, stride=3).describe(states, jnp.zeros((1, 32, 48, 3)))

@@ -1,7 +1,9 @@
 """The command from files to figures, and every mistake that it must answer in one line."""
 
 import json
+import os
 import shutil
+import signal
 
 import cv2
 import jax
@@ -14,7 +16,7 @@ from reangle_jax.data.video import write_video
 from reangle_jax.models.dino import DinoConfig
 from reangle_jax.scoring import networks
 from reangle_jax.scoring.command import main
-from reangle_jax.scoring.video import score_views
+from reangle_jax.scoring.video import PairScore, score_views
 from tests.scoring.small_scorer import SIZE, write_weights
 
 
@@ -204,7 +206,7 @@ def test_files_that_cannot_be_used(capsys, weights, pictures, tmp_path):
 def test_weights_that_cannot_be_used(capsys, weights, pictures, tmp_path):
     both = (pictures / "a.png", pictures / "b.png")
     assert "--weights is not set" in refused(capsys, *both)
-    assert "no small weights" in refused(capsys, *both, "--weights", "tiny")
+    assert "give tiny, or the folder" in refused(capsys, *both)
     assert "dust3r is missing" in refused(capsys, *both, "--weights", tmp_path)
     shutil.copytree(weights / "dust3r", tmp_path / "dust3r")
     assert "featup is missing: convert it" in refused(capsys, *both, "--weights", tmp_path)
@@ -212,11 +214,66 @@ def test_weights_that_cannot_be_used(capsys, weights, pictures, tmp_path):
     assert "or take --features=dino" in refused(capsys, *both, "--weights", tmp_path)
     shutil.copytree(weights / "dino", tmp_path / "featup")
     assert "describes DinoConfig, not FeatUpConfig" in refused(capsys, *both, "--weights", tmp_path)
+    line = refused(capsys, *both, "--weights", tmp_path, "--features", "dinov2")
+    assert "dinov2 is missing: save a VisionTransformer there" in line
+    assert "or take --features=featup" in line
     arrays = tmp_path / "dust3r" / "model.safetensors"
     arrays.write_bytes(arrays.read_bytes()[:-100])
     line = refused(capsys, *both, "--weights", tmp_path)
     assert "is damaged" in line
     assert "error: --weights" in line
+
+
+@pytest.fixture
+def packaged(weights, monkeypatch):
+    """The test's networks in the place of those that the package brings."""
+    monkeypatch.setattr("reangle_jax.weights.TINY_WEIGHTS", weights)
+
+
+def test_the_packaged_weights(capsys, packaged, pictures, monkeypatch, tmp_path):
+    both = (pictures / "a.png", pictures / "b.png")
+    assert networks.resolve("tiny") == networks.weights.TINY_WEIGHTS
+    assert str(networks.resolve("./tiny")) == "tiny"
+    assert networks.load("tiny", "dino")[0] == networks.load(networks.weights.TINY_WEIGHTS, "dino")[0]
+    assert "take --features=featup" in refused(capsys, *both, "--weights", "tiny", "--features", "dinov2")
+    monkeypatch.setattr("reangle_jax.weights.TINY_WEIGHTS", tmp_path)
+    line = refused(capsys, *both, "--weights", "tiny")
+    assert "this package has no small weights for the score; give the folder" in line
+
+
+@pytest.mark.parametrize(("options", "size"), [((), 128), (("--size", SIZE), SIZE)])
+def test_the_size_that_suits_the_packaged_weights(capsys, packaged, pictures, monkeypatch, options, size):
+    sizes = []
+
+    def score_views(metric, states, images, keep_ways):
+        sizes.extend(image.shape for image in images)
+        return [PairScore(0, 1, 0.5, 0.5)]
+
+    monkeypatch.setattr("reangle_jax.scoring.video.score_views", score_views)
+    both = (pictures / "a.png", pictures / "b.png")
+    code, report, _ = run(capsys, *both, "--weights", "tiny", *options)
+    assert (code, report["weights"], report["size"]) == (0, "tiny", [size, size])
+    assert sizes == [(size, size, 3)] * 2
+    code, report, _ = run(capsys, *both, "--weights", networks.weights.TINY_WEIGHTS)
+    assert report["size"] == [256, 256]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_signals(capsys, weights, pictures, monkeypatch, tmp_path, name, code):
+    """One line, and no half of a file."""
+
+    def stopped(*arguments):
+        os.kill(os.getpid(), getattr(signal, name))
+
+    both = (pictures / "a.png", pictures / "b.png")
+    monkeypatch.setattr("reangle_jax.scoring.video.score_views", lambda *_, **__: stopped())
+    got, report, err = run(capsys, *both, *quick(weights), "--out", tmp_path / "score.json")
+    assert (got, report, err) == (code, None, f"stopped by {name}: no report was written\n")
+    monkeypatch.undo()
+    monkeypatch.setattr(cv2, "imencode", stopped)
+    got, _, err = run(capsys, *both, *quick(weights), "--save-maps", tmp_path)
+    assert (got, len(err.splitlines())) == (code, 1)
+    assert not any(tmp_path.iterdir())
 
 
 def test_weights_as_the_converter_writes_them(scorer_weights, tmp_path):
