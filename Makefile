@@ -49,7 +49,7 @@ $(VENV)/.test: setup.py | $(PY)
 	if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	  $(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0 && \
 	  $(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,parity]' && \
-	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps mini-dust3r==0.1.2; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps mini-dust3r==0.1.2 lpips==0.1.4; \
 	else \
 	  $(PY) -m pip install --quiet --disable-pip-version-check -e '.[test]'; \
 	fi

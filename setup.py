@@ -24,8 +24,8 @@ RUNTIME = [
 ]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "scikit-image>=0.24", "ruff>=0.14", "pyright>=1.1.400"]
 # PyTorch originals, for parity alone. torch is pinned so that no open range pulls a CUDA build.
-# einops is what mini-dust3r (DUSt3R's original) imports; the Makefile installs that one by itself, because it asks for
-# torchvision, which its network does not use and whose builds do not fit this torch.
+# einops is what mini-dust3r (DUSt3R's original) imports; the Makefile installs that one and lpips by themselves: both
+# ask for torchvision, whose builds do not fit this torch: one network does not use it, the other gets a stand-in.
 PARITY = ["torch==2.13.0", "diffusers==0.42.1", "transformers==5.23.0", "peft==0.21.2", "einops>=0.8"]
 
 setup(
