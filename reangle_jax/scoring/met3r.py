@@ -23,7 +23,7 @@ from reangle_jax.models.dino import FeatUp, normalise
 from reangle_jax.models.dust3r import Dust3r
 from reangle_jax.nn.resize import resize_bilinear
 from reangle_jax.nn.vit import VisionTransformer
-from reangle_jax.scoring.rendering import RADIUS, composite, cover
+from reangle_jax.scoring.rendering import RADIUS, Cover, composite, cover
 
 EPSILON = 1e-8
 
@@ -126,14 +126,25 @@ class Met3r:
 
     def both_ways(self, states: tuple[Any, Any], first: Described, second: Described) -> tuple[OneWay, OneWay]:
         """Renderings and similarities in the first images' cameras, and in the second ones', batched."""
-        return self.one_way(states, first, second), self.one_way(states, second, first)
+        count = first.tokens.shape[0]
+        # One pass of twice the batch; the features, which are large, are not copied for it.
+        seen = self._seen(
+            states,
+            jnp.concatenate([first.tokens, second.tokens]),
+            jnp.concatenate([second.tokens, first.tokens]),
+        )
+        there, back = jax.tree.map(lambda x: x[:count], seen), jax.tree.map(lambda x: x[count:], seen)
+        blend = jax.vmap(_blend)
+        return blend(there, first.features, second.features), blend(back, second.features, first.features)
 
     def one_way(self, states: tuple[Any, Any], first: Described, second: Described) -> OneWay:
         """Renderings and similarities in the first images' cameras, batched."""
-        geometry = nnx.merge(self.dust3r, states[0])
-        a, b = geometry.decode(first.tokens, second.tokens)
-        render = functools.partial(one_way, radius=self.radius, stride=self.stride)
-        return jax.vmap(render)(a.points, b.points, first.features, second.features)
+        return jax.vmap(_blend)(self._seen(states, first.tokens, second.tokens), first.features, second.features)
+
+    def _seen(self, states: tuple[Any, Any], first: Array, second: Array) -> Cover:
+        """What of each pair covers the first images' cameras, see `_cover_both`."""
+        a, b = nnx.merge(self.dust3r, states[0]).decode(first, second)
+        return jax.vmap(functools.partial(_cover_both, radius=self.radius, stride=self.stride))(a.points, b.points)
 
     def against(
         self,
@@ -222,13 +233,22 @@ def one_way(
             covers neighbouring pixels from some 200 pixels a side on.
         stride: s, see `Met3r`.
     """
+    return _blend(_cover_both(points1, points2, radius=radius, stride=stride), features1, features2)
+
+
+def _cover_both(points1: Array, points2: Array, *, radius: float, stride: int) -> Cover:
+    """What covers each pixel of the first image's camera, of the first image (0 of the leading axis) and second."""
     focal = render_focal(points1) / stride
-    centre = stride // 2
-    thinned = [points[centre::stride, centre::stride] for points in (points1, points2)]
-    height, width = thinned[0].shape[:2]
-    covers = [cover(points, focal, height, width, radius=radius * stride) for points in thinned]
-    rendered = [composite(c, f) for c, f in zip(covers, (features1, features2), strict=True)]
-    overlap = covers[0].covered & covers[1].covered
+    thinned = jnp.stack([points1, points2])[:, stride // 2 :: stride, stride // 2 :: stride]
+    height, width = thinned.shape[1:3]
+    return jax.vmap(lambda points: cover(points, focal, height, width, radius=radius * stride))(thinned)
+
+
+def _blend(covers: Cover, features1: Array, features2: Array) -> OneWay:
+    """Both images' features as they are seen in the first one's camera, and what they have in common."""
+    halves = [jax.tree.map(lambda x, k=k: x[k], covers) for k in (0, 1)]
+    rendered = [composite(c, f) for c, f in zip(halves, (features1, features2), strict=True)]
+    overlap = halves[0].covered & halves[1].covered
     norms = [jnp.maximum(jnp.linalg.norm(r, axis=-1), EPSILON) for r in rendered]
     cosine = jnp.sum(rendered[0] * rendered[1], axis=-1) / (norms[0] * norms[1])
     return OneWay(jnp.where(overlap, cosine, 0.0), overlap, *rendered)

@@ -1,5 +1,6 @@
 """Very small random networks of the score, as the converter leaves them."""
 
+import dataclasses
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from tests.networks import fill_randomly
 
 SIZE = 32
+FEATUP = dataclasses.replace(FeatUpConfig.tiny(), patch_size=4, stages=2)  # each doubling is compiled by itself
 
 
 def write_weights(folder: Path, *, depth: float = 2.0) -> Path:
@@ -34,8 +36,8 @@ def write_weights(folder: Path, *, depth: float = 2.0) -> Path:
             twin = path.replace(".first.", ".second.").replace("head1.", "head2.")
             variables[twin].set_value(variable[...])
     checkpoints.save_model(folder / "dust3r", geometry, Dust3rConfig.tiny())
-    featup = random(lambda: FeatUp(FeatUpConfig.tiny(), rngs=nnx.Rngs(0)), 2)
-    checkpoints.save_model(folder / "featup", featup, FeatUpConfig.tiny())
+    featup = random(lambda: FeatUp(FEATUP, rngs=nnx.Rngs(0)), 2)
+    checkpoints.save_model(folder / "featup", featup, FEATUP)
     dino = random(lambda: VisionTransformer(DinoConfig.tiny(), rngs=nnx.Rngs(0)), 3)
     checkpoints.save_model(folder / "dino", dino, DinoConfig.tiny())
     return folder

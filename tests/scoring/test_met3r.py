@@ -1,6 +1,7 @@
 """MEt3R's parts against plain loops in NumPy, and what must hold of the whole."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -48,27 +49,28 @@ def random_points(rng, height=H, width=W):
     return points.astype(np.float32)
 
 
+@functools.partial(jax.jit, static_argnames="radius")
+def render(points, features, radius):
+    found = cover(points, jnp.float32(30.0), H, W, radius=radius)
+    return composite(found, features), found.covered
+
+
 @pytest.mark.parametrize("radius", [RADIUS, 0.1, 0.5])  # a fraction of a pixel, one, and crowds of more than ten discs
 def test_rendering_equals_the_definition(rng, radius):
     points, features = random_points(rng), rng.normal(size=(H, W, 5)).astype(np.float32)
 
-    @jax.jit
-    def render(points, features):
-        found = cover(points, jnp.float32(30.0), H, W, radius=radius)
-        return composite(found, features), found.covered
-
     with np.errstate(invalid="ignore"):
         want, want_covered = brute_force(points, features, 30.0, radius)
-    got, covered = render(points, features)
+    got, covered = render(points, features, radius=radius)
     # A disc's rim may fall on either side in float32: at most one pixel in a thousand.
     assert np.mean(np.asarray(covered) != want_covered) < 2e-3
     assert np.mean(np.abs(np.asarray(got) - want).max(-1) > 2e-4) < 2e-3
 
 
-def test_nothing_to_render(rng):
-    found = cover(jnp.full((H, W, 3), -1.0), jnp.float32(30.0), H, W)
-    assert not np.asarray(found.covered).any()
-    assert not np.asarray(composite(found, jnp.ones((H, W, 2)))).any()
+def test_nothing_to_render():
+    picture, covered = render(jnp.full((H, W, 3), -1.0), jnp.ones((H, W, 5)), radius=RADIUS)
+    assert not np.asarray(covered).any()
+    assert not np.asarray(picture).any()
 
 
 def plane(focal=40.0, tilt=0.3):
@@ -90,9 +92,12 @@ def test_focal_is_the_lower_median_of_all_votes(rng):
     np.testing.assert_allclose(estimate_focal(jnp.asarray(points)), votes[(len(votes) - 1) // 2], rtol=1e-5)
 
 
+one_way_jit = jax.jit(one_way, static_argnames=("radius", "stride"))
+
+
 def test_the_same_image_and_points_agree_fully(rng):
-    features = rng.normal(size=(H, W, 8)).astype(np.float32)
-    way = one_way(plane(), plane(), features, features, radius=0.1)
+    features = rng.normal(size=(H, W, 6)).astype(np.float32)
+    way = one_way_jit(plane(), plane(), features, features, radius=0.1)
     assert float(jnp.mean(way.overlap)) > 0.5
     np.testing.assert_allclose(mean_similarity(way), 1.0, atol=1e-6)
 
@@ -112,7 +117,7 @@ def test_a_plane_seen_by_a_camera_that_moved(rng):
     noise = rng.normal(size=(H, W, 6)).astype(np.float32)
     scores = []
     for share in (0.0, 0.25, 0.5, 1.0, 2.0):
-        way = one_way(points, second, features(points), features(second) + share * noise, radius=0.1)
+        way = one_way_jit(points, second, features(points), features(second) + np.float32(share) * noise, radius=0.1)
         scores.append(1 - float(mean_similarity(way)))
     assert scores[0] < 5e-3
     assert all(a < b for a, b in itertools.pairwise(scores))
@@ -120,8 +125,8 @@ def test_a_plane_seen_by_a_camera_that_moved(rng):
 
 def test_no_overlap_is_undefined():
     far = plane() + np.array([1e3, 0, 0], np.float32)
-    features = np.ones((H, W, 2), np.float32)
-    assert np.isnan(float(mean_similarity(one_way(plane(), far, features, features, radius=0.1))))
+    features = np.ones((H, W, 6), np.float32)
+    assert np.isnan(float(mean_similarity(one_way_jit(plane(), far, features, features, radius=0.1))))
 
 
 # The metric is static, so that the tests share a program each: most of their time is compilation.
@@ -206,10 +211,9 @@ def test_a_stride_takes_its_points_and_its_focal_length():
     points = plane()
     features = np.stack([np.cos(points[..., 0]), np.sin(points[..., 1]), np.ones((H, W))], -1).astype(np.float32)
     coarse = 0.25 * sum(features[i::2, j::2] for i in range(2) for j in range(2))
-    render = jax.jit(one_way, static_argnames=("radius", "stride"))
     # Discs of two fine pixels, so that each pixel is the mean of several, and of one coarse one: of one size.
-    fine = render(points, points, features, features, radius=2 / 12)
-    half = render(points, points, coarse, coarse, radius=1 / 12, stride=2)
+    fine = one_way_jit(points, points, features, features, radius=2 / 12)
+    half = one_way_jit(points, points, coarse, coarse, radius=1 / 12, stride=2)
     assert half.similarity.shape == (H // 2, W // 2)
     assert float(jnp.mean(half.overlap)) > 0.6
     colours = [np.asarray(way.rendered1 / jnp.maximum(way.rendered1[..., 2:], 1e-6)) for way in (fine, half)]
