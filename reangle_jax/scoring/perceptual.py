@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, UInt8
 from reangle_jax import checkpoints, weights
 from reangle_jax.errors import InputError
 from reangle_jax.nn.conv import Conv2D
+from reangle_jax.scoring.image import TooSmallError
 
 FOLDER = "lpips"  # under the weights, as the converter names it
 # What the published heads were trained with: colours of -1 to 1, less this mean, over this deviation.
@@ -242,12 +243,12 @@ class Lpips(nnx.Module):
             0 for equal images, within round-off; larger the less they are alike; float32.
 
         Raises:
-            ValueError: a side is below ``config.smallest_side``.
+            TooSmallError: a side is below ``config.smallest_side``.
         """
         least = self.config.smallest_side
         if min(images1.shape[1:3]) < least:
             height, width = images1.shape[1:3]
-            raise ValueError(f"{self.config.backbone} needs sides of {least} pixels or more, not {width}x{height}")
+            raise TooSmallError(f"{self.config.backbone} needs sides of {least} pixels or more, not {width}x{height}")
         total = jnp.zeros(images1.shape[:1], jnp.float32)
         for head, x in zip(self.heads, self.features(jnp.concatenate([images1, images2])), strict=True):
             first, second = jnp.split(_unit(x.astype(jnp.float32)), 2)

@@ -11,6 +11,7 @@ from flax import nnx
 from reangle_jax.checkpoints import abstract, parameter_paths, save_model
 from reangle_jax.errors import InputError
 from reangle_jax.scoring import perceptual
+from reangle_jax.scoring.image import TooSmallError
 from reangle_jax.scoring.perceptual import Lpips, LpipsConfig
 from tests.networks import fill_randomly
 
@@ -106,7 +107,9 @@ def test_smallest_side(backbone):
         return nnx.eval_shape(lambda net, x: net(x, x), model, images)
 
     assert taps(config.smallest_side).shape == (1,)
-    with pytest.raises(ValueError, match=f"{config.smallest_side} pixels or more, not 64x{config.smallest_side - 1}"):
+    with pytest.raises(
+        TooSmallError, match=f"{config.smallest_side} pixels or more, not 64x{config.smallest_side - 1}"
+    ):
         taps(config.smallest_side - 1)
 
 
