@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from reangle_jax.scoring.image import psnr, ssim, ssim_map
+from reangle_jax.scoring.image import TooSmallError, psnr, ssim, ssim_map
 
 
 @pytest.fixture
@@ -27,6 +27,19 @@ def test_ssim_is_scikit_images(pair):
     # scikit-image computes in float64 too, with another order of the sums; its borders reflect likewise.
     assert ssim(*pair) == pytest.approx(expected, abs=1e-6)
     np.testing.assert_allclose(ssim_map(*pair), expected_map.mean(-1), atol=1e-6)
+
+
+def test_ssim_of_flat_bright_images_is_scikit_images():
+    """Variances are small differences of large squares: float32 would be wrong in the fourth digit."""
+    flat = np.full((40, 56, 3), 250, np.uint8)
+    striped = flat.copy()
+    striped[::2] = 251
+    expected = structural_similarity(
+        flat, striped, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert expected < 0.9965  # not all alike to it
+    # Sums of squares near 6e4 in float64, in another order.
+    assert ssim(flat, striped) == pytest.approx(expected, abs=1e-9)
 
 
 def test_equal_images(pair):
@@ -62,6 +75,11 @@ def test_nothing_visible_is_nan(pair):
     mask = np.zeros(pair[0].shape[:2], bool)
     assert math.isnan(psnr(*pair, mask))
     assert math.isnan(ssim(*pair, mask))
+
+
+def test_refuses_images_smaller_than_the_window(pair):
+    with pytest.raises(TooSmallError, match="larger than 10 pixels, not 10 x 56"):
+        ssim(pair[0][:10], pair[1][:10])
 
 
 def test_refuses_shapes_that_differ(pair):
