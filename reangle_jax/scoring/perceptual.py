@@ -3,8 +3,9 @@
 Both images go through a classifier's convolutions; at five to seven depths the features are normalised over channels,
 and the squared differences are weighted by a learned, non-negative factor a channel, averaged over the image and added.
 
-It is written here because the ports on PyPI (jaxlpips 1.2.0, lpips-nnx 0.1.0) download their weights when they are
-built, have two backbones or one of the three, and would bring a client of the Hub to those who only run the networks.
+It is written here because the ports on PyPI (jaxlpips 1.2.0 and lpips-nnx 0.1.0, both MIT) download their weights when
+they are built and take none from a folder, have two of the three backbones or one, and would add a download client to
+what every installation needs.
 """
 
 import dataclasses
