@@ -96,6 +96,29 @@ def grid_rope(rows: int, columns: int, width: int, theta: float = 100.0) -> Rope
     return Rope(jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32))
 
 
+def place_waves(rows: int, columns: int, width: int) -> np.ndarray:
+    """Sines and cosines of every token's place in the picture, float32 [rows, columns, width].
+
+    A place is measured from the picture's middle in lengths of its shorter side, so that it says the same of the ray
+    through the token whatever the resolution, and if a longer picture is cropped. Wavelengths are four shorter sides
+    down to an eighth of one.
+
+    Args:
+        rows: of tokens.
+        columns: of tokens.
+        width: of the embedding, a multiple of 4: the first half is of the row, the second of the column.
+    """
+    frequencies = np.geomspace(0.25, 8.0, width // 4)
+
+    def waves(count: int) -> np.ndarray:
+        places = (np.arange(count) + 0.5 - count / 2) / min(rows, columns)
+        angles = 2 * np.pi * np.outer(places, frequencies)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    down, across = waves(rows)[:, None], waves(columns)[None, :]
+    return np.concatenate(np.broadcast_arrays(down, across), axis=-1).astype(np.float32)
+
+
 def rotate_grid(x: Float[Array, "B S N D"], rope: Rope) -> Float[Array, "B S N D"]:
     """Rotates each half's pairs (x[k], x[k + D/4]) by the tables of `grid_rope`, in float32; the dtype is kept."""
     cos, sin = (table[None, :, None] for table in rope)  # [1, S, 1, 2, D/4]

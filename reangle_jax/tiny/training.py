@@ -18,7 +18,7 @@ import optax.contrib
 import orbax.checkpoint as ocp
 
 Batch = Any
-Loss = Callable[[Any, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,7 @@ def train(
     *,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     trainable: Any = None,
+    distil: bool = False,
 ) -> Any:
     """Minimises ``loss`` and returns the running mean of the parameters.
 
@@ -141,6 +142,7 @@ def train(
         workdir: holds the checkpoints and ``log.jsonl``; the same call goes on where it stopped.
         evaluate: held-out numbers of the mean parameters, computed at each checkpoint and at the end.
         trainable: a pytree like ``parameters`` of float32 factors on the updates: 0 keeps a value as it is.
+        distil: give the running mean of the parameters to ``loss`` too, as its last argument: a teacher.
 
     Returns:
         The mean parameters.
@@ -148,26 +150,27 @@ def train(
     workdir = Path(workdir).absolute()
     leaves, tree = jax.tree_util.tree_flatten_with_path(parameters)
     flat = {jax.tree_util.keystr(path): value for path, value in leaves}
-    freedom = jax.tree.leaves(trainable) if trainable is not None else None
+    names = list(flat)
+    freedom = dict(zip(flat, jax.tree.leaves(trainable), strict=True)) if trainable is not None else None
     optimiser = make_optimiser(flat, config)
 
     def restore(flat: dict[str, jax.Array]) -> Any:
-        return tree.unflatten(list(flat.values()))
+        return tree.unflatten([flat[name] for name in names])  # jax sorts a dict's keys
 
     def step_fn(state: dict[str, Any], batch: Batch, rate: jax.Array, key: jax.Array):
+        teacher = (restore(state["mean"]),) if distil else ()
+
         def loss_of(flat: dict[str, jax.Array]):
-            return loss(restore(flat), batch, key)
+            return loss(restore(flat), batch, key, *teacher)
 
         (value, numbers), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["parameters"])
         updates: Any
         updates, opt_state = optimiser.update(gradients, state["optimiser"], state["parameters"])
         if freedom is not None:
-            updates = {
-                name: u * jnp.broadcast_to(f, u.shape) for (name, u), f in zip(updates.items(), freedom, strict=True)
-            }
+            updates = {name: u * jnp.broadcast_to(freedom[name], u.shape) for name, u in updates.items()}
         new = jax.tree.map(lambda p, u: p + rate * u, state["parameters"], updates)
         decay = jnp.minimum(config.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
-        mean = jax.tree.map(lambda m, p: decay * m + (1.0 - decay) * p, state["mean"], new)
+        mean = jax.tree.map(lambda m, p: m + (1.0 - decay) * (p - m), state["mean"], new)  # a value at rest stays exact
         numbers = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **numbers}
         return {"parameters": new, "mean": mean, "optimiser": opt_state, "step": state["step"] + 1.0}, numbers
 

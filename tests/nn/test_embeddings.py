@@ -4,6 +4,7 @@ import pytest
 
 from reangle_jax.nn.embeddings import (
     grid_rope,
+    place_waves,
     rope_angles,
     rotate_grid,
     rotate_halves,
@@ -83,3 +84,19 @@ def test_grid_rotation_turns_by_row_and_by_column(rng):
     assert rotate_grid(jnp.ones((1, 6, 1, 8), jnp.bfloat16), grid_rope(2, 3, 8)).dtype == jnp.bfloat16
     with pytest.raises(ValueError, match="multiple of 4"):
         grid_rope(2, 3, 6)
+
+
+def test_a_place_in_the_picture_is_the_same_at_any_resolution():
+    """Tokens of twice the size have places half-way between those of the small ones they cover."""
+    waves = place_waves(6, 8, 16)
+    assert waves.shape == (6, 8, 16)
+    fine = place_waves(18, 24, 16)
+    np.testing.assert_allclose(fine[1::3, 1::3], waves, atol=1e-6)  # every third one's middle is a large one's
+    assert len(np.unique(waves.reshape(48, -1).round(5), axis=0)) == 48
+
+
+def test_a_place_in_the_picture_is_the_same_after_a_crop_of_its_longer_side():
+    np.testing.assert_allclose(place_waves(6, 10, 16)[:, 2:8], place_waves(6, 6, 16), atol=1e-6)
+    rows, columns = place_waves(6, 10, 16)[..., :8], place_waves(6, 10, 16)[..., 8:]
+    assert (rows == rows[:, :1]).all()
+    assert (columns == columns[:1]).all()

@@ -23,6 +23,9 @@ class Dust3rConfig:
         image_size: the longer side that the network was trained at, pixels; 224 means squares of that size.
         patch_size: pixels per token and side.
         rope_theta: the longest wavelength of the rotary positions over 2 pi, in tokens.
+        absolute_positions: add sines and cosines of each token's place in the picture before encoder and decoders, as
+            the first CroCo does; no published DUSt3R has it. Rotary positions tell tokens only how far apart they are:
+            a large network finds out from that where the picture ends, a small one does not.
         neck_widths: channels of the dense head's four levels before fusion.
         fusion_width: its channels while fusing.
         head_width: its channels after the first convolution behind fusion.
@@ -46,6 +49,7 @@ class Dust3rConfig:
     image_size: int
     patch_size: int = 16
     rope_theta: float = 100.0
+    absolute_positions: bool = False
     neck_widths: tuple[int, int, int, int] = (96, 192, 384, 768)
     fusion_width: int = 256
     head_width: int = 128
@@ -140,4 +144,5 @@ class Dust3rConfig:
             head="linear",
             image_size=192,
             patch_size=8,
+            absolute_positions=True,
         )

@@ -10,7 +10,7 @@ from reangle_jax.models.dust3r.config import Dust3rConfig
 from reangle_jax.models.dust3r.decoder import DecoderPair
 from reangle_jax.models.dust3r.heads import HEADS, View
 from reangle_jax.nn.conv import Conv2D
-from reangle_jax.nn.embeddings import Rope, grid_rope
+from reangle_jax.nn.embeddings import Rope, grid_rope, place_waves
 from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.norms import LayerNorm
 from reangle_jax.nn.stack import Stack
@@ -60,7 +60,7 @@ class Dust3r(nnx.Module):
         tokens = self.patch_embed(images)
         grid = tokens.shape
         rope = self._rope(tokens, self.config.encoder_width // self.config.encoder_heads)
-        tokens = self.encoder(tokens.reshape(grid[0], -1, grid[3]), rope)
+        tokens = self.encoder(self._placed(tokens).reshape(grid[0], -1, grid[3]), rope)
         return self.encoder_norm(tokens).reshape(grid)
 
     def decode(self, tokens1: Float[Array, "B h w C"], tokens2: Float[Array, "B h2 w2 C"]) -> tuple[View, View]:
@@ -77,7 +77,8 @@ class Dust3r(nnx.Module):
         ropes = self._rope(tokens1, width), self._rope(tokens2, width)
         grids = tokens1.shape[:3], tokens2.shape[:3]
         embedded = [
-            self.decoder_embed(x).reshape(x.shape[0], -1, self.config.decoder_width) for x in (tokens1, tokens2)
+            self._placed(self.decoder_embed(x)).reshape(x.shape[0], -1, self.config.decoder_width)
+            for x in (tokens1, tokens2)
         ]
         if self.config.head == "linear":
             outputs = [self.decoder(tuple(embedded), ropes)]
@@ -93,6 +94,11 @@ class Dust3r(nnx.Module):
             tokens1, tokens2 = jnp.split(self.encode(jnp.concatenate([images1, images2])), 2)
             return self.decode(tokens1, tokens2)
         return self.decode(self.encode(images1), self.encode(images2))
+
+    def _placed(self, tokens: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+        if not self.config.absolute_positions:
+            return tokens
+        return tokens + jnp.asarray(place_waves(*tokens.shape[1:]), tokens.dtype)[None]
 
     def _rope(self, tokens: Array, width: int) -> Rope:
         return grid_rope(tokens.shape[1], tokens.shape[2], width, self.config.rope_theta)

@@ -1,0 +1,342 @@
+"""Trains the small family's DUSt3R.
+
+``python -m reangle_jax.tiny.train_dust3r --workdir DIR --views DIR --held-out DIR [--half] [--steps N | --minutes M]``
+
+Data: pairs of views of procedural scenes at one moment (`reangle_jax.tiny.views`), whose point maps are exact. With
+``--half`` they are seen at half their size, which costs less than a quarter; most of the training is done so, and the
+rest starts from it (``--init``) at full size.
+
+Loss: DUSt3R's, the distance of predicted and true points weighted by the predicted confidence, whose logarithm is
+rewarded; each point's distance counts relative to how far off it lies. The true points' unit is their mean distance.
+Beside it, and for the encoder alone, the tokens of both images are told which of them see the same spot (InfoNCE, van
+den Oord et al., 2018; as MASt3R tells its descriptors): a cross-attention that is to find a spot in the other image
+would otherwise take most of a short training to be discovered.
+"""
+
+import argparse
+import functools
+from pathlib import Path
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, UInt8
+
+from reangle_jax import checkpoints
+from reangle_jax.errors import InputError
+from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
+from reangle_jax.nn.linear import Linear
+from reangle_jax.tiny import training
+from reangle_jax.tiny.train_depth import load_motorcycle, principal_patches
+from reangle_jax.tiny.views import Views, load_views
+
+WEIGHTS = Path(__file__).with_name("weights") / "dust3r"
+FAR = 25.0  # scene units: what lies beyond (the sky) is pulled to this depth along its ray
+ALPHA = 0.2  # of the confidence's reward
+MATCH_WEIGHT, MATCH_WIDTH, TEMPERATURE = 0.3, 32, 0.1
+LEAST = 0.1  # added to a point's distance where errors are divided by it
+SAME = 0.1  # share of pairs that are an image and itself
+
+
+class Trained(nnx.Module):
+    """DUSt3R, and the projection of tokens that are matched, which is dropped after training."""
+
+    def __init__(self, config: Dust3rConfig, *, rngs: nnx.Rngs):
+        self.dust3r = Dust3r(config, rngs=rngs)
+        self.match = Linear(config.encoder_width, MATCH_WIDTH, rngs=rngs)
+
+
+def points_of(depth: Float[Array, "B H W"], K: Float[Array, "B 3 3"]) -> Float[Array, "B H W 3"]:
+    """Each pixel's point in its own camera's frame, at most `FAR` deep; pixels' centres lie at +0.5."""
+    height, width = depth.shape[1:]
+    x = (jnp.arange(width, dtype=jnp.float32) + 0.5)[None, None, :] - K[:, 0, 2, None, None]
+    y = (jnp.arange(height, dtype=jnp.float32) + 0.5)[None, :, None] - K[:, 1, 2, None, None]
+    z = jnp.minimum(depth.astype(jnp.float32), FAR)
+    return jnp.stack([x / K[:, 0, 0, None, None] * z, y / K[:, 1, 1, None, None] * z, z], -1)
+
+
+def moved(points: Float[Array, "B H W 3"], pose: Float[Array, "B 4 4"]) -> Float[Array, "B H W 3"]:
+    """Points under rigid motions."""
+    turned = jnp.einsum("bij,bhwj->bhwi", pose[:, :3, :3], points, precision="highest")
+    return turned + pose[:, None, None, :3, 3]
+
+
+def relative(first: Float[Array, "B 4 4"], second: Float[Array, "B 4 4"]) -> Float[Array, "B 4 4"]:
+    """From the second cameras' frames to the first ones'; both are given as rigid camera-to-world matrices."""
+    turn = jnp.swapaxes(first[:, :3, :3], 1, 2)
+    rotation = jnp.einsum("bij,bjk->bik", turn, second[:, :3, :3], precision="highest")
+    shift = jnp.einsum("bij,bj->bi", turn, second[:, :3, 3] - first[:, :3, 3], precision="highest")
+    last = jnp.broadcast_to(jnp.array([0.0, 0, 0, 1])[None, None], (len(first), 1, 4))
+    return jnp.concatenate([jnp.concatenate([rotation, shift[..., None]], 2), last], 1)
+
+
+def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int, half: bool) -> dict[str, np.ndarray]:
+    """Pairs: ``images`` uint8 [2, B, H, W, 3], ``depth`` [2, B, H, W], ``K`` [B, 3, 3], ``poses`` [2, B, 4, 4].
+
+    Every other batch holds squares.
+    """
+    height, width = views.images.shape[2:4]
+    left = (width - height) // 2 if step % 2 else 0
+    window = slice(left, width - left)
+    images, depth, K, poses = [], [], [], []
+    for _ in range(count):
+        scene = rng.integers(len(views.images))
+        pair = rng.permutation(views.images.shape[1])[:2]
+        if rng.random() < SAME:
+            pair[1] = pair[0]
+        x, z = views.images[scene, pair][:, :, window], views.depth[scene, pair][:, :, window]
+        pose, k = views.camera_to_world[scene, pair], views.K[scene].copy()
+        k[0, 2] -= left
+        if half:
+            x = np.stack([cv2.resize(a, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for a in x])
+            z, k = z[:, ::2, ::2], k * np.array([[0.5], [0.5], [1]], np.float32)
+        if rng.random() < 0.5:  # mirrored
+            x, z = x[:, :, ::-1], z[:, :, ::-1]
+            flip = np.diag([-1, 1, 1, 1]).astype(np.float32)
+            pose = flip @ pose @ flip
+        colours = rng.permutation(3) if rng.random() < 0.5 else np.arange(3)
+        images.append(np.stack([_lit(rng, a[..., colours]) for a in x]))
+        depth.append(z.astype(np.float16))
+        K.append(k)
+        poses.append(pose)
+    batch = {"images": np.stack(images, 1), "depth": np.stack(depth, 1)}
+    return batch | {"K": np.stack(K).astype(np.float32), "poses": np.stack(poses, 1).astype(np.float32)}
+
+
+def _lit(rng: np.random.Generator, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """The image a little brighter or darker and of a slightly other tint."""
+    return np.clip(image * (rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3)), 0, 255).astype(np.uint8)
+
+
+def true_points(batch: dict[str, Array]) -> tuple[Float[Array, "P H W 3"], Float[Array, "P H W 3"]]:
+    """Both images' points in the first one's frame, of the pairs as they are and then of the pairs exchanged; P = 2 B.
+
+    Their unit is the pair's mean distance from the first camera.
+    """
+    own = [points_of(depth, batch["K"]) for depth in batch["depth"]]
+    a, b = batch["poses"]
+    first = jnp.concatenate(own)
+    second = jnp.concatenate([moved(own[1], relative(a, b)), moved(own[0], relative(b, a))])
+    distances = jnp.linalg.norm(jnp.stack([first, second]), axis=-1)
+    unit = jnp.mean(distances, axis=(0, 2, 3))[:, None, None, None]
+    return first / unit, second / unit
+
+
+def matches(
+    points: Float[Array, "B H W 3"], other: Float[Array, "B H W 3"], K: Float[Array, "B 3 3"], patch: int
+) -> tuple[Array, Bool[Array, "B N"]]:
+    """Where the middle of each patch of the second images is seen in the first ones: patch number, and whether it is.
+
+    Args:
+        points: of the first images, in their own frame.
+        other: of the second images, in the same frame.
+        K: of the first images.
+        patch: pixels a patch and side.
+    """
+    batch, height, width, _ = points.shape
+    middle = other[:, patch // 2 :: patch, patch // 2 :: patch].reshape(batch, -1, 3)
+    z = jnp.maximum(middle[..., 2], 1e-3)
+    u = jnp.floor(middle[..., 0] / z * K[:, 0, 0, None] + K[:, 0, 2, None]).astype(jnp.int32)
+    v = jnp.floor(middle[..., 1] / z * K[:, 1, 1, None] + K[:, 1, 2, None]).astype(jnp.int32)
+    inside = (u >= 0) & (u < width) & (v >= 0) & (v < height) & (middle[..., 2] > 1e-3)
+    u, v = jnp.clip(u, 0, width - 1), jnp.clip(v, 0, height - 1)
+    seen = jax.vmap(lambda depth, v, u: depth[v, u])(points[..., 2], v, u)
+    near = jnp.abs(seen / z - 1) < 0.05
+    return v // patch * (width // patch) + u // patch, inside & near
+
+
+def match_loss(
+    tokens1: Float[Array, "B N C"], tokens2: Float[Array, "B N C"], target: Array, valid: Bool[Array, "B N"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cross-entropy of choosing the right token of the first image for each of the second, and how often it is."""
+    unit1, unit2 = (x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6) for x in (tokens1, tokens2))
+    logits = jnp.einsum("bnc,bmc->bnm", unit2, unit1) / TEMPERATURE
+    logp = jax.nn.log_softmax(logits, axis=-1)
+    picked = jnp.take_along_axis(logp, target[..., None], axis=-1)[..., 0]
+    weight = valid.astype(jnp.float32)
+    count = jnp.maximum(jnp.sum(weight), 1.0)
+    right = (jnp.argmax(logits, -1) == target).astype(jnp.float32)
+    return -jnp.sum(picked * weight) / count, jnp.sum(right * weight) / count
+
+
+def loss(parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef: nnx.GraphDef) -> tuple[Array, dict]:
+    """The loss of one batch; each pair is used both ways."""
+    del key
+    model = nnx.merge(graphdef, parameters)
+    network = model.dust3r
+    images = batch["images"].astype(jnp.float32) / 127.5 - 1.0
+    count = images.shape[1]
+    tokens = network.encode(images.reshape(-1, *images.shape[2:]))
+    exchanged = jnp.concatenate([tokens[count:], tokens[:count]])
+    predicted = network.decode(tokens, exchanged)
+    truth = true_points(batch)
+    value, relative_error = jnp.float32(0), jnp.float32(0)
+    for view, points in zip(predicted, truth, strict=True):
+        distance = jnp.linalg.norm(points, axis=-1)
+        error = jnp.sqrt(jnp.sum(jnp.square(view.points - points), -1) + 1e-8) / (distance + LEAST)
+        value += jnp.mean(view.confidence * error - ALPHA * jnp.log(view.confidence))
+        relative_error += 0.5 * jnp.mean(error)
+    K = jnp.concatenate([batch["K"], batch["K"]])
+    target, valid = matches(*truth, K, network.config.patch_size)
+    projected = model.match(tokens).reshape(2 * count, -1, MATCH_WIDTH)
+    other = jnp.concatenate([projected[count:], projected[:count]])
+    match, right = match_loss(projected, other, target, valid)
+    return value + MATCH_WEIGHT * match, {"error": relative_error, "match": match, "matched": right}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _predict(graphdef: nnx.GraphDef, parameters: nnx.State, first: Array, second: Array):
+    model = nnx.merge(graphdef, parameters)
+    first, second = (x.astype(jnp.float32) / 127.5 - 1.0 for x in (first, second))
+    return tuple(view.points for view in model.dust3r(first, second))
+
+
+@jax.jit
+def _truth(batch: dict[str, Array]):
+    return true_points(batch)
+
+
+def relative_errors(
+    predicted: tuple[np.ndarray, np.ndarray], truth: tuple[np.ndarray, np.ndarray]
+) -> Float32[np.ndarray, " B"]:
+    """Each pair's median over all pixels of both images of |predicted - true| / true depth.
+
+    Predictions have no unit: theirs is the one that makes the median distance from the camera right. The depth is the
+    true one along the first camera's axis.
+    """
+    result = []
+    for pair in zip(*predicted, *truth, strict=True):
+        p, t = np.concatenate(pair[:2]).reshape(-1, 3), np.concatenate(pair[2:]).reshape(-1, 3)
+        scale = np.median(np.linalg.norm(t, axis=-1)) / max(np.median(np.linalg.norm(p, axis=-1)), 1e-9)
+        result.append(np.median(np.linalg.norm(scale * p - t, axis=-1) / np.maximum(t[:, 2], 1e-3)))
+    return np.array(result, np.float32)
+
+
+def first_pairs(views: Views) -> dict[str, np.ndarray]:
+    """One pair a scene, its first two cameras, at full size, as `make_batch` gives pairs: what figures are taken on."""
+    batch = {"images": views.images[:, :2].swapaxes(0, 1), "depth": views.depth[:, :2].swapaxes(0, 1)}
+    return batch | {"K": views.K, "poses": views.camera_to_world[:, :2].swapaxes(0, 1)}
+
+
+def mean_map_error(views: Views, held_out: Views, *, scenes: int = 128) -> float:
+    """`evaluate`'s first figure for a network that ignores the pictures and answers with the mean true points."""
+    known, asked = (
+        tuple(np.asarray(x)[: len(v.images)] for x in _truth(first_pairs(v)))
+        for v in (Views(*(field[:scenes] for field in views)), held_out)
+    )
+    means = [np.broadcast_to(x.mean(0, keepdims=True), a.shape) for x, a in zip(known, asked, strict=True)]
+    return float(np.median(relative_errors((means[0], means[1]), (asked[0], asked[1]))))
+
+
+def evaluate(
+    graphdef: nnx.GraphDef, parameters: nnx.State, *, held_out: Views, motorcycle: str | None
+) -> dict[str, float]:
+    """Median relative error of unseen scenes' points; correlation with Motorcycle's depth, and with its inverse."""
+    batch = first_pairs(held_out)
+    parts = [
+        [np.asarray(x) for x in _predict(graphdef, parameters, *batch["images"][:, k : k + 16])]
+        for k in range(0, len(held_out.images), 16)
+    ]
+    predicted = tuple(np.concatenate(side) for side in zip(*parts, strict=True))
+    truth = [np.asarray(x)[: len(held_out.images)] for x in _truth(batch)]
+    errors = relative_errors((predicted[0], predicted[1]), (truth[0], truth[1]))
+    result = {"heldout_error": round(float(np.median(errors)), 4)}
+    if motorcycle:
+        images, inverse = motorcycle_pair(motorcycle)
+        points, _ = _predict(graphdef, parameters, *images)
+        result |= {name: round(r, 4) for name, r in depth_correlations(np.asarray(points[0, ..., 2]), inverse).items()}
+    return result
+
+
+def motorcycle_pair(folder: str) -> tuple[UInt8[np.ndarray, "2 1 128 192 3"], Float32[np.ndarray, "128 192"]]:
+    """Both images of Middlebury's Motorcycle as the network sees them, and the left one's inverse depth (NaN: unknown).
+
+    Raises:
+        InputError: the folder lacks a file.
+    """
+    left = load_motorcycle(folder)
+    right = cv2.imread(str(Path(folder) / "motorcycle_right.png"), cv2.IMREAD_COLOR)
+    if right is None:
+        raise InputError(f"motorcycle: {folder} has no motorcycle_right.png; give scikit-image's data folder")
+    sides = [left.images[0], cv2.cvtColor(right, cv2.COLOR_BGR2RGB)]
+    size = Dust3rConfig.tiny().image_size
+    seen = [preprocess(side, image_size=size, multiple=8) for side in sides]
+    images = np.stack([np.round((x + 1) * 127.5).astype(np.uint8)[None] for x in seen])
+    height, width = images.shape[2:4]
+    # The nearest pixel's: a mean would mix what lies before and behind an edge.
+    inverse = cv2.resize(left.inverse_depth[0].astype(np.float32), (width, height), interpolation=cv2.INTER_NEAREST)
+    return images, inverse
+
+
+def depth_correlations(z: Float[np.ndarray, "H W"], inverse: Float[np.ndarray, "H W"]) -> dict[str, float]:
+    """Pearson's correlation of depth with true depth, and of its inverse with the true one's, where that is known."""
+    known = np.isfinite(inverse)
+    z, inverse = np.maximum(z[known].astype(np.float64), 1e-3), inverse[known].astype(np.float64)
+    depth = float(np.corrcoef(z, 1 / inverse)[0, 1])
+    return {"motorcycle_depth": depth, "motorcycle_inverse": float(np.corrcoef(1 / z, inverse)[0, 1])}
+
+
+def initial_model(config: Dust3rConfig, seed: int, images: UInt8[np.ndarray, "N H W 3"]) -> Trained:
+    """Weights that training starts at: random, but for what a short training would take long to find.
+
+    Tokens start as principal components of patches (see `train_depth.initial_model`); a cross-attention starts by
+    comparing like with like, its keys made as its queries are; and all points start at distance one straight ahead.
+    """
+    model = Trained(config, rngs=nnx.Rngs(seed))
+    state = nnx.state(model, nnx.Param)
+    variables = checkpoints.parameter_paths(state)
+    for path, variable in variables.items():
+        if path.endswith("patch_embed.kernel"):
+            filters = principal_patches(images, config.patch_size, config.encoder_width)
+            variable.set_value(jnp.asarray(0.5 * filters))  # pixels are here within -1 and 1
+        elif path.endswith("cross.to_k.kernel"):
+            query = variables[path.replace("to_k", "to_q")]
+            variable.set_value(1.5 * query[...])
+            query.set_value(1.5 * query[...])
+        elif path.endswith(("head1.proj.kernel", "head2.proj.kernel")):
+            variable.set_value(0.3 * variable[...])
+        elif path.endswith(("head1.proj.bias", "head2.proj.bias")):
+            bias = np.zeros((4, config.patch_size**2), np.float32)
+            bias[2], bias[3] = np.log(2.0), -1.0
+            variable.set_value(jnp.asarray(bias.reshape(-1)))
+    nnx.update(model, state)
+    return model
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
+    parser.add_argument("--views", required=True, help="rendered views to train on (reangle_jax.tiny.views)")
+    parser.add_argument("--held-out", required=True, help="rendered views for the figures")
+    parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")
+    parser.add_argument("--init", default=None, help="a weights folder to start from")
+    parser.add_argument("--half", action="store_true", help="see pictures at half their size")
+    parser.add_argument("--batch", type=int, default=8, help="pairs a step")
+    parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
+    args = parser.parse_args()
+
+    views, held_out = load_views(args.views), load_views(args.held_out)
+    config = Dust3rConfig.tiny()
+    model = initial_model(config, args.seed, views.images[:, 0])
+    if args.init:
+        checkpoints.load_into(model.dust3r, args.init)
+    print(f"the mean point map's error: {mean_map_error(views, held_out):.4f}", flush=True)
+    graphdef, parameters = nnx.split(model)
+    mean = training.train(
+        functools.partial(loss, graphdef=graphdef),
+        parameters,
+        functools.partial(make_batch, views=views, count=args.batch, half=args.half),
+        training.TrainConfig(
+            steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed, save_every=300.0
+        ),
+        args.workdir,
+        evaluate=functools.partial(evaluate, graphdef, held_out=held_out, motorcycle=args.motorcycle),
+    )
+    checkpoints.save_model(args.out, nnx.merge(graphdef, mean).dust3r, config, dtype=np.float16)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Rendered views that the tests of the score's training share."""
+
+import pytest
+
+from reangle_jax.tiny.views import render_views
+from tests.scoring.small_scorer import write_weights
+
+
+@pytest.fixture(scope="session")
+def views():
+    """Two scenes of four views each, of noise and patterns: no photographs are needed."""
+    return render_views(3, 2, None)
+
+
+@pytest.fixture(scope="session")
+def scorer_weights(tmp_path_factory):
+    """A folder with dust3r/, featup/ and dino/ of random weights."""
+    return write_weights(tmp_path_factory.mktemp("scorer"))

@@ -1,0 +1,64 @@
+"""Rendered views of one moment: their geometry agrees with their pictures, and shards are read back whole."""
+
+import numpy as np
+import pytest
+
+from reangle_jax.data.files import atomic_savez
+from reangle_jax.errors import InputError
+from reangle_jax.tiny.train_dino import carry
+from reangle_jax.tiny.views import VIEWS, Views, camera_points, load_views, random_cameras, render_views
+
+
+def test_cameras_are_rigid_and_the_first_is_the_world(rng):
+    poses = random_cameras(rng, 4.0)
+    assert poses.shape == (VIEWS, 4, 4)
+    np.testing.assert_array_equal(poses[0], np.eye(4))
+    turns = poses[:, :3, :3]
+    np.testing.assert_allclose(turns @ turns.swapaxes(1, 2), np.broadcast_to(np.eye(3), turns.shape), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.det(turns), 1, atol=1e-6)
+    # All look roughly at the point four units ahead: it stays within 15 degrees of the middle.
+    ahead = np.einsum("vji,vj->vi", turns, np.array([0, 0, 4.0]) - poses[:, :3, 3])
+    assert (ahead[:, 2] > np.cos(np.radians(15)) * np.linalg.norm(ahead, axis=1)).all()
+
+
+def test_pictures_agree_with_depth_and_cameras(views):
+    """A spot has the same colour in every view that shows it, and another spot has not."""
+    height, width = views.images.shape[2:4]
+    grid = np.stack(np.meshgrid(np.arange(4, width, 8), np.arange(4, height, 8)), -1).reshape(-1, 2) + 0.5
+    same, other = [], []
+    for scene in range(2):
+        for target in range(1, VIEWS):
+            place, seen = carry(grid, views, scene, 0, target)
+            here = views.images[scene, 0][tuple(grid[seen].astype(int).T[::-1])].astype(float)
+            there = views.images[scene, target][tuple(place[seen].astype(int).T[::-1])].astype(float)
+            assert seen.mean() > 0.3
+            same.append(np.abs(here - there).mean(-1))
+            other.append(np.abs(here - np.roll(there, 7, axis=0)).mean(-1))
+    assert np.median(np.concatenate(same)) < 8
+    assert np.median(np.concatenate(other)) > 2.5 * np.median(np.concatenate(same))
+
+
+def test_points_lie_on_their_pixels_rays(views):
+    points = camera_points(views.depth[:, 0], views.K)
+    pixels = np.einsum("nij,nhwj->nhwi", views.K, points)
+    pixels = pixels[..., :2] / pixels[..., 2:]
+    np.testing.assert_allclose(pixels[0, 7, 11], (11.5, 7.5), atol=1e-3)
+    np.testing.assert_array_equal(points[..., 2], views.depth[:, 0].astype(np.float32))
+
+
+def test_scenes_are_the_same_wherever_they_are_rendered(views):
+    alone = render_views(4, 1, None)
+    for field, whole in zip(alone, views, strict=True):
+        np.testing.assert_array_equal(field[0], whole[1])
+
+
+def test_shards_are_read_in_order_and_too_few_are_refused(views, tmp_path):
+    with pytest.raises(InputError, match=r"no rendered views: run python -m reangle_jax\.tiny\.views"):
+        load_views(tmp_path)
+    atomic_savez(tmp_path / "views_0000001.npz", **Views(*(x[1:] for x in views))._asdict())
+    atomic_savez(tmp_path / "views_0000000.npz", **Views(*(x[:1] for x in views))._asdict())
+    for field, whole in zip(load_views(tmp_path), views, strict=True):
+        np.testing.assert_array_equal(field, whole)
+    assert len(load_views(tmp_path, scenes=1).images) == 1
+    with pytest.raises(InputError, match="has 2 scenes, 3 are needed"):
+        load_views(tmp_path, scenes=3)
