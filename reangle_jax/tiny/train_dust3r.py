@@ -3,8 +3,8 @@
 ``python -m reangle_jax.tiny.train_dust3r --workdir DIR --views DIR --held-out DIR [--half] [--steps N | --minutes M]``
 
 Data: pairs of views of procedural scenes at one moment (`reangle_jax.tiny.views`), whose point maps are exact. With
-``--half`` they are seen at half their size, which costs less than a quarter; most of the training is done so, and the
-rest starts from it (``--init``) at full size.
+``--half`` pictures and patches have half their size; what comes out is where the training at full size may start
+(``--init``), each pixel's weights and each predicted point becoming those of two by two.
 
 Loss: DUSt3R's, the distance of predicted and true points weighted by the predicted confidence, whose logarithm is
 rewarded; each point's distance counts relative to how far off it lies. The true points' unit is their mean distance.
@@ -14,6 +14,7 @@ would otherwise take most of a short training to be discovered.
 """
 
 import argparse
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def relative(first: Float[Array, "B 4 4"], second: Float[Array, "B 4 4"]) -> Flo
     return jnp.concatenate([jnp.concatenate([rotation, shift[..., None]], 2), last], 1)
 
 
-def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int, half: bool) -> dict[str, np.ndarray]:
+def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int) -> dict[str, np.ndarray]:
     """Pairs: ``images`` uint8 [2, B, H, W, 3], ``depth`` [2, B, H, W], ``K`` [B, 3, 3], ``poses`` [2, B, 4, 4].
 
     Every other batch holds squares.
@@ -89,9 +90,6 @@ def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int,
         x, z = views.images[scene, pair][:, :, window], views.depth[scene, pair][:, :, window]
         pose, k = views.camera_to_world[scene, pair], views.K[scene].copy()
         k[0, 2] -= left
-        if half:
-            x = np.stack([cv2.resize(a, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA) for a in x])
-            z, k = z[:, ::2, ::2], k * np.array([[0.5], [0.5], [1]], np.float32)
         if rng.random() < 0.5:  # mirrored
             x, z = x[:, :, ::-1], z[:, :, ::-1]
             flip = np.diag([-1, 1, 1, 1]).astype(np.float32)
@@ -103,6 +101,14 @@ def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int,
         poses.append(pose)
     batch = {"images": np.stack(images, 1), "depth": np.stack(depth, 1)}
     return batch | {"K": np.stack(K).astype(np.float32), "poses": np.stack(poses, 1).astype(np.float32)}
+
+
+def halved(views: Views) -> Views:
+    """The same views at half their size: pixels' means, and every other pixel's depth."""
+    images = views.images
+    means = np.stack([x.reshape(len(x), x.shape[1] // 2, 2, -1, 2, 3).mean((2, 4)) for x in images])
+    K = views.K * np.array([[0.5], [0.5], [1]], np.float32)
+    return Views((means + 0.5).astype(np.uint8), views.depth[:, :, ::2, ::2], K, views.camera_to_world)
 
 
 def _lit(rng: np.random.Generator, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
@@ -244,13 +250,13 @@ def evaluate(
     errors = relative_errors((predicted[0], predicted[1]), (truth[0], truth[1]))
     result = {"heldout_error": round(float(np.median(errors)), 4)}
     if motorcycle:
-        images, inverse = motorcycle_pair(motorcycle)
+        images, inverse = motorcycle_pair(motorcycle, held_out.images.shape[3])
         points, _ = _predict(graphdef, parameters, *images)
         result |= {name: round(r, 4) for name, r in depth_correlations(np.asarray(points[0, ..., 2]), inverse).items()}
     return result
 
 
-def motorcycle_pair(folder: str) -> tuple[UInt8[np.ndarray, "2 1 128 192 3"], Float32[np.ndarray, "128 192"]]:
+def motorcycle_pair(folder: str, size: int) -> tuple[UInt8[np.ndarray, "2 1 H W 3"], Float32[np.ndarray, "H W"]]:
     """Both images of Middlebury's Motorcycle as the network sees them, and the left one's inverse depth (NaN: unknown).
 
     Raises:
@@ -261,7 +267,6 @@ def motorcycle_pair(folder: str) -> tuple[UInt8[np.ndarray, "2 1 128 192 3"], Fl
     if right is None:
         raise InputError(f"motorcycle: {folder} has no motorcycle_right.png; give scikit-image's data folder")
     sides = [left.images[0], cv2.cvtColor(right, cv2.COLOR_BGR2RGB)]
-    size = Dust3rConfig.tiny().image_size
     seen = [preprocess(side, image_size=size, multiple=8) for side in sides]
     images = np.stack([np.round((x + 1) * 127.5).astype(np.uint8)[None] for x in seen])
     height, width = images.shape[2:4]
@@ -305,6 +310,39 @@ def initial_model(config: Dust3rConfig, seed: int, images: UInt8[np.ndarray, "N 
     return model
 
 
+def half_size(config: Dust3rConfig) -> Dust3rConfig:
+    """The same network for pictures and patches of half the size."""
+    return dataclasses.replace(config, patch_size=config.patch_size // 2, image_size=config.image_size // 2)
+
+
+def enlarge(half: Dust3r, model: Dust3r) -> None:
+    """Makes ``model`` see a picture as ``half``, whose patches are half as large, sees it at half its size."""
+    small, large = (checkpoints.parameter_paths(x) for x in (half, model))
+    size = half.config.patch_size
+    for path, variable in large.items():
+        value = small[path][...]
+        if path == "patch_embed.kernel":  # the mean of two by two pixels
+            value = jnp.repeat(jnp.repeat(value, 2, axis=0), 2, axis=1) / 4
+        elif path.startswith(("head1.proj", "head2.proj")):  # [..., 4 * size^2], values before pixels
+            value = value.reshape(*value.shape[:-1], 4, size, size)
+            value = jnp.repeat(jnp.repeat(value, 2, axis=-2), 2, axis=-1).reshape(variable.shape)
+        variable.set_value(value)
+
+
+def start_from(folder: str, model: Trained) -> None:
+    """Takes weights of the same network, or of one for half the size.
+
+    Raises:
+        InputError: the folder holds neither.
+    """
+    config = checkpoints.load_config(folder, Dust3rConfig)
+    if config == half_size(model.dust3r.config):
+        half = checkpoints.load_into(Dust3r(config, rngs=nnx.Rngs(0)), folder)
+        enlarge(half, model.dust3r)
+    else:
+        checkpoints.load_into(model.dust3r, folder)
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -313,22 +351,24 @@ def main() -> None:
     parser.add_argument("--held-out", required=True, help="rendered views for the figures")
     parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
-    parser.add_argument("--half", action="store_true", help="see pictures at half their size")
+    parser.add_argument("--half", action="store_true", help="train the network for half the size")
     parser.add_argument("--batch", type=int, default=8, help="pairs a step")
     parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
     args = parser.parse_args()
 
     views, held_out = load_views(args.views), load_views(args.held_out)
-    config = Dust3rConfig.tiny()
+    if args.half:
+        views, held_out = (halved(v) for v in (views, held_out))
+    config = half_size(Dust3rConfig.tiny()) if args.half else Dust3rConfig.tiny()
     model = initial_model(config, args.seed, views.images[:, 0])
     if args.init:
-        checkpoints.load_into(model.dust3r, args.init)
+        start_from(args.init, model)
     print(f"the mean point map's error: {mean_map_error(views, held_out):.4f}", flush=True)
     graphdef, parameters = nnx.split(model)
     mean = training.train(
         functools.partial(loss, graphdef=graphdef),
         parameters,
-        functools.partial(make_batch, views=views, count=args.batch, half=args.half),
+        functools.partial(make_batch, views=views, count=args.batch),
         training.TrainConfig(
             steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed, save_every=300.0
         ),

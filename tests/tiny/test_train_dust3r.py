@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reangle_jax.models.dust3r import Dust3rConfig
+from reangle_jax import checkpoints
+from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from reangle_jax.tiny import train_dust3r
 from reangle_jax.tiny.train_dino import carry
 from reangle_jax.tiny.train_dust3r import (
     depth_correlations,
     first_pairs,
+    halved,
     initial_model,
     loss,
     make_batch,
@@ -22,6 +24,7 @@ from reangle_jax.tiny.train_dust3r import (
     relative_errors,
     true_points,
 )
+from tests.scoring.small_scorer import random
 
 matches = jax.jit(train_dust3r.matches, static_argnums=3)
 match_loss = jax.jit(train_dust3r.match_loss)
@@ -65,10 +68,11 @@ def test_the_sky_is_pulled_near(views):
 @pytest.mark.parametrize("half", [False, True])
 def test_batches_stay_true_when_cropped_halved_and_mirrored(views, half):
     """Matched patches look alike, in batches of both shapes; others do not."""
+    seen = halved(views) if half else views
+    scale = 2 if half else 1
     same, other = [], []
     for step in range(2):
-        batch = make_batch(np.random.default_rng(step), step, views=views, count=6, half=half)
-        scale = 2 if half else 1
+        batch = make_batch(np.random.default_rng(step), step, views=seen, count=6)
         assert batch["images"].shape == (2, 6, 128 // scale, (128 if step else 192) // scale, 3)
         first, second = truth(batch)
         target, valid = matches(first[:6], second[:6], batch["K"], 8)
@@ -80,6 +84,27 @@ def test_batches_stay_true_when_cropped_halved_and_mirrored(views, half):
         same.append(np.abs(found - patches[1]).mean(-1)[np.asarray(valid)])
         other.append(np.abs(np.roll(found, 5, axis=1) - patches[1]).mean(-1)[np.asarray(valid)])
     assert np.median(np.concatenate(same)) < 0.6 * np.median(np.concatenate(other))
+
+
+def test_a_network_for_half_the_size_is_enlarged_exactly(tmp_path, rng):
+    """The large one sees a picture as the small one sees the means of its pixels, and says every point four times."""
+    config = train_dust3r.half_size(SMALLEST)
+    half = random(lambda: Dust3r(config, rngs=nnx.Rngs(0)), 1)
+    checkpoints.save_model(tmp_path, half, config)
+    model = train_dust3r.Trained(SMALLEST, rngs=nnx.Rngs(1))
+    train_dust3r.start_from(str(tmp_path), model)
+    images = rng.uniform(-1, 1, (2, 1, 32, 48, 3)).astype(np.float32)
+    means = images.reshape(2, 1, 16, 2, 24, 2, 3).mean((3, 5))
+    for large, small in zip(_run(model.dust3r, images), _run(half, means), strict=True):
+        expected = np.repeat(np.repeat(small, 2, axis=1), 2, axis=2)
+        # Patches' means are added up in another order, which a random network multiplies.
+        np.testing.assert_allclose(large, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def _run(network, images):
+    graphdef, state = nnx.split(network)
+    run = jax.jit(lambda state, a, b: nnx.merge(graphdef, state)(a, b))
+    return [np.asarray(view.points) for view in run(state, *images)]
 
 
 def test_an_image_matches_itself_patch_by_patch(views):
@@ -145,7 +170,7 @@ def test_training_starts_one_unit_straight_ahead(views):
 @pytest.mark.slow
 def test_steps_down_the_slope_lower_the_error(views):
     graphdef, parameters = nnx.split(initial_model(SMALLEST, 0, views.images[:, 0]))
-    batch = make_batch(np.random.default_rng(0), 1, views=views, count=2, half=True)
+    batch = make_batch(np.random.default_rng(0), 1, views=halved(views), count=2)
     step = jax.jit(jax.value_and_grad(functools.partial(loss, graphdef=graphdef), has_aux=True))
     history = []
     for _ in range(12):

@@ -133,7 +133,7 @@ class Dust3rConfig:
 
     @classmethod
     def tiny(cls) -> "Dust3rConfig":
-        """The small family's: 0.65 million parameters, for images of 128x192 pixels (16x24 patches of 8)."""
+        """The small family's: 0.8 million parameters, for images of 128x192 pixels (8x12 patches)."""
         return cls(
             encoder_width=64,
             encoder_depth=4,
@@ -143,6 +143,5 @@ class Dust3rConfig:
             decoder_heads=2,
             head="linear",
             image_size=192,
-            patch_size=8,
             absolute_positions=True,
         )
