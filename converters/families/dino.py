@@ -1,4 +1,4 @@
-"""DINO as transformers keeps it and as the authors' .pth; FeatUp's upsampler with its DINO backbone."""
+"""DINO and DINOv2 as transformers keeps them and as the authors' .pth; FeatUp's upsampler with its DINO backbone."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,40 @@ from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, VisionTran
 
 def read_config(published: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `DinoConfig` from transformers' config.json; its epsilon is not the one it was trained with."""
+    kind = published.get("model_type", "vit")
+    if kind not in ("vit", "dinov2"):
+        raise ValueError(f"model_type is {kind!r}, and the networks here are 'vit' (DINO) and 'dinov2'")
+    if published.get("use_swiglu_ffn"):
+        raise ValueError("use_swiglu_ffn is true (the giant), and the network here has GELU")
     return {
+        "layer_scale": kind == "dinov2",
         "width": published["hidden_size"],
         "depth": published["num_hidden_layers"],
         "heads": published["num_attention_heads"],
         "patch_size": published["patch_size"],
         "native_grid": published["image_size"] // published["patch_size"],
     }
+
+
+def _kind(config: DinoConfig) -> dict[str, Any]:
+    return {"LayerScale (DINOv2)": config.layer_scale}
+
+
+def _dinov2(size: str, config: DinoConfig, gigabytes: float) -> Model:
+    part = Part(
+        name="dinov2",
+        config=config,
+        build=lambda config: VisionTransformer(config, rngs=nnx.Rngs(0)),
+        layouts=(
+            Layout("transformers", lambda config: dino.dinov2_hf(), "embeddings.cls_token", "float32"),
+            Layout("authors' .pth", lambda config: dino.dinov2_pth(), "cls_token", "float32"),
+        ),
+        stems=("model",),
+        kind=_kind,
+        read_config=read_config,
+        size=gigabytes,
+    )
+    return Model(f"dinov2-{size}", f"facebook/dinov2-{size}", "Apache-2.0", (part,))
 
 
 MODELS = (
@@ -36,11 +63,15 @@ MODELS = (
                     Layout("authors' .pth", lambda config: dino.pth(), "cls_token", "float32"),
                 ),
                 stems=("model",),
+                kind=_kind,
                 read_config=read_config,
                 size=0.09,
             ),
         ),
     ),
+    _dinov2("small", DinoConfig.dinov2_vits14(), 0.09),
+    _dinov2("base", DinoConfig.dinov2_vitb14(), 0.35),
+    _dinov2("large", DinoConfig.dinov2_vitl14(), 1.22),
     Model(
         "featup-dino16",
         "https://github.com/mhamilton723/FeatUp",

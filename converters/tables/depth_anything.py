@@ -1,42 +1,8 @@
 """Depth Anything V2: the layout of transformers (``*-hf``) and of the authors' ``.pth`` files, relative and metric."""
 
-from converters.rules import CONV2D, IDENTITY, LINEAR, Rule, Table
-from converters.tables.common import LEVELS, affine, block, fusion, norm
-
-BLOCK = "backbone.blocks.layers"
-
-
-def _backbone_hf() -> list[Rule]:
-    layer, parts = "backbone.encoder.layer.{i}", ("query", "key", "value")
-    attention = f"{layer}.attention.attention"
-    return [
-        Rule("backbone.embeddings.cls_token", "backbone.cls_token"),
-        Rule("backbone.embeddings.position_embeddings", "backbone.pos_embed"),
-        *affine("backbone.embeddings.patch_embeddings.projection", "backbone.patch_embed", CONV2D),
-        *(Rule(f"{attention}.{p}.weight", f"{BLOCK}.attn.qkv_kernel", LINEAR, (k,)) for k, p in enumerate(parts)),
-        *(Rule(f"{attention}.{p}.bias", f"{BLOCK}.attn.qkv_bias", IDENTITY, (k,)) for k, p in enumerate(parts)),
-        *affine(f"{layer}.attention.output.dense", f"{BLOCK}.attn.proj", LINEAR),
-        *affine(f"{layer}.mlp.fc1", f"{BLOCK}.fc1", LINEAR),
-        *affine(f"{layer}.mlp.fc2", f"{BLOCK}.fc2", LINEAR),
-        *norm(f"{layer}.norm1", f"{BLOCK}.norm1"),
-        *norm(f"{layer}.norm2", f"{BLOCK}.norm2"),
-        Rule(f"{layer}.layer_scale1.lambda1", f"{BLOCK}.scale1"),
-        Rule(f"{layer}.layer_scale2.lambda1", f"{BLOCK}.scale2"),
-        *norm("backbone.layernorm", "backbone.norm"),
-    ]
-
-
-def _backbone_pth() -> list[Rule]:
-    layer = "pretrained.blocks.{i}"
-    return [
-        Rule("pretrained.cls_token", "backbone.cls_token"),
-        Rule("pretrained.pos_embed", "backbone.pos_embed"),
-        *affine("pretrained.patch_embed.proj", "backbone.patch_embed", CONV2D),
-        *block(layer, BLOCK),
-        Rule(f"{layer}.ls1.gamma", f"{BLOCK}.scale1"),
-        Rule(f"{layer}.ls2.gamma", f"{BLOCK}.scale2"),
-        *norm("pretrained.norm", "backbone.norm"),
-    ]
+from converters.rules import CONV2D, Rule, Table
+from converters.tables.common import LEVELS, affine, fusion
+from converters.tables.dino import backbone, dinov2_hf_backbone
 
 
 def _head(project: str, resize: str, convs: tuple[str, ...], last: tuple[str, ...]) -> list[Rule]:
@@ -54,7 +20,7 @@ def _head(project: str, resize: str, convs: tuple[str, ...], last: tuple[str, ..
 def hf() -> Table:
     """The ``model.safetensors`` of depth-anything/Depth-Anything-V2-*-hf."""
     stage = "neck.fusion_stage.layers"
-    rules = _backbone_hf() + _head(
+    rules = dinov2_hf_backbone("backbone.", "backbone.") + _head(
         "neck.reassemble_stage.layers.{k}.projection",
         "neck.reassemble_stage.layers.{k}.resize",
         tuple(f"neck.convs.{k}" for k in range(4)),
@@ -69,7 +35,7 @@ def hf() -> Table:
 def pth() -> Table:
     """The authors' ``depth_anything_v2_{vits,vitb,vitl}.pth`` and their metric variants."""
     scratch = "depth_head.scratch"
-    rules = _backbone_pth() + _head(
+    rules = backbone("pretrained.", "backbone.", layer_scale=True) + _head(
         "depth_head.projects.{k}",
         "depth_head.resize_layers.{k}",
         tuple(f"{scratch}.layer{k}_rn" for k in range(1, 5)),

@@ -57,16 +57,21 @@ def test_published_featup_fits():
     check_fits(manifest("featup-dino16-jbu-stack"), featup_tables.table(), lambda: FeatUp(config, rngs=nnx.Rngs(0)))
 
 
-def test_published_dinov2_fits():
-    """No manifest of its own: the depth network's file holds the same backbone under a prefix."""
-    whole = manifest("depth-anything-v2.vits.pth")["tensors"]
-    prefix = "pretrained."
+@pytest.mark.parametrize("size", ["small", "base", "large"])
+@pytest.mark.parametrize("layout", ["hf", "pth"])
+def test_published_dinov2_fits(size, layout):
+    """No manifest of its own: the depth network's files hold the same backbone under a prefix."""
+    config = getattr(DinoConfig, f"dinov2_vit{size[0]}14")()
+    file, prefix, mask, table = {
+        "hf": (f"{size}-hf", "backbone.", "embeddings.mask_token", tables.dinov2_hf()),
+        "pth": (f"vit{size[0]}.pth", "pretrained.", "mask_token", tables.dinov2_pth()),
+    }[layout]
+    whole = manifest(f"depth-anything-v2.{file}")["tensors"]
     tensors = {name.removeprefix(prefix): entry for name, entry in whole.items() if name.startswith(prefix)}
     sizes = {name: int(np.prod(entry["shape"])) for name, entry in tensors.items()}
-    facts = {"tensors": tensors, "unused_in_forward": ["mask_token"]}
-    facts["parameters"] = sum(sizes.values()) - sizes["mask_token"]
-    config = DinoConfig.dinov2_vits14()
-    check_fits(facts, tables.dinov2_pth(), lambda: VisionTransformer(config, rngs=nnx.Rngs(0)))
+    facts = {"tensors": tensors, "unused_in_forward": [mask]}
+    facts["parameters"] = sum(sizes.values()) - sizes[mask]
+    check_fits(facts, table, lambda: VisionTransformer(config, rngs=nnx.Rngs(0)))
 
 
 def test_full_size_runs_abstractly():

@@ -27,6 +27,16 @@ class DinoConfig(ViTConfig):
         return cls(width=384, depth=12, heads=6, patch_size=14, native_grid=37, layer_scale=True)
 
     @classmethod
+    def dinov2_vitb14(cls) -> "DinoConfig":
+        """DINOv2 ViT-B/14 without registers, 86.6 million parameters."""
+        return cls(width=768, depth=12, heads=12, patch_size=14, native_grid=37, layer_scale=True)
+
+    @classmethod
+    def dinov2_vitl14(cls) -> "DinoConfig":
+        """DINOv2 ViT-L/14 without registers, 304.4 million parameters."""
+        return cls(width=1024, depth=24, heads=16, patch_size=14, native_grid=37, layer_scale=True)
+
+    @classmethod
     def tiny(cls) -> "DinoConfig":
         """The small family's: 0.3 million parameters, for images of 128x192 pixels (16x24 patches of 8)."""
         return cls(width=64, depth=5, heads=2, patch_size=8, native_grid=20)
