@@ -13,6 +13,10 @@ from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from tests.networks import fill_randomly
 
 SIZE = 32
+GEOMETRY = Dust3rConfig(
+    encoder_width=32, encoder_depth=2, encoder_heads=2, decoder_width=32, decoder_depth=2, decoder_heads=2,
+    head="linear", image_size=SIZE, patch_size=8,
+)  # fmt: skip
 FEATUP = dataclasses.replace(FeatUpConfig.tiny(), patch_size=4, stages=2)  # each doubling is compiled by itself
 
 
@@ -26,7 +30,7 @@ def write_weights(folder: Path, *, depth: float = 2.0) -> Path:
         folder: made if missing.
         depth: added to the z of all points before their length is stretched; below 0 all lie behind the camera.
     """
-    geometry = random(lambda: Dust3r(Dust3rConfig.tiny(), rngs=nnx.Rngs(0)), 1)
+    geometry = random(lambda: Dust3r(GEOMETRY, rngs=nnx.Rngs(0)), 1)
     variables = checkpoints.parameter_paths(geometry)
     bias = np.array(variables["head1.proj.bias"][...]).reshape(4, -1)
     bias[2] += depth
@@ -35,7 +39,7 @@ def write_weights(folder: Path, *, depth: float = 2.0) -> Path:
         if ".first." in path or path.startswith("head1."):
             twin = path.replace(".first.", ".second.").replace("head1.", "head2.")
             variables[twin].set_value(variable[...])
-    checkpoints.save_model(folder / "dust3r", geometry, Dust3rConfig.tiny())
+    checkpoints.save_model(folder / "dust3r", geometry, GEOMETRY)
     featup = random(lambda: FeatUp(FEATUP, rngs=nnx.Rngs(0)), 2)
     checkpoints.save_model(folder / "featup", featup, FEATUP)
     dino = random(lambda: VisionTransformer(DinoConfig.tiny(), rngs=nnx.Rngs(0)), 3)
