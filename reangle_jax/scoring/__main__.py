@@ -1,14 +1,25 @@
 """How consistent are images or videos of one scene? See `reangle_jax.scoring.command` and --help."""
 
+import os
 import sys
 
 from reangle_jax.stopping import Stop, Stopped
 
-if __name__ == "__main__":
+
+def _run() -> int:
     try:
         with Stop().installed():  # the imports take seconds
             from reangle_jax.scoring.command import main
     except Stopped as stopped:
         print(f"stopped by {stopped}: no report was written", file=sys.stderr)
-        sys.exit(stopped.exit_code)
-    sys.exit(main(sys.argv[1:]))
+        return stopped.exit_code
+    return main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    code = _run()
+    if code > 128:  # XLA may still be at work, and Python would take it down under its own threads' feet
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
