@@ -16,7 +16,7 @@ from reangle_jax.config import Settings
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_seconds
 from reangle_jax.run import Run, Stage
-from reangle_jax.stopping import Stop, Stopped
+from reangle_jax.stopping import Stop, Stopped, leave
 
 # In order. Each is the attribute of a module of reangle_jax.stages; a module is imported when its turn comes, so that a
 # mistake in the input is answered before the models are loaded.
@@ -116,4 +116,4 @@ def _logging_to_stderr() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    leave(main(sys.argv))

@@ -1,9 +1,8 @@
 """How consistent are images or videos of one scene? See `reangle_jax.scoring.command` and --help."""
 
-import os
 import sys
 
-from reangle_jax.stopping import Stop, Stopped
+from reangle_jax.stopping import Stop, Stopped, leave
 
 
 def _run() -> int:
@@ -17,9 +16,4 @@ def _run() -> int:
 
 
 if __name__ == "__main__":
-    code = _run()
-    if code > 128:  # XLA may still be at work, and Python would take it down under its own threads' feet
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    leave(_run())

@@ -4,22 +4,19 @@ It reads files, so it stands above the other modules of this room, as `reangle_j
 """
 
 import argparse
-import contextlib
 import errno
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import cv2
-import numpy as np
-from jaxtyping import UInt8
 
 from reangle_jax.data import files
-from reangle_jax.data.video import fit, iterate_frames
 from reangle_jax.errors import InputError
+from reangle_jax.scoring.inputs import Notes, Picture, iterate_video, moments, read_picture, read_pictures, square
 from reangle_jax.stopping import Stop, Stopped
 
 DESCRIPTION = """\
@@ -32,8 +29,6 @@ Pictures are resized so that the shorter side is --size, and their centre is cro
 common has no score (null) and is left out of the mean. For videos, temporal_flickering is VBench's (1: nothing
 changes), of each at its own size.
 """
-
-Picture = UInt8[np.ndarray, "H W 3"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,6 +60,12 @@ def _parser() -> _Parser:
     )
     parser.add_argument(
         "--size", type=int, help="pixels per side of what is compared (default: 256; 128 with --weights tiny)"
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="FILE",
+        help="what each input should look like: PSNR, SSIM and, with lpips/ in the weights, LPIPS against it, at its "
+        "size; one input is enough then, and --weights only for LPIPS",
     )
     parser.add_argument("--out", metavar="FILE", help="write the JSON here instead of to stdout")
     parser.add_argument(
@@ -99,23 +100,11 @@ def _complain(message: str) -> int:
     return 2
 
 
-class _Notes:
-    """What the user should know beside the figures: at once on stderr, and in the report."""
-
-    def __init__(self):
-        self.lines: list[str] = []
-
-    def __call__(self, line: str) -> None:
-        if line not in self.lines:
-            self.lines.append(line)
-            print(f"note: {line}", file=sys.stderr)
-
-
 def _run(arguments: argparse.Namespace) -> None:
-    inputs = _inputs(arguments)
-    note = _Notes()
-    read = None if arguments.video else _read_pictures(inputs, note)
-    if not arguments.weights:
+    paths = _paths(arguments)
+    note = Notes()
+    pictures = None if arguments.video else read_pictures(paths, note)
+    if len(paths) > 1 and not arguments.weights:
         raise InputError(
             "--weights is not set: give tiny, or the folder that `python -m converters` wrote dust3r/ and featup/, "
             "dino/ or dinov2/ to"
@@ -125,24 +114,11 @@ def _run(arguments: argparse.Namespace) -> None:
         _made(str(Path(arguments.out).parent), "--out")
         if Path(arguments.out).is_dir():
             raise InputError(f"--out: {arguments.out} is a folder; give the name of a file")
-
-    from reangle_jax.scoring import networks  # late: mistakes are answered before the networks' seconds
-
-    size = arguments.size
-    if size is None:
-        size = 128 if arguments.weights == networks.TINY else 256
-    metric, states = networks.load(arguments.weights, arguments.features)
-    _check_size(size, networks.patch_multiple(metric, states))
-    report: dict[str, Any] = {
-        "inputs": inputs,
-        "weights": arguments.weights,
-        "features": arguments.features,
-        "size": [size] * 2,
-    }
-    if read is not None:
-        report |= _score_pictures(metric, states, inputs, [_square(x, size) for x in read], maps, note)
-    else:
-        report |= _score_videos(metric, states, inputs, size, maps, note)
+    report: dict[str, Any] = {"inputs": paths, "weights": arguments.weights}
+    if len(paths) > 1:
+        report |= _consistency(arguments, paths, pictures, maps, note)
+    if arguments.reference:
+        report["reference"] = _likeness(arguments, paths, note)
     report["notes"] = note.lines
     print(_table(report), file=sys.stderr)
     if arguments.out:
@@ -151,17 +127,59 @@ def _run(arguments: argparse.Namespace) -> None:
         print(json.dumps(report, indent=2, allow_nan=False))
 
 
-def _inputs(arguments: argparse.Namespace) -> list[str]:
+def _paths(arguments: argparse.Namespace) -> list[str]:
     if arguments.pictures and arguments.video:
         raise InputError("pictures and --video exclude each other: put the pictures in a call of their own")
-    inputs, what = (arguments.video, "video") if arguments.video else (arguments.pictures, "picture")
-    if len(inputs) < 2:
-        had = f"only {inputs[0]} is given" if inputs else "none is given"
+    paths, what = (arguments.video, "video") if arguments.video else (arguments.pictures, "picture")
+    if not paths or (len(paths) < 2 and not arguments.reference):
+        had = f"only {paths[0]} is given" if paths else "none is given"
         raise InputError(f"a {what} is compared with another, and {had}: give two {what}s or more (see --help)")
-    for path in inputs:
+    for path in [*paths, *([arguments.reference] if arguments.reference else [])]:
         if not Path(path).exists():
             raise InputError(f"no such file: {path}")
-    return inputs
+    return paths
+
+
+def _consistency(
+    arguments: argparse.Namespace, paths: list[str], pictures: list[Picture] | None, maps: Path | None, note: Notes
+) -> dict[str, Any]:
+    from reangle_jax.scoring import networks  # late: mistakes are answered before the networks' seconds
+
+    size = arguments.size
+    if size is None:
+        size = 128 if arguments.weights == networks.TINY else 256
+    metric, states = networks.load(arguments.weights, arguments.features)
+    _check_size(size, networks.patch_multiple(metric, states))
+    report = {"features": arguments.features, "size": [size] * 2}
+    if pictures is not None:
+        return report | _score_pictures(metric, states, paths, [square(x, size) for x in pictures], maps, note)
+    return report | _score_videos(metric, states, paths, size, maps, note)
+
+
+def _likeness(arguments: argparse.Namespace, paths: list[str], note: Notes) -> dict[str, Any]:
+    """PSNR, SSIM and, where its weights are, LPIPS of each input, frame by frame, at the reference's size."""
+    from reangle_jax.scoring import networks, perceptual, reference
+
+    folder = networks.resolve(arguments.weights) / perceptual.FOLDER if arguments.weights else None
+    measure = perceptual.load(folder) if folder is not None and folder.is_dir() else None
+    if measure is None:
+        note("no LPIPS: --weights names no folder with lpips/ (python -m converters lpips-alex)")
+
+    def frames(path: str) -> Iterable[Picture]:
+        return iterate_video(path) if arguments.video else [read_picture(path)]
+
+    rows = []
+    for path in paths:
+        figures = reference.compare(
+            frames(path),
+            frames(arguments.reference),
+            measure,
+            name=path,
+            reference_name=arguments.reference,
+            note=note,
+        )
+        rows.append({"input": path, **figures})
+    return {"file": arguments.reference, "likeness": rows}
 
 
 def _made(folder: str, flag: str) -> Path:
@@ -179,38 +197,7 @@ def _check_size(size: int, multiple: int) -> None:
         raise InputError(f"--size {size}: must be a multiple of {multiple}, DUSt3R's patch: take {choices}")
 
 
-def _read_pictures(paths: Sequence[str], note: _Notes) -> list[Picture]:
-    pictures = [_read_picture(path) for path in paths]
-    return [_like_first(path, x, pictures[0], paths[0], note) for path, x in zip(paths, pictures, strict=True)]
-
-
-def _read_picture(path: str) -> Picture:
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        picture = cv2.imread(path, cv2.IMREAD_COLOR)
-    except cv2.error:  # larger than OpenCV's limit
-        picture = None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-    if picture is None:
-        raise InputError(f"{path} is not a picture that can be read: give PNG or JPEG, or videos with --video")
-    return np.ascontiguousarray(picture[..., ::-1])
-
-
-def _like_first(path: str, picture: Picture, first: Picture, first_path: str, note: _Notes) -> Picture:
-    (height, width), (h, w) = first.shape[:2], picture.shape[:2]
-    if (h, w) != (height, width):
-        note(f"{path} is {w}x{h}: resized to the {width}x{height} of {first_path}, its centre kept")
-        picture = fit(picture, height, width)
-    return picture
-
-
-def _square(picture: Picture, size: int) -> Picture:
-    return np.ascontiguousarray(fit(picture, size, size))
-
-
-def _score_pictures(metric, states, paths: list[str], pictures: list[Picture], maps, note: _Notes) -> dict[str, Any]:
+def _score_pictures(metric, states, paths: list[str], pictures: list[Picture], maps, note: Notes) -> dict[str, Any]:
     from reangle_jax.scoring import video
 
     scores, pairs = [], []
@@ -226,19 +213,19 @@ def _score_pictures(metric, states, paths: list[str], pictures: list[Picture], m
     return {"met3r": video.mean_score(scores), "pairs": pairs}
 
 
-def _score_videos(metric, states, paths: list[str], size: int, maps, note: _Notes) -> dict[str, Any]:
+def _score_videos(metric, states, paths: list[str], size: int, maps, note: Notes) -> dict[str, Any]:
     from reangle_jax.scoring import video
 
-    moments = []
+    scored = []
     saved: dict[tuple[int, int], list[str]] = {}
-    squares = ([_square(x, size) for x in frames] for frames in _moments(paths, note))
+    squares = ([square(x, size) for x in frames] for frames in moments(paths, note))
     for k, scores in enumerate(video.score_videos(metric, states, squares, keep_ways=maps is not None)):
         for score in scores:
             if maps is not None:
                 saved.setdefault(score[:2], []).extend(_save_maps(maps, score, f"-frame{k:04d}"))
-        moments.append([score._replace(ways=None) for score in scores])
+        scored.append([score._replace(ways=None) for score in scores])
     pairs = []
-    for scores in zip(*moments, strict=True):
+    for scores in zip(*scored, strict=True):
         i, j = scores[0][:2]
         undefined = sum(score.met3r is None for score in scores)
         if undefined:
@@ -247,45 +234,18 @@ def _score_videos(metric, states, paths: list[str], size: int, maps, note: _Note
         entry |= {"overlap": statistics.fmean(s.overlap for s in scores), "per_frame": [s.met3r for s in scores]}
         pairs.append(entry | ({"maps": saved[i, j]} if maps is not None else {}))
     return {
-        "met3r": video.mean_score(score for scores in moments for score in scores),
-        "frames": len(moments),
+        "met3r": video.mean_score(score for scores in scored for score in scores),
+        "frames": len(scored),
         "pairs": pairs,
         "temporal_flickering": {path: _flickering(path, note) for path in paths},
     }
 
 
-def _moments(paths: Sequence[str], note: _Notes) -> Iterator[list[Picture]]:
-    """The frames of all videos, moment by moment, at the first one's size, as far as the shortest goes."""
-    with contextlib.ExitStack() as stack:
-        videos = [stack.enter_context(contextlib.closing(_frames(path))) for path in paths]
-        for count in range(sys.maxsize):
-            frames = [next(frames, None) for frames in videos]
-            ended = [path for path, frame in zip(paths, frames, strict=True) if frame is None]
-            if ended:
-                if len(ended) < len(paths):
-                    note(f"{', '.join(ended)} ends after {count} frames: the others' later frames are not scored")
-                return
-            first = frames[0]
-            assert first is not None
-            yield [
-                _like_first(path, frame, first, paths[0], note)
-                for path, frame in zip(paths, frames, strict=True)
-                if frame is not None
-            ]
-
-
-def _frames(path: str):
-    try:
-        yield from iterate_frames(path)
-    except InputError as error:
-        raise InputError(str(error).replace("config.video:", "--video:", 1)) from None
-
-
-def _flickering(path: str, note: _Notes) -> float | None:
+def _flickering(path: str, note: Notes) -> float | None:
     from reangle_jax.scoring import video
 
     try:
-        return video.temporal_flickering(_frames(path))
+        return video.temporal_flickering(iterate_video(path))
     except InputError:
         raise
     except ValueError:
@@ -309,11 +269,18 @@ def _save_maps(folder: Path, score, suffix: str = "") -> list[str]:
 
 
 def _table(report: dict[str, Any]) -> str:
-    rows = [("first", "second", "MEt3R", "overlap")]
-    rows += [(p["first"], p["second"], _say(p["met3r"]), f"{100 * p['overlap']:.0f} %") for p in report["pairs"]]
-    if len(report["pairs"]) > 1:
-        rows.append(("mean", "", _say(report["met3r"]), ""))
-    lines = _aligned(rows)
+    pairs, lines = report.get("pairs", []), []
+    if pairs:
+        rows = [("first", "second", "MEt3R", "overlap")]
+        rows += [(p["first"], p["second"], _say(p["met3r"]), f"{100 * p['overlap']:.0f} %") for p in pairs]
+        if len(pairs) > 1:
+            rows.append(("mean", "", _say(report["met3r"]), ""))
+        lines += _aligned(rows)
+    if "reference" in report:
+        names = ("psnr", "ssim", "lpips")
+        rows = [(f"against {report['reference']['file']}", *map(str.upper, names))]
+        rows += [(one["input"], *(_say(one.get(name)) for name in names)) for one in report["reference"]["likeness"]]
+        lines += _aligned(rows)
     flickering = report.get("temporal_flickering")
     if flickering:
         lines += _aligned([("video", "temporal flickering"), *((path, _say(x)) for path, x in flickering.items())])

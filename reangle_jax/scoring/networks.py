@@ -21,7 +21,6 @@ FEATURES: dict[str, tuple[type, Callable[..., nnx.Module]]] = {
     "dino": (DinoConfig, VisionTransformer),
     "dinov2": (DinoConfig, VisionTransformer),
 }
-_UNCONVERTED = ("dinov2",)  # those that `python -m converters` has no table for
 
 
 def resolve(folder: str | Path) -> Path:
@@ -72,9 +71,6 @@ def _mend(folder: Path, name: str, features: str) -> str:
     other = f"take --features={others[0]}, which is there" if name == features and others else ""
     if folder == weights.TINY_WEIGHTS:
         return other or "this package has no small weights for the score; give the folder of converted weights"
-    if name in _UNCONVERTED:
-        mend = f"save a {FEATURES[name][1].__name__} there (checkpoints.save_model)"
-        return f"{mend}, or {other}" if other else mend
     if other:
         return f"convert it (`python -m converters --list`), or {other}"
     return "convert it with --out of this folder (`python -m converters --list`)"

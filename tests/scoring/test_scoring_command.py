@@ -16,6 +16,8 @@ from reangle_jax.data.video import write_video
 from reangle_jax.models.dino import DinoConfig
 from reangle_jax.scoring import networks
 from reangle_jax.scoring.command import main
+from reangle_jax.scoring.image import psnr, ssim
+from reangle_jax.scoring.perceptual import Lpips, LpipsConfig
 from reangle_jax.scoring.video import PairScore, score_views
 from tests.scoring.small_scorer import SIZE, write_weights
 
@@ -215,7 +217,7 @@ def test_weights_that_cannot_be_used(capsys, weights, pictures, tmp_path):
     shutil.copytree(weights / "dino", tmp_path / "featup")
     assert "describes DinoConfig, not FeatUpConfig" in refused(capsys, *both, "--weights", tmp_path)
     line = refused(capsys, *both, "--weights", tmp_path, "--features", "dinov2")
-    assert "dinov2 is missing: save a VisionTransformer there" in line
+    assert "dinov2 is missing: convert it" in line
     assert "or take --features=featup" in line
     arrays = tmp_path / "dust3r" / "model.safetensors"
     arrays.write_bytes(arrays.read_bytes()[:-100])
@@ -284,3 +286,52 @@ def test_weights_as_the_converter_writes_them(scorer_weights, tmp_path):
     other, same = networks.load(tmp_path, "dino")
     assert other == metric
     jax.tree.map(np.testing.assert_array_equal, same, states)
+
+
+def test_one_picture_against_a_reference_needs_no_weights(capsys, pictures, tmp_path):
+    a, b = (cv2.imread(str(pictures / f"{name}.png"))[..., ::-1] for name in "ab")
+    one, other = str(pictures / "b.png"), str(pictures / "a.png")
+    code, report, err = run(capsys, one, "--reference", other)
+    assert code == 0
+    assert "pairs" not in report
+    assert report["reference"]["file"] == other
+    (row,) = report["reference"]["likeness"]
+    assert row == {"input": one, "frames": 1, "psnr": psnr(b, a), "ssim": ssim(b, a)}
+    assert report["notes"] == ["no LPIPS: --weights names no folder with lpips/ (python -m converters lpips-alex)"]
+    assert [line.split()[-3:] for line in err.splitlines()[1:]] == [
+        ["PSNR", "SSIM", "LPIPS"],
+        [f"{row['psnr']:.4f}", f"{row['ssim']:.4f}", "none"],
+    ]
+    assert "no such file" in refused(capsys, one, "--reference", tmp_path / "nothing.png")
+    assert "only" in refused(capsys, one, "--weights", tmp_path)
+
+
+def test_lpips_and_consistency_beside_the_reference(capsys, weights, pictures, tmp_path):
+    shutil.copytree(weights, tmp_path, dirs_exist_ok=True)
+    config = LpipsConfig.small()
+    model = Lpips(config, rngs=nnx.Rngs(4))
+    checkpoints.save_model(tmp_path / "lpips", model, config)
+    both = (pictures / "a.png", pictures / "b.png")
+    code, report, _ = run(capsys, *both, *quick(tmp_path), "--reference", pictures / "copy.png")
+    assert code == 0
+    assert len(report["pairs"]) == 1
+    same, other = report["reference"]["likeness"]
+    assert same["psnr"] is None
+    assert same["lpips"] == pytest.approx(0, abs=1e-12)  # squares of float32 round-off
+    assert other["lpips"] > 1e-3
+    assert any("PSNR is infinite" in line for line in report["notes"])
+
+
+def test_videos_against_a_reference(capsys, tmp_path):
+    rng = np.random.default_rng(3)
+    frames = [smooth(rng, 48, 64) for _ in range(3)]
+    for name, video in (("a", frames), ("b", frames[::-1])):
+        folder = tmp_path / name
+        for k, frame in enumerate(video):
+            save(folder / f"{k}.png", frame)
+    code, report, _ = run(capsys, "--video", tmp_path / "b", "--reference", tmp_path / "a")
+    assert code == 0
+    (row,) = report["reference"]["likeness"]
+    assert row["frames"] == 3
+    assert row["per_frame"]["psnr"][0] == psnr(frames[2], frames[0])
+    assert row["per_frame"]["psnr"][1] is None  # the middle frame is its own counterpart

@@ -1,0 +1,97 @@
+"""What the command is given to score: pictures and videos read, each mistake one clear line."""
+
+import contextlib
+import sys
+from collections.abc import Generator, Iterator, Sequence
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+
+from reangle_jax.data.video import fit, iterate_frames
+from reangle_jax.errors import InputError
+
+Picture = UInt8[np.ndarray, "H W 3"]
+
+
+class Notes:
+    """What the user should know beside the figures: at once on stderr, and in the report."""
+
+    def __init__(self):
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        """Says a line, once."""
+        if line not in self.lines:
+            self.lines.append(line)
+            print(f"note: {line}", file=sys.stderr)
+
+
+def read_pictures(paths: Sequence[str], note: Notes) -> list[Picture]:
+    """Pictures, all at the first one's size."""
+    pictures = [read_picture(path) for path in paths]
+    return [_like_first(path, x, pictures[0], paths[0], note) for path, x in zip(paths, pictures, strict=True)]
+
+
+def read_picture(path: str) -> Picture:
+    """A PNG or JPEG file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        picture = cv2.imread(path, cv2.IMREAD_COLOR)
+    except cv2.error:  # larger than OpenCV's limit
+        picture = None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if picture is None:
+        raise InputError(f"{path} is not a picture that can be read: give PNG or JPEG, or videos with --video")
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def _like_first(path: str, picture: Picture, first: Picture, first_path: str, note: Notes) -> Picture:
+    (height, width), (h, w) = first.shape[:2], picture.shape[:2]
+    if (h, w) != (height, width):
+        note(f"{path} is {w}x{h}: resized to the {width}x{height} of {first_path}, its centre kept")
+        picture = fit(picture, height, width)
+    return picture
+
+
+def square(picture: Picture, size: int) -> Picture:
+    """The picture's middle, its shorter side ``size`` pixels long."""
+    return np.ascontiguousarray(fit(picture, size, size))
+
+
+def moments(paths: Sequence[str], note: Notes) -> Iterator[list[Picture]]:
+    """The frames of all videos, moment by moment, at the first one's size, as far as the shortest goes."""
+    with contextlib.ExitStack() as stack:
+        videos = [stack.enter_context(contextlib.closing(iterate_video(path))) for path in paths]
+        for count in range(sys.maxsize):
+            frames = [next(frames, None) for frames in videos]
+            ended = [path for path, frame in zip(paths, frames, strict=True) if frame is None]
+            if ended:
+                if len(ended) < len(paths):
+                    note(f"{', '.join(ended)} ends after {count} frames: the others' later frames are not scored")
+                return
+            first = frames[0]
+            assert first is not None
+            yield [
+                _like_first(path, frame, first, paths[0], note)
+                for path, frame in zip(paths, frames, strict=True)
+                if frame is not None
+            ]
+
+
+def iterate_video(path: str) -> Generator[Picture]:
+    """The frames of a video, or of a folder of frames.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        yield from iterate_frames(path)
+    except InputError as error:
+        raise InputError(str(error).replace("config.video:", "--video:", 1)) from None
