@@ -3,9 +3,11 @@
     pip install "libtpu==0.0.42.*"      # beside jax 0.10.2
     python benchmarks/full_size.py --topology v6e:1x1 --program finetune
     python benchmarks/full_size.py --topology v5p:1x1x1 --program sample
+    python benchmarks/full_size.py --program score
 
-The real fine-tuning step (LoRA of rank 128 on all 42 blocks, the noised first frame encoded, AdamW) or the real guided
-sampling step of CogVideoX-5B-I2V at 49 frames of 480x720 is lowered with abstract arguments and compiled. The
+The real fine-tuning step (LoRA of rank 128 on all 42 blocks, the noised first frame encoded, AdamW), the real guided
+sampling step of CogVideoX-5B-I2V at 49 frames of 480x720, or the score of 25 candidates against up to six finished
+views of 256x256 (DUSt3R-512-DPT, FeatUp over DINO ViT-S/16) is lowered with abstract arguments and compiled. The
 compiler enforces the chip's memory: a program that does not fit fails here with its figure. Nothing is executed, and
 no weights are needed. Compiling takes minutes on one core.
 """
@@ -33,7 +35,10 @@ from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.models.dino import FeatUp, FeatUpConfig
+from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from reangle_jax.nn.attention import compiling_for
+from reangle_jax.scoring.met3r import Met3r
 from reangle_jax.stages import finetune
 
 GIB = 2.0**30
@@ -100,16 +105,31 @@ def lower_sample(rank: int, layers: int | None, where: NamedSharding):
     return step.lower(*(abstract(argument, where) for argument in arguments))
 
 
+def lower_score(rank: int, layers: int | None, where: NamedSharding):
+    """MEt3R of stochastic control guidance; it has neither adapters nor layers to leave out."""
+    del rank, layers
+    builds = (
+        lambda: Dust3r(Dust3rConfig.dpt_512(), rngs=nnx.Rngs(0)),
+        lambda: FeatUp(FeatUpConfig.vits16(), rngs=nnx.Rngs(0)),
+    )
+    graphs, states = zip(*(nnx.split(nnx.eval_shape(build)) for build in builds), strict=True)
+    metric = Met3r(*graphs)
+    candidates, finished = (jax.ShapeDtypeStruct((n, 256, 256, 3), jnp.float32) for n in (25, 6))
+    views = jax.eval_shape(metric.describe, states, finished)
+    arguments = (states, candidates, views, jax.ShapeDtypeStruct((), jnp.int32))
+    return jax.jit(metric.against).lower(*(abstract(argument, where) for argument in arguments))
+
+
 def main() -> None:
     """Compiles one program and prints what the compiler says of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v6e:1x1", help="one chip: v5e:1x1, v6e:1x1, v5p:1x1x1")
-    parser.add_argument("--program", choices=("finetune", "sample"), default="finetune")
+    parser.add_argument("--program", choices=("finetune", "sample", "score"), default="finetune")
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--layers", type=int, default=None, help="fewer blocks than 42, for a quick look")
     args = parser.parse_args()
     mesh = one_chip(args.topology)
-    lower = {"finetune": lower_finetune, "sample": lower_sample}[args.program]
+    lower = {"finetune": lower_finetune, "sample": lower_sample, "score": lower_score}[args.program]
     start = time.perf_counter()
     with jax.set_mesh(mesh), compiling_for("tpu"):
         lowered = lower(args.rank, args.layers, NamedSharding(mesh, PartitionSpec()))

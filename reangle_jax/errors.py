@@ -1,4 +1,4 @@
-"""The one error that means: what the user gave cannot be used, and here is the mend."""
+"""Errors with a meaning of their own. `InputError`: what the user gave cannot be used, and here is the mend."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is a single line that names the setting or the file and says how to mend it; the command prints it as
     ``error: <message>`` and exits with status 2. Anything else that escapes is a bug.
     """
+
+
+class TooSmallError(ValueError):
+    """A side is too short for what a metric looks at around each pixel."""

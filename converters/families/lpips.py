@@ -9,14 +9,14 @@ from flax import nnx
 
 from converters.registry import Layout, Model, Part
 from converters.tables import lpips
-from reangle_jax.scoring.perceptual import FOLDER, Lpips, LpipsConfig
+from reangle_jax.models.lpips import Lpips, LpipsConfig
 
 LICENCE = "BSD-2-Clause (factors), BSD-3-Clause (torchvision)"
 
 
 def _model(backbone: str, torchvision: str, gigabytes: float) -> Model:
     part = Part(
-        name=FOLDER,
+        name="lpips",
         config=LpipsConfig(backbone),
         build=lambda config: Lpips(config, rngs=nnx.Rngs(0)),
         layouts=(

@@ -1,13 +1,13 @@
 """LPIPS: torchvision's classifiers with the learned factors beside them, and the two together as lpips keeps them.
 
-The names are derived from the layers that `reangle_jax.scoring.perceptual` runs.
+The names are derived from the layers that `reangle_jax.models.lpips` runs.
 """
 
 from collections.abc import Iterator
 
 from converters.rules import CONV2D, Rule, Table, Transform
 from converters.tables.common import affine
-from reangle_jax.scoring.perceptual import Layer, LpipsConfig, Pooling, Squeezing
+from reangle_jax.models.lpips.config import Layer, LpipsConfig, Pooling, Squeezing
 
 HEAD = Transform("head", lambda x: x[0, :, 0, 0], lambda x: x[None, :, None, None])  # [1, C, 1, 1] -> [C]
 # Entries of torchvision's `classifier` with weights; nothing of it is used.

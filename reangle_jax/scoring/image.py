@@ -9,12 +9,10 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from reangle_jax.errors import TooSmallError
+
 _SIGMA, _RADIUS = 1.5, 5  # SSIM's Gaussian window of 11 x 11 (Wang et al., 2004)
 _C1, _C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-
-
-class TooSmallError(ValueError):
-    """A side is too short for what a metric looks at around each pixel."""
 
 
 def psnr(

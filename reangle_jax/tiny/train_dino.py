@@ -13,7 +13,6 @@ nearer than `NEAR` patches to the right one are not held against it, so that fea
 
 import argparse
 import functools
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -29,7 +28,7 @@ from reangle_jax.tiny import training
 from reangle_jax.tiny.train_depth import principal_patches
 from reangle_jax.tiny.views import Views, load_views
 
-WEIGHTS = Path(__file__).with_name("weights") / "dino"
+OUT = ".cache/dino"  # not among the bundled weights: `train_featup` puts it under its upsampler
 CROP = 96  # pixels a side
 SCALES = (0.8, 1.4)  # of a crop's pixels to the view's
 TEMPERATURE = 0.1
@@ -213,7 +212,7 @@ def initial_model(config: DinoConfig, seed: int, images: UInt8[np.ndarray, "N H 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
+    training.add_arguments(parser, steps=20_000, out=OUT)
     parser.add_argument("--views", required=True, help="rendered views to train on (reangle_jax.tiny.views)")
     parser.add_argument("--held-out", required=True, help="rendered views for the figures")
     parser.add_argument("--init", default=None, help="a weights folder to start from")

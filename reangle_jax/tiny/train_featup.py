@@ -22,7 +22,7 @@ from reangle_jax import checkpoints
 from reangle_jax.models.dino import FeatUp, FeatUpConfig, normalise
 from reangle_jax.nn.resize import resize_bilinear
 from reangle_jax.tiny import training
-from reangle_jax.tiny.train_dino import WEIGHTS as DINO
+from reangle_jax.tiny.train_dino import OUT as DINO
 from reangle_jax.tiny.train_dino import sample
 from reangle_jax.tiny.views import Views, load_views
 
@@ -117,7 +117,7 @@ def main() -> None:
     training.add_arguments(parser, steps=2_000, out=str(WEIGHTS))
     parser.add_argument("--views", required=True, help="rendered views to train on (reangle_jax.tiny.views)")
     parser.add_argument("--held-out", required=True, help="rendered views for the figures")
-    parser.add_argument("--dino", default=str(DINO), help="folder of the feature network")
+    parser.add_argument("--dino", default=DINO, help="folder of the feature network")
     parser.add_argument("--batch", type=int, default=4, help="pictures a step")
     parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
     args = parser.parse_args()

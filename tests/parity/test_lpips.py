@@ -19,6 +19,7 @@ from flax import nnx
 from converters import command, registry
 from converters.rules import convert
 from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.models.lpips import Lpips, LpipsConfig
 from reangle_jax.scoring import perceptual
 
 pytestmark = pytest.mark.parity
@@ -174,8 +175,8 @@ def test_the_package_holds_the_published_heads(package, backbone):
     """Its files are what the converter expects, and nothing in them is negative."""
     folder = Path(package.__file__).parent / "weights/v0.1"
     tensors = torch.load(folder / f"{backbone}.pth", weights_only=True, map_location="cpu")
-    config = perceptual.LpipsConfig(backbone)
-    model = abstract(lambda: perceptual.Lpips(config, rngs=nnx.Rngs(0)))
+    config = LpipsConfig(backbone)
+    model = abstract(lambda: Lpips(config, rngs=nnx.Rngs(0)))
     widths = [head.shape[0] for head in model.heads]
     assert {name: tuple(value.shape) for name, value in tensors.items()} == {
         f"lin{k}.model.1.weight": (1, width, 1, 1) for k, width in enumerate(widths)

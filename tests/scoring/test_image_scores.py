@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from reangle_jax.scoring.image import TooSmallError, psnr, ssim, ssim_map
+from reangle_jax.errors import TooSmallError
+from reangle_jax.scoring.image import psnr, ssim, ssim_map
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from reangle_jax.data.video import fit
-from reangle_jax.scoring.image import TooSmallError, psnr, ssim
+from reangle_jax.errors import TooSmallError
+from reangle_jax.scoring.image import psnr, ssim
 from reangle_jax.scoring.reference import Likeness, compare, likeness
 
 

@@ -14,10 +14,10 @@ from flax import nnx
 from reangle_jax import checkpoints
 from reangle_jax.data.video import write_video
 from reangle_jax.models.dino import DinoConfig
+from reangle_jax.models.lpips import Lpips, LpipsConfig
 from reangle_jax.scoring import networks
 from reangle_jax.scoring.command import main
 from reangle_jax.scoring.image import psnr, ssim
-from reangle_jax.scoring.perceptual import Lpips, LpipsConfig
 from reangle_jax.scoring.video import PairScore, score_views
 from tests.scoring.small_scorer import SIZE, write_weights
 

@@ -10,6 +10,7 @@ from converters import check, command, registry
 from converters.rules import convert, revert
 from converters.sources.folder import open_part
 from reangle_jax.checkpoints import abstract, parameter_paths
+from reangle_jax.models.lpips import LpipsConfig
 from reangle_jax.scoring import perceptual
 from tests.manifests import table_faults
 from tests.networks import fill_randomly
@@ -186,7 +187,7 @@ def test_every_tensor_knows_its_file(tmp_path):
 
 def test_rules_are_their_own_inverse(rng):
     model = part("alex")
-    config = perceptual.LpipsConfig.small()
+    config = LpipsConfig.small()
     network = abstract(lambda: model.build(config))
     fill_randomly(network)
     wanted = {path: np.asarray(variable[...]) for path, variable in parameter_paths(network).items()}
