@@ -64,3 +64,14 @@ def test_the_report_has_every_figure(views, scorer_weights):
     # Altered pictures' features differ from true ones', whatever the weights.
     means = report["no_geometry"]["mean"]
     assert len({means["true"], *(means[kind] for kind in KINDS)}) == 1 + len(KINDS)
+
+
+@pytest.mark.slow
+def test_the_bundled_networks_score_altered_views_worse(views):
+    """On scenes of noise and patterns, which are none of their training's photographs."""
+    report = judge.judge(*networks.load("tiny"), views)
+    for rival in ("score", "true_points"):
+        means = report[rival]["mean"]
+        assert means["true"] < 0.9 * min(means["replaced"], means["recoloured"])
+    # Knowing the scene's points, a true pair looks consistent; without any geometry it does not.
+    assert report["true_points"]["mean"]["true"] < report["no_geometry"]["mean"]["true"]
