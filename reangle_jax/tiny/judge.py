@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from reangle_jax.data.files import atomic_write_json
 from reangle_jax.scoring import networks
-from reangle_jax.scoring.met3r import Met3r, one_way, summarise
+from reangle_jax.scoring.met3r import Described, Met3r, one_way, summarise
 from reangle_jax.tiny.train_dino import carry
 from reangle_jax.tiny.train_dust3r import true_points
 from reangle_jax.tiny.views import Views, load_views
@@ -96,18 +96,17 @@ def auc(true: Float[np.ndarray, " N"], false: Float[np.ndarray, " M"]) -> float:
 
 
 def score_pair(
-    metric: Met3r, states: tuple[Any, Any], first: Array, second: Array, points: tuple[Array, Array]
+    metric: Met3r, states: tuple[Any, Any], a: Described, b: Described, points: tuple[Array, Array]
 ) -> dict[str, Array]:
     """The score of a pair, and its two rivals.
 
     Args:
         metric: the networks.
         states: their parameters.
-        first: RGB, values 0 to 255, [1, S, S, 3].
-        second: the same of the second picture.
+        a: the first picture, described.
+        b: the second.
         points: both pictures' true points in the first camera, and, exchanged, in the second: [2, S, S, 3] each.
     """
-    a, b = (metric.describe(states, x.astype(jnp.float32) / 255.0) for x in (first, second))
     result = {"score": metric.compare(states, a, b).met3r[0]}
     ways = [
         jax.tree.map(lambda x: x[None], one_way(points[0][k], points[1][k], *sides))
@@ -128,6 +127,7 @@ def judge(metric: Met3r, states: tuple[Any, Any], views: Views, *, seed: int = 0
     left = (views.images.shape[3] - SIDE) // 2
     window = slice(left, left + SIDE)
     run = jax.jit(functools.partial(score_pair, metric))
+    describe = jax.jit(lambda states, image: metric.describe(states, image[None].astype(jnp.float32) / 255.0))
     rows: list[dict[str, dict[str, float]]] = []
     for scene in range(len(views.images)):
         rng = np.random.default_rng([seed, scene])
@@ -141,7 +141,8 @@ def judge(metric: Met3r, states: tuple[Any, Any], views: Views, *, seed: int = 0
         batch = {"depth": views.depth[scene, :2, None, :, window], "K": K[None]}
         points = _points(batch | {"poses": views.camera_to_world[scene, :2, None]})
         pictures = {"true": second} | {kind: altered(rng, second, foreign, blob, kind) for kind in KINDS}
-        row = {name: run(states, first[None], picture[None], points) for name, picture in pictures.items()}
+        seen = describe(states, first)
+        row = {name: run(states, seen, describe(states, picture), points) for name, picture in pictures.items()}
         rows.append(jax.tree.map(float, row))
     report: dict[str, Any] = {"pairs": len(rows)}
     for rival in rows[0]["true"]:
