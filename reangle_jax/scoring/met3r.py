@@ -177,8 +177,11 @@ class Met3r:
             def pair(item: tuple[Array, Described]) -> Array:
                 place, view = item
                 view = jax.tree.map(lambda x: x[None], view)
-                score = lambda: self.compare(states, view, described).met3r[0]  # noqa: E731
-                return jax.lax.cond(place < count, score, lambda: jnp.full((), jnp.nan, jnp.float32))
+                return jax.lax.cond(
+                    place < count,
+                    lambda: self.compare(states, view, described).met3r[0],
+                    lambda: jnp.full((), jnp.nan, jnp.float32),
+                )
 
             return jax.lax.map(pair, (places, views))
 

@@ -7,6 +7,7 @@
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -91,27 +92,50 @@ def load_prompts(folder: str | os.PathLike) -> list[str]:
     return prompts
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def render_clips(first: int, count: int, pool: ImagePool | None) -> dict[str, np.ndarray]:
+    """Clips ``first`` and following, as a shard holds them."""
+    frames, depth, prompts = zip(*(render_clip(k, pool) for k in range(first, first + count)), strict=True)
+    return {"frames": np.stack(frames), "depth": np.stack(depth), "prompts": np.array(json.dumps(prompts))}
+
+
+def write_shards(
+    parser: argparse.ArgumentParser,
+    what: str,
+    stem: str,
+    size: int,
+    make: Callable[[int, int, ImagePool | None], dict[str, np.ndarray]],
+) -> None:
+    """A command that renders things by number into shards; those that exist are kept as they are.
+
+    Args:
+        parser: gets the flags ``--out``, ``--<what>``, ``--first`` and ``--cache``, and reads the command line.
+        what: what is rendered, in the plural.
+        stem: of the shards' names; the first thing's number follows.
+        size: things a shard.
+        make: (first, count, pool) -> the arrays of a shard.
+    """
     parser.add_argument("--out", required=True)
-    parser.add_argument("--clips", type=int, required=True)
-    parser.add_argument("--first", type=int, default=0, help=f"from {HELD_OUT_FROM} on, clips are held out")
+    parser.add_argument(f"--{what}", dest="count", type=int, required=True)
+    parser.add_argument("--first", type=int, default=0, help=f"from {HELD_OUT_FROM} on, {what} are held out")
     parser.add_argument("--cache", default=".cache/pool")
     args = parser.parse_args()
     pools = load_pool(args.cache)
     pool = pools.heldout if args.first >= HELD_OUT_FROM else pools.train
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    for first in range(args.first, args.first + args.clips, SHARD):
-        path = out / f"clips_{first:07d}.npz"
+    for first in range(args.first, args.first + args.count, size):
+        path = out / f"{stem}_{first:07d}.npz"
         if path.exists():
             continue
-        last = min(first + SHARD, args.first + args.clips)
-        clips = [render_clip(index, pool) for index in range(first, last)]
-        frames, depth, prompts = zip(*clips, strict=True)
-        atomic_savez(path, frames=np.stack(frames), depth=np.stack(depth), prompts=np.array(json.dumps(prompts)))
-        print(f"{path.name}: {last - first} clips", flush=True)
+        count = min(size, args.first + args.count - first)
+        atomic_savez(path, **make(first, count, pool))
+        print(f"{path.name}: {count} {what}", flush=True)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    write_shards(parser, "clips", "clips", SHARD, render_clips)
 
 
 if __name__ == "__main__":

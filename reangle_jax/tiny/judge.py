@@ -109,7 +109,7 @@ def score_pair(
     """
     result = {"score": metric.compare(states, a, b).met3r[0]}
     ways = [
-        jax.tree.map(lambda x: x[None], one_way(points[0][k], points[1][k], *sides))
+        jax.tree.map(lambda x: x[None], one_way(points[0][k], points[1][k], *sides, radius=metric.radius))
         for k, sides in enumerate([(a.features[0], b.features[0]), (b.features[0], a.features[0])])
     ]
     result["true_points"] = summarise(ways[0], ways[1]).met3r[0]

@@ -27,6 +27,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from reangle_jax import checkpoints
 from reangle_jax.errors import InputError
+from reangle_jax.geometry.cameras import rigid_inverse
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
 from reangle_jax.nn.linear import Linear
 from reangle_jax.tiny import training
@@ -64,13 +65,9 @@ def moved(points: Float[Array, "B H W 3"], pose: Float[Array, "B 4 4"]) -> Float
     return turned + pose[:, None, None, :3, 3]
 
 
-def relative(first: Float[Array, "B 4 4"], second: Float[Array, "B 4 4"]) -> Float[Array, "B 4 4"]:
+def between(first: Float[Array, "B 4 4"], second: Float[Array, "B 4 4"]) -> Float[Array, "B 4 4"]:
     """From the second cameras' frames to the first ones'; both are given as rigid camera-to-world matrices."""
-    turn = jnp.swapaxes(first[:, :3, :3], 1, 2)
-    rotation = jnp.einsum("bij,bjk->bik", turn, second[:, :3, :3], precision="highest")
-    shift = jnp.einsum("bij,bj->bi", turn, second[:, :3, 3] - first[:, :3, 3], precision="highest")
-    last = jnp.broadcast_to(jnp.array([0.0, 0, 0, 1])[None, None], (len(first), 1, 4))
-    return jnp.concatenate([jnp.concatenate([rotation, shift[..., None]], 2), last], 1)
+    return jnp.matmul(rigid_inverse(first), second, precision="highest")
 
 
 def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int) -> dict[str, np.ndarray]:
@@ -124,7 +121,7 @@ def true_points(batch: dict[str, Array]) -> tuple[Float[Array, "P H W 3"], Float
     own = [points_of(depth, batch["K"]) for depth in batch["depth"]]
     a, b = batch["poses"]
     first = jnp.concatenate(own)
-    second = jnp.concatenate([moved(own[1], relative(a, b)), moved(own[0], relative(b, a))])
+    second = jnp.concatenate([moved(own[1], between(a, b)), moved(own[0], between(b, a))])
     distances = jnp.linalg.norm(jnp.stack([first, second]), axis=-1)
     unit = jnp.mean(distances, axis=(0, 2, 3))[:, None, None, None]
     return first / unit, second / unit

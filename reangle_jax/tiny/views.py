@@ -12,12 +12,11 @@ from typing import NamedTuple
 import cv2
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float16, Float32, UInt8
+from jaxtyping import Float16, Float32, UInt8
 
-from reangle_jax.data.files import atomic_savez
 from reangle_jax.errors import InputError
-from reangle_jax.tiny.dataset import HEIGHT, HELD_OUT_FROM, PIVOT, WIDTH
-from reangle_jax.tiny.pool import ImagePool, load_pool
+from reangle_jax.tiny.dataset import HEIGHT, PIVOT, WIDTH, write_shards
+from reangle_jax.tiny.pool import ImagePool
 from reangle_jax.tiny.scenes import random_scene, render, source_cameras
 
 VIEWS = 4
@@ -72,59 +71,25 @@ def render_views(first: int, count: int, pool: ImagePool | None) -> Views:
     return Views(*(np.stack(field) for field in zip(*parts, strict=True)))
 
 
-def load_views(folder: str | os.PathLike, *, scenes: int | None = None) -> Views:
-    """Reads all shards of a folder, or the first ``scenes`` scenes.
+def load_views(folder: str | os.PathLike) -> Views:
+    """Reads all shards of a folder.
 
     Raises:
-        InputError: there are none, or fewer scenes than asked for.
+        InputError: there are none.
     """
-    mend = f"run python -m reangle_jax.tiny.views --out {folder}"
-    parts, count = [], 0
+    parts = []
     for path in sorted(Path(folder).glob("views_*.npz")):
-        if scenes is not None and count >= scenes:
-            break
         with np.load(path) as file:
             parts.append(Views(*(file[name] for name in Views._fields)))
-        count += len(parts[-1].images)
     if not parts:
-        raise InputError(f"{folder} has no rendered views: {mend}")
-    if scenes is not None and count < scenes:
-        raise InputError(f"{folder} has {count} scenes, {scenes} are needed: {mend} --scenes {scenes}")
-    return Views(*(np.concatenate(field)[:scenes] for field in zip(*parts, strict=True)))
-
-
-def camera_points(
-    depth: Float[np.ndarray, "*batch H W"], K: Float[np.ndarray, "*batch 3 3"]
-) -> Float32[np.ndarray, "*batch H W 3"]:
-    """Each pixel's point in its own camera's frame; pixels' centres lie at +0.5."""
-    height, width = depth.shape[-2:]
-    x, y = np.arange(width, dtype=np.float32) + 0.5, np.arange(height, dtype=np.float32) + 0.5
-    focal, centre = K[..., [0, 1], [0, 1]], K[..., :2, 2]
-    u = (x - centre[..., 0, None]) / focal[..., 0, None]
-    v = (y - centre[..., 1, None]) / focal[..., 1, None]
-    z = depth.astype(np.float32)
-    return np.stack([u[..., None, :] * z, v[..., :, None] * z, z], -1).astype(np.float32)
+        raise InputError(f"{folder} has no rendered views: run python -m reangle_jax.tiny.views --out {folder}")
+    return Views(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--scenes", type=int, required=True)
-    parser.add_argument("--first", type=int, default=0, help=f"from {HELD_OUT_FROM} on, scenes are held out")
-    parser.add_argument("--cache", default=".cache/pool")
-    args = parser.parse_args()
-    pools = load_pool(args.cache)
-    pool = pools.heldout if args.first >= HELD_OUT_FROM else pools.train
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    for first in range(args.first, args.first + args.scenes, SHARD):
-        path = out / f"views_{first:07d}.npz"
-        if path.exists():
-            continue
-        count = min(SHARD, args.first + args.scenes - first)
-        atomic_savez(path, **render_views(first, count, pool)._asdict())
-        print(f"{path.name}: {count} scenes", flush=True)
+    write_shards(parser, "scenes", "views", SHARD, lambda *what: render_views(*what)._asdict())
 
 
 if __name__ == "__main__":

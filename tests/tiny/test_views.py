@@ -1,12 +1,14 @@
 """Rendered views of one moment: their geometry agrees with their pictures, and shards are read back whole."""
 
+import types
+
 import numpy as np
 import pytest
 
 from reangle_jax.data.files import atomic_savez
 from reangle_jax.errors import InputError
 from reangle_jax.tiny.train_dino import carry
-from reangle_jax.tiny.views import VIEWS, Views, camera_points, load_views, random_cameras, render_views
+from reangle_jax.tiny.views import VIEWS, Views, load_views, main, random_cameras, render_views
 
 
 def test_cameras_are_rigid_and_the_first_is_the_world(rng):
@@ -38,27 +40,34 @@ def test_pictures_agree_with_depth_and_cameras(views):
     assert np.median(np.concatenate(other)) > 2.5 * np.median(np.concatenate(same))
 
 
-def test_points_lie_on_their_pixels_rays(views):
-    points = camera_points(views.depth[:, 0], views.K)
-    pixels = np.einsum("nij,nhwj->nhwi", views.K, points)
-    pixels = pixels[..., :2] / pixels[..., 2:]
-    np.testing.assert_allclose(pixels[0, 7, 11], (11.5, 7.5), atol=1e-3)
-    np.testing.assert_array_equal(points[..., 2], views.depth[:, 0].astype(np.float32))
-
-
 def test_scenes_are_the_same_wherever_they_are_rendered(views):
     alone = render_views(4, 1, None)
     for field, whole in zip(alone, views, strict=True):
         np.testing.assert_array_equal(field[0], whole[1])
 
 
-def test_shards_are_read_in_order_and_too_few_are_refused(views, tmp_path):
+def test_shards_are_read_in_order_and_none_is_refused(views, tmp_path):
     with pytest.raises(InputError, match=r"no rendered views: run python -m reangle_jax\.tiny\.views"):
         load_views(tmp_path)
     atomic_savez(tmp_path / "views_0000001.npz", **Views(*(x[1:] for x in views))._asdict())
     atomic_savez(tmp_path / "views_0000000.npz", **Views(*(x[:1] for x in views))._asdict())
     for field, whole in zip(load_views(tmp_path), views, strict=True):
         np.testing.assert_array_equal(field, whole)
-    assert len(load_views(tmp_path, scenes=1).images) == 1
-    with pytest.raises(InputError, match="has 2 scenes, 3 are needed"):
-        load_views(tmp_path, scenes=3)
+
+
+def test_the_command_renders_what_is_missing(monkeypatch, tmp_path):
+    rendered = []
+
+    def render(first, count, pool):
+        assert pool == "held out"
+        rendered.append((first, count))
+        return Views(*(np.full((count, 1), first) for _ in Views._fields))
+
+    pools = types.SimpleNamespace(train="train", heldout="held out")
+    monkeypatch.setattr("reangle_jax.tiny.dataset.load_pool", lambda cache: pools)
+    monkeypatch.setattr("reangle_jax.tiny.views.render_views", render)
+    for scenes in ("64", "130"):
+        monkeypatch.setattr("sys.argv", ["views", "--out", str(tmp_path), "--scenes", scenes, "--first", "1000000"])
+        main()
+    assert rendered == [(1000000, 64), (1000064, 64), (1000128, 2)]
+    np.testing.assert_array_equal(load_views(tmp_path).K[:, 0], [1000000] * 64 + [1000064] * 64 + [1000128] * 2)
