@@ -12,6 +12,7 @@ from typing import Any
 
 from reangle_jax.config import Settings, lora_choice
 from reangle_jax.errors import InputError
+from reangle_jax.tiny import WEIGHTS as TINY_WEIGHTS
 
 # The parts, and the class of the config.json beside each one's weights.
 PARTS = {
@@ -20,7 +21,6 @@ PARTS = {
     "vae": "VAEConfig",
     "text_encoder": "T5Config",
 }
-TINY_WEIGHTS = Path(__file__).parent / "tiny" / "weights"
 
 # What tells the published transformers apart.
 _MARKS: dict[str, dict[str, Any]] = {

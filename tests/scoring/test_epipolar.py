@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reangle_jax.scoring import epipolar
-from reangle_jax.tiny.scenes import random_scene, render
+from training.scenes import random_scene, render
 
 H, W = 128, 192
 K = np.array([[170.0, 0, W / 2], [0, 170.0, H / 2], [0, 0, 1]])

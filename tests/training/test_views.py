@@ -7,8 +7,8 @@ import pytest
 
 from reangle_jax.data.files import atomic_savez
 from reangle_jax.errors import InputError
-from reangle_jax.tiny.train_dino import carry
-from reangle_jax.tiny.views import VIEWS, Views, load_views, main, random_cameras, render_views
+from training.train_dino import carry
+from training.views import VIEWS, Views, load_views, main, random_cameras, render_views
 
 
 def test_cameras_are_rigid_and_the_first_is_the_world(rng):
@@ -47,7 +47,7 @@ def test_scenes_are_the_same_wherever_they_are_rendered(views):
 
 
 def test_shards_are_read_in_order_and_none_is_refused(views, tmp_path):
-    with pytest.raises(InputError, match=r"no rendered views: run python -m reangle_jax\.tiny\.views"):
+    with pytest.raises(InputError, match=r"no rendered views: run python -m training\.views"):
         load_views(tmp_path)
     atomic_savez(tmp_path / "views_0000001.npz", **Views(*(x[1:] for x in views))._asdict())
     atomic_savez(tmp_path / "views_0000000.npz", **Views(*(x[:1] for x in views))._asdict())
@@ -64,8 +64,8 @@ def test_the_command_renders_what_is_missing(monkeypatch, tmp_path):
         return Views(*(np.full((count, 1), first) for _ in Views._fields))
 
     pools = types.SimpleNamespace(train="train", heldout="held out")
-    monkeypatch.setattr("reangle_jax.tiny.dataset.load_pool", lambda cache: pools)
-    monkeypatch.setattr("reangle_jax.tiny.views.render_views", render)
+    monkeypatch.setattr("training.dataset.load_pool", lambda cache: pools)
+    monkeypatch.setattr("training.views.render_views", render)
     for scenes in ("64", "130"):
         monkeypatch.setattr("sys.argv", ["views", "--out", str(tmp_path), "--scenes", scenes, "--first", "1000000"])
         main()

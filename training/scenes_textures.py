@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
-from reangle_jax.tiny.pool import ImagePool
+from training.pool import ImagePool
 
 LARGE, SMALL = 256, 128  # sides of square textures, pixels; both powers of two
 PALETTE = {

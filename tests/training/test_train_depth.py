@@ -11,7 +11,7 @@ import pytest
 from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnythingConfig
 from reangle_jax.models.depth_anything.video import IMAGENET_MEAN, IMAGENET_STD
-from reangle_jax.tiny.train_depth import (
+from training.train_depth import (
     SIZES,
     Frames,
     correlations,

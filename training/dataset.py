@@ -1,6 +1,6 @@
 """Rendered clips on disk, for the small family's training: each a procedural scene seen along one camera path.
 
-``python -m reangle_jax.tiny.dataset --out DIR --clips N [--first K]`` renders clips K .. K + N - 1 into shards of 32,
+``python -m training.dataset --out DIR --clips N [--first K]`` renders clips K .. K + N - 1 into shards of 32,
 ``clips_00000.npz`` and so on, each written whole; those that exist are kept, so the same command goes on.
 """
 
@@ -16,8 +16,8 @@ import numpy as np
 from reangle_jax.data.files import atomic_savez
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.trajectories import parse_view, view_cameras
-from reangle_jax.tiny.pool import ImagePool, load_pool
-from reangle_jax.tiny.scenes import random_scene, render, source_cameras
+from training.pool import ImagePool, load_pool
+from training.scenes import random_scene, render, source_cameras
 
 FRAMES, HEIGHT, WIDTH = 17, 128, 192
 SHARD = 32
@@ -73,7 +73,7 @@ def shards(folder: str | os.PathLike) -> list[Path]:
     """
     found = sorted(Path(folder).glob("clips_*.npz"))
     if not found:
-        raise InputError(f"{folder} has no rendered clips: run python -m reangle_jax.tiny.dataset --out {folder}")
+        raise InputError(f"{folder} has no rendered clips: run python -m training.dataset --out {folder}")
     return found
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reangle_jax.tiny import training
-from reangle_jax.tiny.train_transformer import mirrored_prompt
+from training import training
+from training.train_transformer import mirrored_prompt
 
 # optax raises float32 to the power of an int32 count.
 pytestmark = pytest.mark.usefixtures("optax_promotion")

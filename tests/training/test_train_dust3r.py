@@ -11,9 +11,10 @@ from flax import nnx
 
 from reangle_jax import checkpoints
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
-from reangle_jax.tiny import train_dust3r
-from reangle_jax.tiny.train_dino import carry
-from reangle_jax.tiny.train_dust3r import (
+from tests.scoring.small_scorer import random
+from training import train_dust3r
+from training.train_dino import carry
+from training.train_dust3r import (
     depth_correlations,
     first_pairs,
     halved,
@@ -24,7 +25,6 @@ from reangle_jax.tiny.train_dust3r import (
     relative_errors,
     true_points,
 )
-from tests.scoring.small_scorer import random
 
 matches = jax.jit(train_dust3r.matches, static_argnums=3)
 match_loss = jax.jit(train_dust3r.match_loss)

@@ -1,6 +1,6 @@
 """Rendered views of one moment, for the training of the score's networks: each scene seen by four cameras at once.
 
-``python -m reangle_jax.tiny.views --out DIR --scenes N [--first K]`` renders scenes K .. K + N - 1 into shards of 64,
+``python -m training.views --out DIR --scenes N [--first K]`` renders scenes K .. K + N - 1 into shards of 64,
 ``views_0000000.npz`` and so on, each written whole; those that exist are kept, so the same command goes on.
 """
 
@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float16, Float32, UInt8
 
 from reangle_jax.errors import InputError
-from reangle_jax.tiny.dataset import HEIGHT, PIVOT, WIDTH, write_shards
-from reangle_jax.tiny.pool import ImagePool
-from reangle_jax.tiny.scenes import random_scene, render, source_cameras
+from training.dataset import HEIGHT, PIVOT, WIDTH, write_shards
+from training.pool import ImagePool
+from training.scenes import random_scene, render, source_cameras
 
 VIEWS = 4
 SHARD = 64
@@ -82,7 +82,7 @@ def load_views(folder: str | os.PathLike) -> Views:
         with np.load(path) as file:
             parts.append(Views(*(file[name] for name in Views._fields)))
     if not parts:
-        raise InputError(f"{folder} has no rendered views: run python -m reangle_jax.tiny.views --out {folder}")
+        raise InputError(f"{folder} has no rendered views: run python -m training.views --out {folder}")
     return Views(*(np.concatenate(field) for field in zip(*parts, strict=True)))
 
 

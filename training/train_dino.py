@@ -1,8 +1,8 @@
 """Trains the small family's feature network, in the manner of DINO: by distilling itself.
 
-``python -m reangle_jax.tiny.train_dino --workdir DIR --views DIR --held-out DIR [--steps N | --minutes M]``
+``python -m training.train_dino --workdir DIR --views DIR --held-out DIR [--steps N | --minutes M]``
 
-Data: two views of one moment of a procedural scene (`reangle_jax.tiny.views`), cropped, scaled and lit each by itself.
+Data: two views of one moment of a procedural scene (`training.views`), cropped, scaled and lit each by itself.
 
 Loss: what the student says of a patch should be what the teacher, the running mean of the students, says of the same
 spot in the other view, and not what it says of other spots there and in the batch's other pictures (InfoNCE, van den
@@ -24,9 +24,9 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from reangle_jax import checkpoints
 from reangle_jax.models.dino import DinoConfig, VisionTransformer, normalise
-from reangle_jax.tiny import training
-from reangle_jax.tiny.train_depth import principal_patches
-from reangle_jax.tiny.views import Views, load_views
+from training import training
+from training.train_depth import principal_patches
+from training.views import Views, load_views
 
 OUT = ".cache/dino"  # not among the bundled weights: `train_featup` puts it under its upsampler
 CROP = 96  # pixels a side
@@ -213,7 +213,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training.add_arguments(parser, steps=20_000, out=OUT)
-    parser.add_argument("--views", required=True, help="rendered views to train on (reangle_jax.tiny.views)")
+    parser.add_argument("--views", required=True, help="rendered views to train on (training.views)")
     parser.add_argument("--held-out", required=True, help="rendered views for the figures")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
     parser.add_argument("--batch", type=int, default=12, help="pairs a step")

@@ -1,6 +1,6 @@
 """How well does the score of the small networks tell true pairs of views from altered ones?
 
-``python -m reangle_jax.tiny.judge --views HELD_OUT [--weights DIR] [--out FILE]``
+``python -m training.judge --views HELD_OUT [--weights DIR] [--out FILE]``
 
 A true pair is two views of a held-out scene at one moment. It is altered by changing its second picture inside one
 smooth blob that both views see (`KINDS`). Each pair is scored by MEt3R; the figure is the AUC: how often an altered
@@ -23,11 +23,11 @@ from jaxtyping import Array, Bool, Float, UInt8
 from reangle_jax.data.files import atomic_write_json
 from reangle_jax.scoring import networks
 from reangle_jax.scoring.met3r import Described, Met3r, one_way, summarise
-from reangle_jax.tiny.train_dino import carry
-from reangle_jax.tiny.train_dust3r import true_points
-from reangle_jax.tiny.views import Views, load_views
+from reangle_jax.tiny import WEIGHTS
+from training.train_dino import carry
+from training.train_dust3r import true_points
+from training.views import Views, load_views
 
-WEIGHTS = Path(__file__).with_name("weights")
 SIDE = 128  # pixels: the middle square of a view
 KINDS = ("replaced", "moved", "recoloured")
 SHARE = (0.12, 0.25)  # of the picture that is altered
@@ -162,7 +162,7 @@ def _points(batch: dict[str, Array]) -> tuple[Array, Array]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--views", required=True, help="held-out rendered views (reangle_jax.tiny.views)")
+    parser.add_argument("--views", required=True, help="held-out rendered views (training.views)")
     parser.add_argument("--weights", default=str(WEIGHTS), help="folder with dust3r/ and featup/ or dino/")
     parser.add_argument("--features", choices=tuple(networks.FEATURES), default="featup")
     parser.add_argument("--out", default=None, help="write the figures here too, as JSON")

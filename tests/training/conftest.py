@@ -2,8 +2,8 @@
 
 import pytest
 
-from reangle_jax.tiny.views import render_views
 from tests.scoring.small_scorer import write_weights
+from training.views import render_views
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Trains the small family's image-to-video transformer on the latents of rendered and real clips.
 
-``python -m reangle_jax.tiny.train_transformer --workdir DIR --scenes DIR --heldout-scenes DIR [--minutes M]``
+``python -m training.train_transformer --workdir DIR --scenes DIR --heldout-scenes DIR [--minutes M]``
 
 The recipe is the published one at small width: v-prediction under the zero-terminal-SNR schedule, the first frame's
 latents (of a slightly noised frame) beside the noised ones, now and then no condition and no text. Every clip is
@@ -17,18 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, tiny
 from reangle_jax.data.files import atomic_savez
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox import image_to_video
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from reangle_jax.tiny import training
-from reangle_jax.tiny.dataset import FRAMES, HEIGHT, WIDTH, load_clips, shards
-from reangle_jax.tiny.pool import ImagePool, load_pool
+from training import training
+from training.dataset import FRAMES, HEIGHT, WIDTH, load_clips, shards
+from training.pool import ImagePool, load_pool
 
-WEIGHTS = Path(__file__).with_name("weights") / "transformer"
+WEIGHTS = tiny.WEIGHTS / "transformer"
 SCHEDULE = Schedule.cogvideox_5b()
 NOISED_IMAGES = 2  # noised first frames kept for each clip
 CONDITION_DROPOUT = 0.05
@@ -144,7 +144,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
-    parser.add_argument("--scenes", required=True, help="a folder of rendered clips (reangle_jax.tiny.dataset)")
+    parser.add_argument("--scenes", required=True, help="a folder of rendered clips (training.dataset)")
     parser.add_argument("--heldout-scenes", required=True, help="the same for clips that are never trained on")
     parser.add_argument("--vae", default=str(WEIGHTS.with_name("vae")))
     parser.add_argument("--text", default=str(WEIGHTS.with_name("text_encoder")))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from reangle_jax.errors import InputError
-from reangle_jax.tiny import pool as pool_module
-from reangle_jax.tiny import scenes_render, scenes_textures
-from reangle_jax.tiny.pool import ImagePool, build_pool, load_pool
-from reangle_jax.tiny.scenes import random_scene, render, source_cameras
+from training import pool as pool_module
+from training import scenes_render, scenes_textures
+from training.pool import ImagePool, build_pool, load_pool
+from training.scenes import random_scene, render, source_cameras
 
 H, W, FOCAL = 32, 48, 40.0
 K = np.array([[FOCAL, 0, W / 2], [0, FOCAL, H / 2], [0, 0, 1]], np.float32)

@@ -1,6 +1,6 @@
 """Trains the small family's causal 3D autoencoder.
 
-``python -m reangle_jax.tiny.train_vae --workdir DIR [--steps N | --minutes M] [--freeze-encoder] [--init FOLDER]``
+``python -m training.train_vae --workdir DIR [--steps N | --minutes M] [--freeze-encoder] [--init FOLDER]``
 
 Data: crops of real clips, photographs under a moving window and, if ``--scenes`` names a folder, rendered clips; half
 of them recoloured.
@@ -11,7 +11,6 @@ normal. At the end the latents' standard deviation is measured and its inverse b
 import argparse
 import dataclasses
 from functools import partial
-from pathlib import Path
 
 import cv2
 import jax
@@ -19,15 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, tiny
 from reangle_jax.data.video import fit
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from reangle_jax.tiny import training
-from reangle_jax.tiny.dataset import load_clips, shards
-from reangle_jax.tiny.pool import ImagePool, load_pool
+from training import training
+from training.dataset import load_clips, shards
+from training.pool import ImagePool, load_pool
 
-WEIGHTS = Path(__file__).with_name("weights") / "vae"
+WEIGHTS = tiny.WEIGHTS / "vae"
 KL_WEIGHT = 3e-4
 # (clips, frames, height, width) in turn; every further shape is a further program to compile.
 SHAPES = ((1, 9, 64, 64), (1, 9, 64, 64), (1, 9, 64, 64), (6, 1, 64, 96))
@@ -152,7 +151,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
-    parser.add_argument("--scenes", default=None, help="a folder of rendered clips (reangle_jax.tiny.dataset)")
+    parser.add_argument("--scenes", default=None, help="a folder of rendered clips (training.dataset)")
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone")
     parser.add_argument("--images", action="store_true", help="first part: single images, taps on the past at rest")
     parser.add_argument("--init", default=None, help="a weights folder to start from")

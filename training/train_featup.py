@@ -1,8 +1,8 @@
 """Trains the small family's upsampler of features, as FeatUp does (Fu et al., 2024, arXiv 2403.10516).
 
-``python -m reangle_jax.tiny.train_featup --workdir DIR --views DIR --held-out DIR [--dino FOLDER] [--steps N | ...]``
+``python -m training.train_featup --workdir DIR --views DIR --held-out DIR [--dino FOLDER] [--steps N | ...]``
 
-The feature network (`reangle_jax.tiny.train_dino`) stays as it is. Loss: what it says of a part of a picture, enlarged,
+The feature network (`training.train_dino`) stays as it is. Loss: what it says of a part of a picture, enlarged,
 should be what the upsampled features of the whole picture come to when that part is cut out of them and averaged over
 patches: features at pixels that explain those of every closer look. Squared difference over the features' variance.
 """
@@ -18,15 +18,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, tiny
 from reangle_jax.models.dino import FeatUp, FeatUpConfig, normalise
 from reangle_jax.nn.resize import resize_bilinear
-from reangle_jax.tiny import training
-from reangle_jax.tiny.train_dino import OUT as DINO
-from reangle_jax.tiny.train_dino import sample
-from reangle_jax.tiny.views import Views, load_views
+from training import training
+from training.train_dino import OUT as DINO
+from training.train_dino import sample
+from training.views import Views, load_views
 
-WEIGHTS = Path(__file__).with_name("weights") / "featup"
+WEIGHTS = tiny.WEIGHTS / "featup"
 SIDE = 64  # pixels of a picture
 PARTS = (0.45, 0.9)  # of its side that is looked at closely
 PER_PATCH = 4  # samples a patch and side when features are averaged
@@ -115,7 +115,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training.add_arguments(parser, steps=2_000, out=str(WEIGHTS))
-    parser.add_argument("--views", required=True, help="rendered views to train on (reangle_jax.tiny.views)")
+    parser.add_argument("--views", required=True, help="rendered views to train on (training.views)")
     parser.add_argument("--held-out", required=True, help="rendered views for the figures")
     parser.add_argument("--dino", default=DINO, help="folder of the feature network")
     parser.add_argument("--batch", type=int, default=4, help="pictures a step")

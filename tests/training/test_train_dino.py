@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from reangle_jax.models.dino import DinoConfig
-from reangle_jax.tiny import train_dino
-from reangle_jax.tiny.train_dino import CROP, carry, initial_model, make_batch
+from training import train_dino
+from training.train_dino import CROP, carry, initial_model, make_batch
 
 PATCH = 8
 SIDE = CROP // PATCH

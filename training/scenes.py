@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from reangle_jax.tiny.pool import ImagePool
-from reangle_jax.tiny.scenes_render import (
+from training.pool import ImagePool
+from training.scenes_render import (
     BALLS,
     BILLBOARDS,
     BOXES,
@@ -28,7 +28,7 @@ from reangle_jax.tiny.scenes_render import (
     Scene,
     render,
 )
-from reangle_jax.tiny.scenes_textures import LARGE, SMALL, pack_atlas, random_sky, random_texture, value_noise
+from training.scenes_textures import LARGE, SMALL, pack_atlas, random_sky, random_texture, value_noise
 
 __all__ = ["CameraPath", "Objects", "Scene", "random_scene", "render", "source_cameras"]
 

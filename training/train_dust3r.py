@@ -1,8 +1,8 @@
 """Trains the small family's DUSt3R.
 
-``python -m reangle_jax.tiny.train_dust3r --workdir DIR --views DIR --held-out DIR [--half] [--steps N | --minutes M]``
+``python -m training.train_dust3r --workdir DIR --views DIR --held-out DIR [--half] [--steps N | --minutes M]``
 
-Data: pairs of views of procedural scenes at one moment (`reangle_jax.tiny.views`), whose point maps are exact. With
+Data: pairs of views of procedural scenes at one moment (`training.views`), whose point maps are exact. With
 ``--half`` pictures and patches have half their size; what comes out is where the training at full size may start
 (``--init``), each pixel's weights and each predicted point becoming those of two by two.
 
@@ -25,16 +25,16 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, tiny
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.cameras import rigid_inverse
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
 from reangle_jax.nn.linear import Linear
-from reangle_jax.tiny import training
-from reangle_jax.tiny.train_depth import load_motorcycle, principal_patches
-from reangle_jax.tiny.views import Views, load_views
+from training import training
+from training.train_depth import load_motorcycle, principal_patches
+from training.views import Views, load_views
 
-WEIGHTS = Path(__file__).with_name("weights") / "dust3r"
+WEIGHTS = tiny.WEIGHTS / "dust3r"
 FAR = 25.0  # scene units: what lies beyond (the sky) is pulled to this depth along its ray
 ALPHA = 0.2  # of the confidence's reward
 MATCH_WEIGHT, MATCH_WIDTH, TEMPERATURE = 0.3, 32, 0.1
@@ -344,7 +344,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
-    parser.add_argument("--views", required=True, help="rendered views to train on (reangle_jax.tiny.views)")
+    parser.add_argument("--views", required=True, help="rendered views to train on (training.views)")
     parser.add_argument("--held-out", required=True, help="rendered views for the figures")
     parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")
     parser.add_argument("--init", default=None, help="a weights folder to start from")

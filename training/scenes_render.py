@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from reangle_jax.tiny.scenes_textures import LARGE, SMALL, mip_texels
+from training.scenes_textures import LARGE, SMALL, mip_texels
 
 # Slots, in this order. The dome is a large sphere seen from inside: the sky, so that every ray hits something.
 NUM_PLANES, NUM_BILLBOARDS, NUM_BALLS, NUM_BOXES, NUM_COLUMNS, NUM_DOMES = 3, 4, 4, 3, 3, 1

@@ -1,6 +1,6 @@
 """Trains the small family's text encoder: a T5 encoder over bytes that learns to fill in what was blotted out.
 
-``python -m reangle_jax.tiny.train_text --workdir DIR --scenes DIR [--steps N | --minutes M]``
+``python -m training.train_text --workdir DIR --scenes DIR [--steps N | --minutes M]``
 
 Data: the prompts of the rendered clips under changing motion prefixes, and their phrases recombined. Loss: the cross
 entropy of the bytes under spans that were replaced by the unknown token.
@@ -9,23 +9,22 @@ entropy of the bytes under spans that were replaced by the unknown token.
 import argparse
 import re
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, tiny
 from reangle_jax.geometry.trajectories import parse_view
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.models.text.tokenizers import EOS, PAD, ByteTokenizer
 from reangle_jax.nn.linear import Linear
-from reangle_jax.tiny import training
-from reangle_jax.tiny.dataset import load_prompts, random_view
+from training import training
+from training.dataset import load_prompts, random_view
 
-WEIGHTS = Path(__file__).with_name("weights") / "text_encoder"
+WEIGHTS = tiny.WEIGHTS / "text_encoder"
 UNKNOWN = 2
 LENGTH = TransformerConfig.tiny().max_text_seq_length
 HELD_OUT = 10  # every tenth prompt
@@ -89,7 +88,7 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     training.add_arguments(parser, steps=4000, out=str(WEIGHTS))
-    parser.add_argument("--scenes", required=True, help="a folder of rendered clips (reangle_jax.tiny.dataset)")
+    parser.add_argument("--scenes", required=True, help="a folder of rendered clips (training.dataset)")
     args = parser.parse_args()
     config = T5Config.tiny()
     graphdef, parameters = nnx.split(Speller(config, rngs=nnx.Rngs(args.seed)))
