@@ -5,14 +5,18 @@ import math
 from typing import Any
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 
 from reangle_jax.config import Settings
+from reangle_jax.geometry import cameras, splat
 from reangle_jax.run import Run, Stage, Unit, view_file
-from reangle_jax.scoring import image
+from reangle_jax.scoring import image, motion
 
 MAX_WIDTH = 1920  # of grid.mp4, pixels; many browsers decode no more in hardware
 _STRIP = 18  # height of a label's strip, pixels
+_INPUT = ("input/frames.npz", "input/depth.npz", "input/cameras.json")
+_SCORES = ("psnr", "ssim", "moving_psnr", "moving_gain")
 
 _log = logging.getLogger(__name__)
 
@@ -21,9 +25,10 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     """The numbers; the grid."""
     warps = tuple(view_file(view, "warp.npz") for view in settings.views)
     outputs = tuple(view_file(view, f"{name}.npz") for view in settings.views for name in _variants(settings).values())
+    paths = tuple(view_file(view, "cameras.json") for view in settings.views)
     keys = ("views", "evaluate")
     return (
-        Unit("metrics", settings=keys, inputs=(*warps, *outputs), outputs=("metrics.json",)),
+        Unit("metrics", settings=keys, inputs=(*_INPUT, *paths, *warps, *outputs), outputs=("metrics.json",)),
         Unit("grid", settings=keys, inputs=("input/frames.npz", *warps, *outputs), outputs=("grid.mp4",)),
     )
 
@@ -52,25 +57,43 @@ def _metrics(settings: Settings, run: Run) -> dict[str, Any]:
     views: dict[str, Any] = {}
     for view in settings.views:
         warp = run.load_npz(view_file(view, "warp.npz"))
-        views[view] = {"visible": float(warp["visible"].mean())}
+        frozen = _frozen(run, view)
+        mask = motion.moving(warp["frames"], frozen, warp["visible"])
+        views[view] = {"visible": float(warp["visible"].mean()), "moving": float(mask.mean())}
         for variant, stem in _variants(settings).items():
             frames = _frames(run, view, stem)
+            moving = motion.likeness(frames, warp["frames"], frozen, mask)
             views[view][variant] = {
                 "psnr": _json(image.psnr(frames, warp["frames"], warp["visible"])),
                 "ssim": _json(image.ssim(frames, warp["frames"], warp["visible"])),
+                "moving_psnr": _json(moving.psnr),
+                "moving_gain": _json(moving.gain),
             }
     mean = {
-        variant: {score: _mean([entry[variant][score] for entry in views.values()]) for score in ("psnr", "ssim")}
+        variant: {score: _mean([entry[variant][score] for entry in views.values()]) for score in _SCORES}
         for variant in _variants(settings)
     }
     for variant, scores in mean.items():
         _log.info(
-            "%s against the warps, mean of %d views: PSNR %s dB, SSIM %s",
+            "%s against the warps, mean of %d views: PSNR %s dB, SSIM %s; what moves: %s dB, %s above a frozen scene",
             variant,
             len(views),
             *map(_say, scores.values()),
         )
-    return {"compared_with": "the view's warp, over its visible pixels, all frames", "views": views, "mean": mean}
+    return {
+        "compared_with": "the view's warp, over its visible pixels, all frames",
+        "moving_is": f"visible pixels more than {motion.THRESHOLD} grey levels from the warp of the clip's median",
+        "views": views,
+        "mean": mean,
+    }
+
+
+def _frozen(run: Run, view: str) -> np.ndarray:
+    """The clip's median over time along a view's path, as the clip itself is warped: uint8 [T, H, W, 3]."""
+    frames, z = run.load_npz(_INPUT[0])["frames"], run.load_npz(_INPUT[1])["depth"]
+    source, target = (cameras.load_cameras(run.path(name))[0] for name in (_INPUT[2], view_file(view, "cameras.json")))
+    still = np.broadcast_to(motion.median_frame(frames), frames.shape)
+    return np.asarray(splat.warp_video(jnp.asarray(still), jnp.asarray(z), source, target)[0])
 
 
 def _json(value: float) -> float | None:
@@ -110,4 +133,4 @@ def _cell(frames: np.ndarray, label: str, scale: float) -> np.ndarray:
     return np.concatenate([np.broadcast_to(strip[None], (len(frames), *strip.shape)), frames], axis=1)
 
 
-STAGE = Stage("evaluate", version=1, units=units, run=evaluate)
+STAGE = Stage("evaluate", version=2, units=units, run=evaluate)

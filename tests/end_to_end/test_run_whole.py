@@ -139,19 +139,28 @@ class TestWholeRun:
         np.testing.assert_array_equal(first, files.load_npz(whole / "input/frames.npz")["frames"][0])
 
     def test_metrics(self, whole):
+        from reangle_jax.scoring import motion
         from reangle_jax.scoring.image import psnr
 
+        source = files.load_npz(whole / "input/frames.npz")["frames"]
+        still = np.broadcast_to(motion.median_frame(source), source.shape)
+        share = motion.moving(source, still, np.ones(source.shape[:-1], bool)).mean()
         metrics = json.loads((whole / "metrics.json").read_text())
         assert set(metrics["views"]) == set(VIEWS)
         for view, name in VIEWS.items():
             warp = files.load_npz(whole / "views" / name / "warp.npz")
+            # As much moves as in the clip: every path sees the box.
+            assert metrics["views"][view]["moving"] == pytest.approx(share, rel=0.15)
             for variant, file in (("tuned", "frames"), ("untuned", "untuned")):
                 made = files.load_npz(whole / "views" / name / f"{file}.npz")["frames"]
                 assert metrics["views"][view][variant]["psnr"] == pytest.approx(
                     psnr(made, warp["frames"], warp["visible"])
                 )
+                # Random networks show grey, the frozen scene shows wall: neither shows the box.
+                assert metrics["views"][view][variant]["moving_psnr"] < 15
+                assert metrics["views"][view][variant]["moving_gain"] < 5
         for variant in ("tuned", "untuned"):
-            for score in ("psnr", "ssim"):
+            for score in ("psnr", "ssim", "moving_psnr", "moving_gain"):
                 values = [metrics["views"][view][variant][score] for view in VIEWS]
                 assert metrics["mean"][variant][score] == pytest.approx(np.mean(values))
 

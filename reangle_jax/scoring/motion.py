@@ -1,0 +1,59 @@
+"""What moves, and how well a video shows it.
+
+Most pixels of most clips stand still, so that a likeness over all of them says little of who moves, and how. Here the
+clip's median over time, warped as the clip is, stands for the same scene frozen: pixels where the warp leaves it move.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from reangle_jax.scoring import image
+
+THRESHOLD = 40  # grey levels, of the channel that changes most
+
+
+class Motion(NamedTuple):
+    """How well a video shows what moves.
+
+    Attributes:
+        psnr: of the video against the warp over the moving pixels, dB; NaN if nothing moves.
+        gain: how much that is above what the frozen scene has there, dB.
+    """
+
+    psnr: float
+    gain: float
+
+
+def median_frame(frames: UInt8[np.ndarray, "T H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """The clip's median over time: of a camera that stands still, the scene without what moves through it."""
+    return np.round(np.median(frames, axis=0)).astype(np.uint8)
+
+
+def moving(
+    warp: UInt8[np.ndarray, "T H W 3"],
+    frozen: UInt8[np.ndarray, "T H W 3"],
+    visible: Bool[np.ndarray, "T H W"],
+) -> Bool[np.ndarray, "T H W"]:
+    """Visible pixels where a channel of the warp is more than `THRESHOLD` away from the frozen scene."""
+    away: Float[np.ndarray, "T H W"] = np.abs(warp.astype(np.float32) - frozen.astype(np.float32)).max(axis=-1)
+    return visible & (away > THRESHOLD)
+
+
+def likeness(
+    frames: UInt8[np.ndarray, "T H W 3"],
+    warp: UInt8[np.ndarray, "T H W 3"],
+    frozen: UInt8[np.ndarray, "T H W 3"],
+    mask: Bool[np.ndarray, "T H W"],
+) -> Motion:
+    """How well a video shows what moves in a warp.
+
+    Args:
+        frames: the video.
+        warp: the clip along the same camera path.
+        frozen: the clip's median along it.
+        mask: what moves, of `moving`; the frozen scene differs from the warp at each of its pixels.
+    """
+    psnr = image.psnr(frames, warp, mask)
+    return Motion(psnr, psnr - image.psnr(frozen, warp, mask))
