@@ -7,6 +7,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -15,6 +16,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Compiled programs are kept between test runs: most of the suite's time is compilation.
 jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(__file__), "..", ".cache", "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def unchecked():
+    """Without the check of annotations: for what a function itself says to a call that breaks them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

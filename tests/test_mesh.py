@@ -37,6 +37,7 @@ def test_make_mesh():
         meshes.make_mesh("u:16")
 
 
+@pytest.mark.usefixtures("unchecked")  # a stand-in for the mesh
 def test_auto_gives_every_device_an_equal_share_of_the_batch():
     class Device:
         platform = "gpu"

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from reangle_jax.arrays import Picture
 from reangle_jax.errors import InputError
 
 FORMAT = 1
@@ -185,13 +186,13 @@ class ImagePool:
     stamps: UInt8[np.ndarray, "N 128 128 4"]
     stamp_names: tuple[str, ...]
 
-    def random_photo(self, rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    def random_photo(self, rng: np.random.Generator) -> Picture:
         """A whole photograph, mirrored half of the time."""
         if not self.photos:
             return self.random_frame(rng)
         return _maybe_mirror(self.photos[rng.integers(len(self.photos))], rng)
 
-    def random_frame(self, rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    def random_frame(self, rng: np.random.Generator) -> Picture:
         """A whole video frame, mirrored half of the time."""
         if not self.clips:
             return self.random_photo(rng)

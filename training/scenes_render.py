@@ -426,7 +426,7 @@ def _level_table(texture: Int[Array, "..."], level: Int[Array, "..."]) -> tuple[
     """First texel in the atlas and side of a texture's mip level (clamped to its last)."""
     top = np.log2(_SIZES).astype(np.int32)
     bases = np.zeros((len(_SIZES), int(top.max()) + 1), np.int32)
-    for i, size in enumerate(_SIZES):
+    for i, size in enumerate(_SIZES.tolist()):
         for step in range(bases.shape[1]):
             deep = min(step, int(top[i]))
             bases[i, step] = _BASES[i] + mip_texels(size) - mip_texels(size >> deep)

@@ -23,6 +23,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from reangle_jax import checkpoints
+from reangle_jax.arrays import Picture
 from reangle_jax.models.dino import DinoConfig, VisionTransformer, normalise
 from training import training
 from training.train_depth import principal_patches
@@ -43,7 +44,7 @@ class Crop(NamedTuple):
     scale: float
 
 
-def random_crop(rng: np.random.Generator, image: UInt8[np.ndarray, "H W 3"]) -> Crop:
+def random_crop(rng: np.random.Generator, image: Picture) -> Crop:
     """A crop somewhere, lit a little otherwise, sometimes blurred or noisy."""
     side = round(CROP / rng.uniform(*SCALES))
     top, left = (int(rng.integers(n - side + 1)) for n in image.shape[:2])

@@ -26,6 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from reangle_jax import checkpoints, tiny
+from reangle_jax.arrays import Picture
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.cameras import rigid_inverse
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
@@ -108,7 +109,7 @@ def halved(views: Views) -> Views:
     return Views((means + 0.5).astype(np.uint8), views.depth[:, :, ::2, ::2], K, views.camera_to_world)
 
 
-def _lit(rng: np.random.Generator, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+def _lit(rng: np.random.Generator, image: Picture) -> Picture:
     """The image a little brighter or darker and of a slightly other tint."""
     return np.clip(image * (rng.uniform(0.85, 1.15) * rng.uniform(0.95, 1.05, 3)), 0, 255).astype(np.uint8)
 

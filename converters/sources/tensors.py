@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import ml_dtypes
 import numpy as np
@@ -55,6 +55,7 @@ class Tensor:
         return count * self.dtype.itemsize
 
 
+@runtime_checkable
 class Source(Protocol):
     """A checkpoint whose header was read and found sound."""
 

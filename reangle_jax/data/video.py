@@ -17,6 +17,7 @@ import imageio_ffmpeg
 import numpy as np
 from jaxtyping import UInt8
 
+from reangle_jax.arrays import Picture
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
 
@@ -50,7 +51,7 @@ def source_indices(start: int, num_frames: int, source_fps: float, fps: float | 
     return [start + math.floor(k * step + 0.5) for k in range(num_frames)]
 
 
-def fit(frame: UInt8[np.ndarray, "h w 3"], height: int, width: int) -> UInt8[np.ndarray, "H W 3"]:
+def fit(frame: Picture, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
     """Resizes to cover height x width with the aspect ratio kept, then crops the centre."""
     h, w = frame.shape[:2]
     scale = max(height / h, width / w)
@@ -112,7 +113,7 @@ def read_video(
     return Video(np.ascontiguousarray(frames), float(fps or known))
 
 
-def iterate_frames(path: str | os.PathLike[str]) -> Generator[UInt8[np.ndarray, "H W 3"], None, None]:
+def iterate_frames(path: str | os.PathLike[str]) -> Generator[Picture, None, None]:
     """Every frame of a video file or of a folder of frames, RGB, one at a time.
 
     Args:

@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float32, Int
 
 
-def guidance_scales(timesteps: np.ndarray, steps: int, scale: float, dynamic: bool) -> np.ndarray:
+def guidance_scales(
+    timesteps: Int[np.ndarray, " {steps}"], steps: int, scale: float, dynamic: bool
+) -> Float32[np.ndarray, " {steps}"]:
     """Strength of guidance at each step.
 
     Args:
@@ -20,7 +22,7 @@ def guidance_scales(timesteps: np.ndarray, steps: int, scale: float, dynamic: bo
             than rises; the published results were made with it, and it is kept.
 
     Returns:
-        float32 [steps].
+        One strength a step.
     """
     if not dynamic:
         return np.full(len(timesteps), scale, np.float32)
@@ -33,7 +35,7 @@ def is_guided(scale: float) -> bool:
     return scale > 1.0
 
 
-def guided(predict: Callable[..., Array], scales: np.ndarray | None) -> Callable[..., Array]:
+def guided(predict: Callable[..., Array], scales: Float32[np.ndarray, " steps"] | None) -> Callable[..., Array]:
     """Makes a sampler's ``denoise`` out of a model's prediction.
 
     Args:

@@ -1,7 +1,7 @@
 """Losses of video diffusion training, with a visibility mask (Reangle-A-Video, stage 2)."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from reangle_jax.diffusion.schedule import Schedule, look_up
 
@@ -14,14 +14,14 @@ def _masked_mean_square(difference: Array, mask: Array | None) -> Array:
 
 
 def masked_v_loss(
-    v_pred: Float[Array, "B T H W C"], v_true: Float[Array, "B T H W C"], mask: Array | None
+    v_pred: Float[Array, "B T H W C"], v_true: Float[Array, "B T H W C"], mask: Shaped[Array, "B T H W"] | None
 ) -> Float[Array, ""]:
     """Mean over ALL elements of ``mask * (v_pred - v_true)^2``: it is not divided by the visible count.
 
     Args:
         v_pred: the model's prediction.
         v_true: ``Schedule.velocity`` of the clean latents and their noise.
-        mask: [B, T, H, W], 1 (or True) where the latent is to be learnt; None for everywhere.
+        mask: 1 (or True) where the latent is to be learnt; None for everywhere.
 
     Returns:
         The loss, float32.
@@ -33,7 +33,7 @@ def masked_x0_loss(
     v_pred: Float[Array, "B T H W C"],
     z_t: Float[Array, "B T H W C"],
     z0: Float[Array, "B T H W C"],
-    mask: Array | None,
+    mask: Shaped[Array, "B T H W"] | None,
     t: Int[Array, " B"],
     schedule: Schedule,
 ) -> Float[Array, ""]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from reangle_jax.arrays import AnyArray
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.errors import InputError
 
@@ -26,14 +27,14 @@ Denoise = Callable[..., Array]
 class Coefficients(NamedTuple):
     """A sampler's table, [steps] each: int32 times, the rest float64 on the host. Or one row, as float32 scalars."""
 
-    timestep: np.ndarray | Array
-    signal: np.ndarray | Array
-    spread: np.ndarray | Array
-    keep: np.ndarray | Array
-    pull: np.ndarray | Array
-    now: np.ndarray | Array
-    before: np.ndarray | Array
-    noise: np.ndarray | Array
+    timestep: AnyArray
+    signal: AnyArray
+    spread: AnyArray
+    keep: AnyArray
+    pull: AnyArray
+    now: AnyArray
+    before: AnyArray
+    noise: AnyArray
 
 
 class SamplerState(NamedTuple):
@@ -98,7 +99,9 @@ def init_state(latents: Float[Array, "B ..."]) -> SamplerState:
     return SamplerState(latents, jnp.zeros_like(latents, dtype=jnp.float32))
 
 
-def update(state: SamplerState, v: Array, c: Coefficients, xi: Array | None) -> SamplerState:
+def update(
+    state: SamplerState, v: Float[Array, " B *rest"], c: Coefficients, xi: Float[Array, " B *rest"] | None
+) -> SamplerState:
     """One step from a prediction.
 
     Args:

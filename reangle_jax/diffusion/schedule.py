@@ -11,7 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Float64, Int, Int32
 
 from reangle_jax.errors import InputError
 
@@ -50,7 +50,7 @@ _REQUIRED: dict[str, Any] = {
 }
 
 
-def look_up(table: np.ndarray, t: Int[Array, " B"], ndim: int) -> Float[Array, "B ..."]:
+def look_up(table: Float[np.ndarray, " N"], t: Int[Array, " B"], ndim: int) -> Float32[Array, "B ..."]:
     """``table[t]`` in float32, with axes of size 1 behind up to ``ndim`` in all."""
     # A select and a sum, exact since all terms but one are 0: a gather by sharded indices has no sharding of its own.
     hit = t[:, None] == jnp.arange(len(table), dtype=t.dtype)[None, :]
@@ -122,8 +122,8 @@ class Schedule:
         return 1.0 if self.ends_clean else float(self.alphas_cumprod[0])
 
     @functools.cached_property
-    def alphas_cumprod(self) -> np.ndarray:
-        """The share of signal in z_t by power, abar, float64 [train_steps]; the last is exactly 0."""
+    def alphas_cumprod(self) -> Float64[np.ndarray, " train_steps"]:
+        """The share of signal in z_t by power, abar; the last is exactly 0."""
         betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_steps, dtype=np.float64) ** 2
         abar = np.cumprod(1.0 - betas)
         abar = abar / (self.snr_shift_scale + (1.0 - self.snr_shift_scale) * abar)
@@ -133,8 +133,8 @@ class Schedule:
         table.flags.writeable = False
         return table
 
-    def timesteps(self, steps: int) -> np.ndarray:
-        """The times that a sampler of ``steps`` steps visits, from noise to clean, int32 [steps].
+    def timesteps(self, steps: int) -> Int32[np.ndarray, " {steps}"]:
+        """The times that a sampler of ``steps`` steps visits, from noise to clean.
 
         "trailing", as all published models have it, counts down from the last time in equal strides; "leading" counts
         up from the first and never sees pure noise; "linspace" has both ends.
@@ -157,17 +157,23 @@ class Schedule:
         signal = look_up(np.sqrt(self.alphas_cumprod), t, ndim)
         return signal, look_up(np.sqrt(1.0 - self.alphas_cumprod), t, ndim)
 
-    def add_noise(self, z: Float[Array, "B ..."], eps: Float[Array, "B ..."], t: Int[Array, " B"]) -> Array:
+    def add_noise(
+        self, z: Float[Array, " B *rest"], eps: Float[Array, " B *rest"], t: Int[Array, " B"]
+    ) -> Float[Array, " B *rest"]:
         """z_t = sqrt(abar) z + sqrt(1 - abar) eps, computed in float32, in the dtype of ``z``."""
         signal, noise = self._factors(t, z.ndim)
         return (signal * z.astype(jnp.float32) + noise * eps.astype(jnp.float32)).astype(z.dtype)
 
-    def velocity(self, z: Float[Array, "B ..."], eps: Float[Array, "B ..."], t: Int[Array, " B"]) -> Array:
+    def velocity(
+        self, z: Float[Array, " B *rest"], eps: Float[Array, " B *rest"], t: Int[Array, " B"]
+    ) -> Float[Array, " B *rest"]:
         """What the model learns to predict, v = sqrt(abar) eps - sqrt(1 - abar) z, in the dtype of ``z``."""
         signal, noise = self._factors(t, z.ndim)
         return (signal * eps.astype(jnp.float32) - noise * z.astype(jnp.float32)).astype(z.dtype)
 
-    def to_x0(self, z_t: Float[Array, "B ..."], v: Float[Array, "B ..."], t: Int[Array, " B"]) -> Array:
+    def to_x0(
+        self, z_t: Float[Array, " B *rest"], v: Float[Array, " B *rest"], t: Int[Array, " B"]
+    ) -> Float[Array, " B *rest"]:
         """The clean latents that ``v`` stands for, sqrt(abar) z_t - sqrt(1 - abar) v, in the dtype of ``z_t``."""
         signal, noise = self._factors(t, z_t.ndim)
         return (signal * z_t.astype(jnp.float32) - noise * v.astype(jnp.float32)).astype(z_t.dtype)

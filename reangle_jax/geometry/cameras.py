@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from reangle_jax.arrays import AnyArray
 from reangle_jax.errors import InputError
 
 # method.md: 260 px at 480x720 in the released scripts.
@@ -35,8 +36,8 @@ class Cameras:
         camera_to_world: rigid motions, ``[T, 4, 4]``, translation in scene units.
     """
 
-    K: Float[Array, "*batch T 3 3"]
-    camera_to_world: Float[Array, "*batch T 4 4"]
+    K: Float[AnyArray, "*batch T 3 3"]
+    camera_to_world: Float[AnyArray, "*batch T 4 4"]
 
     @property
     def num_frames(self) -> int:
@@ -69,7 +70,7 @@ def default_intrinsics(height: int, width: int, focal: float | None = None) -> F
     return np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], np.float32)
 
 
-def identity_cameras(K: Float[Array, "3 3"] | np.ndarray, num_frames: int) -> Cameras:
+def identity_cameras(K: Float[AnyArray, "3 3"], num_frames: int) -> Cameras:
     """The camera that stands still at the origin for all frames: the source camera of a video."""
     K = jnp.asarray(K, jnp.float32)
     return Cameras(
@@ -78,7 +79,7 @@ def identity_cameras(K: Float[Array, "3 3"] | np.ndarray, num_frames: int) -> Ca
     )
 
 
-def rigid_inverse(motion: Float[Array, "*batch 4 4"]) -> Float[Array, "*batch 4 4"]:
+def rigid_inverse(motion: Float[AnyArray, "*batch 4 4"]) -> Float[Array, "*batch 4 4"]:
     """The inverse of rigid motions, without a general matrix inverse and its rounding."""
     rotation = jnp.swapaxes(motion[..., :3, :3], -1, -2)
     translation = -jnp.einsum("...ij,...j->...i", rotation, motion[..., :3, 3], precision="highest")

@@ -5,14 +5,13 @@ Host-side NumPy: it runs once for a clip.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Float
 
+from reangle_jax.arrays import AnyArray
 from reangle_jax.errors import InputError
 
-DepthKind = Literal["inverse", "metric"]
+DEPTH_KINDS = ("inverse", "metric")
 
 # Scene depth lies within this factor of the clip's median depth. The released scripts clip 10000 / d to [1e-4, 1e4].
 _RANGE = 100.0
@@ -20,8 +19,8 @@ _SAMPLES = 20_000  # pixels a frame that take part in the alignment
 
 
 def scene_depth(
-    depth: Float[np.ndarray, "T H W"],
-    kind: DepthKind = "inverse",
+    depth: AnyArray,
+    kind: str = "inverse",
     *,
     align: bool = True,
     expect_shape: tuple[int, int, int] | None = None,
@@ -38,7 +37,7 @@ def scene_depth(
     (ours).
 
     Args:
-        depth: inverse depth (larger is nearer, not negative) or metric depth.
+        depth: inverse depth (larger is nearer, not negative) or metric depth, ``[T, H, W]``.
         kind: ``inverse`` or ``metric``.
         align: whether to align inverse depth from frame to frame; metric depth never is.
         expect_shape: (T, H, W) of the video, to be checked.
@@ -49,8 +48,8 @@ def scene_depth(
     Raises:
         InputError: wrong shape, not finite, negative or constant; the line names ``depth``.
     """
-    if kind not in ("inverse", "metric"):
-        raise InputError(f"depth_kind: {kind!r} is unknown; use inverse or metric")
+    if kind not in DEPTH_KINDS:
+        raise InputError(f"depth_kind: {kind!r} is unknown; use {' or '.join(DEPTH_KINDS)}")
     values = _checked(depth, expect_shape)
     if kind == "metric":
         measured = values[values > 0]
@@ -63,7 +62,7 @@ def scene_depth(
     return (unit / np.clip(values, unit / _RANGE, unit * _RANGE)).astype(np.float32)
 
 
-def _checked(depth, expect_shape: tuple[int, int, int] | None) -> Float[np.ndarray, "T H W"]:
+def _checked(depth: AnyArray, expect_shape: tuple[int, int, int] | None) -> Float[np.ndarray, "T H W"]:
     depth = np.asarray(depth)
     if depth.ndim != 3 or 0 in depth.shape or not (np.issubdtype(depth.dtype, np.number)) or np.iscomplexobj(depth):
         raise InputError(
@@ -122,7 +121,7 @@ def _fit(x: np.ndarray, y: np.ndarray, rounds: int = 10) -> tuple[float, float]:
     return scale, shift
 
 
-def pivot_depth(depth: Float[np.ndarray, "T H W"]) -> float:
+def pivot_depth(depth: Float[AnyArray, "T H W"]) -> float:
     """The distance of the first frame's subject, which the cameras travel about.
 
     The subject is taken to be the nearer half of the frame's middle (the central half of its rows and columns), and its

@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from reangle_jax.arrays import AnyArray
+
 TEMPORAL_FACTOR = 4  # frames that the VAE turns into one latent frame, after the first
 
 
-def latent_mask(visible: Bool[Array, "T H W"] | np.ndarray, height: int, width: int) -> Float[Array, "t h w"]:
+def latent_mask(visible: Bool[AnyArray, "T H W"], height: int, width: int) -> Float[Array, "t h w"]:
     """Brings a visible mask to the latent grid (method.md, stage 2).
 
     Nearest in space by PyTorch's rule (row ``floor(i * H / height)``); in time the first frame stays alone and each

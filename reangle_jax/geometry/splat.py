@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
+from reangle_jax.arrays import AnyArray
 from reangle_jax.geometry.cameras import Cameras, source_to_target
 
 # Points nearer than this (scene units) count as behind the camera.
@@ -59,11 +60,11 @@ class Splat(NamedTuple):
 
 
 def splat(
-    colors: Float[Array, "H W C"],
-    depth: Float[Array, "H W"],
-    K_src: Float[Array, "3 3"],
-    K_dst: Float[Array, "3 3"],
-    src_to_dst: Float[Array, "4 4"],
+    colors: Float[AnyArray, "H W C"],
+    depth: Float[AnyArray, "H W"],
+    K_src: Float[AnyArray, "3 3"],
+    K_dst: Float[AnyArray, "3 3"],
+    src_to_dst: Float[AnyArray, "4 4"],
 ) -> Splat:
     """Draws one frame as the target camera sees it.
 
@@ -84,7 +85,7 @@ def splat(
 
 
 def warp_video(
-    frames: Shaped[Array, "T H W C"], depth: Float[Array, "T H W"], source: Cameras, target: Cameras
+    frames: Shaped[AnyArray, "T H W C"], depth: Float[AnyArray, "T H W"], source: Cameras, target: Cameras
 ) -> tuple[Shaped[Array, "T H W C"], Bool[Array, "T H W"]]:
     """Draws a video as the target cameras see it, frame by frame.
 
@@ -101,7 +102,7 @@ def warp_video(
 
 
 def warp_views(
-    frames: Shaped[Array, "T H W C"], depth: Float[Array, "T H W"], source: Cameras, targets: Sequence[Cameras]
+    frames: Shaped[AnyArray, "T H W C"], depth: Float[AnyArray, "T H W"], source: Cameras, targets: Sequence[Cameras]
 ) -> tuple[Shaped[Array, "V T H W C"], Bool[Array, "V T H W"]]:
     """Draws a video from several views in one compiled call: ``warp_video`` for each, stacked."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *targets)
@@ -124,7 +125,7 @@ def _warp_views(frames, depth, source, targets):
 
 
 def infill(
-    frames: Shaped[np.ndarray, "T H W 3"], visible: Bool[np.ndarray, "T H W"], radius: int = 3
+    frames: Shaped[AnyArray, "T H W 3"], visible: Bool[AnyArray, "T H W"], radius: int = 3
 ) -> Shaped[np.ndarray, "T H W 3"]:
     """Fills the holes of a warped uint8 video by Telea's inpainting, frame by frame, on the host.
 
@@ -177,7 +178,7 @@ def _place(depth, u, v, z) -> _Points:
     return _Points(index, u - left, v - top, jnp.where(drawn, z, jnp.inf))
 
 
-def _draw(colors, points: _Points) -> tuple[Float[Array, "H W"], Float[Array, "H W C+1"]]:
+def _draw(colors: Float[Array, "H W C"], points: _Points) -> tuple[Float[Array, "H W"], Float[Array, "H W C+1"]]:
     """The two passes over a frame: the nearest depth, then the summed colours with their weight as last channel."""
     height, width, channels = colors.shape
     stride = width + 2

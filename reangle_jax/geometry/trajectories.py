@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+from reangle_jax.arrays import AnyArray
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.cameras import Cameras
 
-Mode = Literal["dynamic", "static"]
+MODES = ("dynamic", "static")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ def _parse_part(spelling: str, text: str) -> Motion:
 
 
 def view_cameras(
-    view: View, K: Float[Array, "3 3"] | np.ndarray, pivot_depth: float, num_frames: int, mode: Mode = "dynamic"
+    view: View, K: Float[AnyArray, "3 3"], pivot_depth: float, num_frames: int, mode: str = "dynamic"
 ) -> Cameras:
     """The cameras of a view, relative to a source camera at the identity.
 
@@ -157,8 +157,8 @@ def view_cameras(
     """
     if not (np.isfinite(pivot_depth) and pivot_depth > 0):
         raise InputError(f"pivot_depth: {pivot_depth} is not a distance; give a number above 0, or auto")
-    if mode not in ("dynamic", "static"):
-        raise InputError(f"mode: {mode!r} is unknown; use dynamic or static")
+    if mode not in MODES:
+        raise InputError(f"mode: {mode!r} is unknown; use {' or '.join(MODES)}")
     progress = np.linspace(0.0, 1.0, num_frames) if mode == "dynamic" else np.ones(num_frames)
     poses = np.stack([_orbit(view, float(share), float(pivot_depth)) for share in progress])
     K = jnp.asarray(K, jnp.float32)

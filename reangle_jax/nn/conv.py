@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from reangle_jax.nn.linear import uniform_fan_in
@@ -26,8 +27,8 @@ class Conv2D(nnx.Module):
         stride: int = 1,
         padding: int | Padding = 0,
         use_bias: bool = True,
-        dtype: jnp.dtype = jnp.float32,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, kernel_size, in_features, out_features)
@@ -42,7 +43,7 @@ class Conv2D(nnx.Module):
         y = _conv2d(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding)
         return self._plus_bias(y)
 
-    def of_doubled(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2H 2W out"]:
+    def of_doubled(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W out"]:
         """Convolves the image of twice the height and width that repeats every pixel; for 3x3 kernels with padding 1.
 
         A window over repeated pixels sees two distinct rows and two distinct columns, so that each of the four parities
@@ -91,8 +92,8 @@ class Conv3D(nnx.Module):
         kernel_size: int,
         *,
         use_bias: bool = True,
-        dtype: jnp.dtype = jnp.float32,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         shape = (kernel_size, kernel_size, kernel_size, in_features, out_features)

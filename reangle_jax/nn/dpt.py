@@ -74,8 +74,10 @@ class Fusion(nnx.Module):
         self.refine = ResidualUnit(features, rngs=rngs, **dtypes)
         self.project = Conv2D(features, features, 1, rngs=rngs, **dtypes)
 
-    def __call__(self, path: Float[Array, "B h w C"], level: Array | None, size: tuple[int, int]) -> Array:
-        """Fuses; the result is [B, *size, C].
+    def __call__(
+        self, path: Float[Array, "B h w C"], level: Float[Array, "B h w C"] | None, size: tuple[int, int]
+    ) -> Float[Array, "B {size[0]} {size[1]} C"]:
+        """Fuses a level into the path, and enlarges the result to ``size``.
 
         Raises:
             ValueError: a level is given to the deepest block, or none to another.

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, Float64, Num
 
 
 def timestep_embedding(
-    timesteps: Float[Array, " B"], width: int, *, flip: bool = True, freq_shift: float = 0.0, max_period: float = 1e4
-) -> Float[Array, "B width"]:
+    timesteps: Num[Array, " B"], width: int, *, flip: bool = True, freq_shift: float = 0.0, max_period: float = 1e4
+) -> Float32[Array, "B {width}"]:
     """Sinusoidal embedding of diffusion times (DDPM, Ho et al., 2020), in float32.
 
     Args:
@@ -30,14 +30,16 @@ def timestep_embedding(
     return jnp.concatenate([first, second], axis=-1)
 
 
-def sincos_1d(positions: np.ndarray, width: int) -> np.ndarray:
+def sincos_1d(positions: Num[np.ndarray, "*grid"], width: int) -> Float64[np.ndarray, "N {width}"]:
     """Sines then cosines of ``positions`` at ``width / 2`` frequencies, float64 [N, width]."""
     frequencies = 1.0 / 10000 ** (np.arange(width // 2, dtype=np.float64) / (width / 2.0))
     angles = np.outer(positions.reshape(-1).astype(np.float64), frequencies)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
-def rope_angles(positions: np.ndarray, width: int, theta: float = 10000.0) -> np.ndarray:
+def rope_angles(
+    positions: Num[np.ndarray, " N"], width: int, theta: float = 10000.0
+) -> Float64[np.ndarray, "N {width}//2"]:
     """Rotation angles of ``width / 2`` pairs at each position, float64 [N, width / 2] (RoFormer, Su et al., 2021)."""
     frequencies = 1.0 / theta ** (np.arange(0, width, 2, dtype=np.float64)[: width // 2] / width)
     return np.outer(positions.astype(np.float64), frequencies)
@@ -96,7 +98,7 @@ def grid_rope(rows: int, columns: int, width: int, theta: float = 100.0) -> Rope
     return Rope(jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32))
 
 
-def place_waves(rows: int, columns: int, width: int) -> np.ndarray:
+def place_waves(rows: int, columns: int, width: int) -> Float32[np.ndarray, "{rows} {columns} {width}"]:
     """Sines and cosines of every token's place in the picture, float32 [rows, columns, width].
 
     A place is measured from the picture's middle in lengths of its shorter side, so that it says the same of the ray

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -22,7 +23,7 @@ class LoRAConfig:
         return self.alpha / self.rank
 
 
-def uniform_fan_in(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+def uniform_fan_in(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Uniform in ±1/sqrt(fan in), the fan in being the product of all axes but the last: PyTorch's default."""
     bound = 1.0 / math.sqrt(max(1, math.prod(shape[:-1])))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -55,8 +56,8 @@ class Linear(nnx.Module):
         axes: tuple[str | None, str | None] = (None, None),
         lora: LoRAConfig | None = None,
         init_scale: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         kernel = uniform_fan_in(rngs.params(), (in_features, out_features), param_dtype) * init_scale

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -25,8 +26,8 @@ class LayerNorm(nnx.Module):
         *,
         epsilon: float,
         use_affine: bool = True,
-        dtype: jnp.dtype = jnp.float32,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         self.scale = nnx.Param(jnp.ones((features,), param_dtype), axes=(None,)) if use_affine else None
         self.bias = nnx.Param(jnp.zeros((features,), param_dtype), axes=(None,)) if use_affine else None
@@ -45,7 +46,7 @@ class RMSNorm(nnx.Module):
     """Root-mean-square normalisation over the last axis, with a scale and no bias."""
 
     def __init__(
-        self, features: int, *, epsilon: float, dtype: jnp.dtype = jnp.float32, param_dtype: jnp.dtype = jnp.float32
+        self, features: int, *, epsilon: float, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
     ):
         self.scale = nnx.Param(jnp.ones((features,), param_dtype), axes=(None,))
         self.epsilon = epsilon
@@ -67,8 +68,8 @@ class GroupNorm(nnx.Module):
         *,
         groups: int,
         epsilon: float,
-        dtype: jnp.dtype = jnp.float32,
-        param_dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
     ):
         if features % groups:
             raise ValueError(f"{groups} groups do not divide {features} features")

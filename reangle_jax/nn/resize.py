@@ -2,15 +2,17 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, Float64, Int
+
+Matrix = Float64[np.ndarray, "{size_out} {size_in}"]
 
 
-def nearest_index(size_in: int, size_out: int) -> np.ndarray:
+def nearest_index(size_in: int, size_out: int) -> Int[np.ndarray, " {size_out}"]:
     """Source index of every output position: floor(i * in / out), PyTorch's ``nearest``."""
     return (np.arange(size_out) * size_in) // size_out
 
 
-def bilinear_matrix(size_in: int, size_out: int, *, align_corners: bool) -> np.ndarray:
+def bilinear_matrix(size_in: int, size_out: int, *, align_corners: bool) -> Matrix:
     """Weights [out, in] of linear interpolation without antialiasing, float64."""
     i = np.arange(size_out, dtype=np.float64)
     if align_corners:
@@ -25,7 +27,7 @@ def bilinear_matrix(size_in: int, size_out: int, *, align_corners: bool) -> np.n
     return matrix
 
 
-def bicubic_matrix(size_in: int, size_out: int, *, step: float | None = None) -> np.ndarray:
+def bicubic_matrix(size_in: int, size_out: int, *, step: float | None = None) -> Matrix:
     """Weights [out, in] of PyTorch's bicubic (a = -0.75, edge clamped, no antialiasing), float64.
 
     Args:
@@ -50,7 +52,7 @@ def bicubic_matrix(size_in: int, size_out: int, *, step: float | None = None) ->
     return matrix
 
 
-def pillow_matrix(size_in: int, size_out: int, kernel: str) -> np.ndarray:
+def pillow_matrix(size_in: int, size_out: int, kernel: str) -> Matrix:
     """Weights [out, in] of Pillow's resizing, which widens the kernel when it shrinks, float64.
 
     Args:
@@ -79,7 +81,7 @@ def pillow_matrix(size_in: int, size_out: int, kernel: str) -> np.ndarray:
     return weight / weight.sum(axis=1, keepdims=True)
 
 
-def adaptive_mean_matrix(size_in: int, size_out: int) -> np.ndarray:
+def adaptive_mean_matrix(size_in: int, size_out: int) -> Matrix:
     """Weights [out, in] of PyTorch's adaptive average pooling, float64; windows may overlap or repeat."""
     k = np.arange(size_out)[:, None]
     i = np.arange(size_in)[None, :]
@@ -87,14 +89,18 @@ def adaptive_mean_matrix(size_in: int, size_out: int) -> np.ndarray:
     return inside / inside.sum(axis=1, keepdims=True)
 
 
-def apply_separable(x: Float[Array, "B H W C"], rows: np.ndarray, columns: np.ndarray) -> Float[Array, "B h w C"]:
+def apply_separable(
+    x: Float[Array, "B H W C"], rows: Float[np.ndarray, "h H"], columns: Float[np.ndarray, "w W"]
+) -> Float32[Array, "B h w C"]:
     """Applies ``rows`` [h, H] and ``columns`` [w, W] to the two middle axes, in float32."""
     y = jnp.einsum("hH,bHWc->bhWc", jnp.asarray(rows, jnp.float32), x.astype(jnp.float32))
     return jnp.einsum("wW,bhWc->bhwc", jnp.asarray(columns, jnp.float32), y)
 
 
-def resize_bilinear(x: Float[Array, "B H W C"], height: int, width: int, *, align_corners: bool) -> Array:
-    """Bilinear resize of [B, H, W, C] to [B, height, width, C] without antialiasing; the dtype is kept."""
+def resize_bilinear(
+    x: Float[Array, "B H W C"], height: int, width: int, *, align_corners: bool
+) -> Float[Array, "B {height} {width} C"]:
+    """Bilinear resize without antialiasing; the dtype is kept."""
     rows = bilinear_matrix(x.shape[1], height, align_corners=align_corners)
     columns = bilinear_matrix(x.shape[2], width, align_corners=align_corners)
     return apply_separable(x, rows, columns).astype(x.dtype)

@@ -14,9 +14,10 @@ from typing import Any, NoReturn
 
 import cv2
 
+from reangle_jax.arrays import Picture
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
-from reangle_jax.scoring.inputs import Notes, Picture, iterate_video, moments, read_picture, read_pictures, square
+from reangle_jax.scoring.inputs import Notes, iterate_video, moments, read_picture, read_pictures, square
 from reangle_jax.stopping import Stop, Stopped
 
 DESCRIPTION = """\

@@ -24,6 +24,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from reangle_jax.arrays import Pictures
+
 MIN_MATCHES, MAX_ERROR = 10, 2.0  # T_matches, and T_error in pixels
 RATIO = 0.8  # Lowe's: a match is kept if it is nearer than this times the second nearest
 # Baselines shorter than this share of the cameras' distances from the origin (and of a unit) are round-off.
@@ -73,7 +75,7 @@ def all_pairs(count: int) -> list[tuple[int, int]]:
 
 
 def tsed(
-    images: Sequence[UInt8[np.ndarray, "H W 3"]] | UInt8[np.ndarray, "N H W 3"],
+    images: Pictures,
     K: Float[np.ndarray, "N 3 3"],
     camera_to_world: Float[np.ndarray, "N 4 4"],
     pairs: Sequence[tuple[int, int]] | None = None,

@@ -6,12 +6,10 @@ from collections.abc import Generator, Iterator, Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
 
+from reangle_jax.arrays import Picture
 from reangle_jax.data.video import fit, iterate_frames
 from reangle_jax.errors import InputError
-
-Picture = UInt8[np.ndarray, "H W 3"]
 
 
 class Notes:

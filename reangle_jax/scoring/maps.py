@@ -2,14 +2,15 @@
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
+from reangle_jax.arrays import Picture
 from reangle_jax.scoring.met3r import OneWay
 
 PARTS = ("score", "overlap", "first", "second")
 
 
-def pictures(way: OneWay) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
+def pictures(way: OneWay) -> dict[str, Picture]:
     """RGB pictures of one way of a pair.
 
     Args:
@@ -28,7 +29,7 @@ def pictures(way: OneWay) -> dict[str, UInt8[np.ndarray, "H W 3"]]:
     return {"score": np.where(overlap[..., None], colours, 0), "overlap": white, "first": first, "second": second}
 
 
-def colour_by_components(*features: Float[np.ndarray, "H W C"]) -> list[UInt8[np.ndarray, "H W 3"]]:
+def colour_by_components(*features: Float[np.ndarray, "_ _ C"]) -> list[Picture]:
     """Features as RGB: the first three principal components of all of them together, each stretched to 0..255.
 
     The stretch is from the 1st to the 99th percentile. Pixels of zero features are black and do not count.

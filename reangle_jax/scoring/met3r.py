@@ -37,7 +37,7 @@ class Described(NamedTuple):
     """
 
     tokens: Float[Array, "B h w D"]
-    features: Float[Array, "B H/s W/s C"]
+    features: Float[Array, "B h2 w2 C"]
 
 
 class Score(NamedTuple):
@@ -219,8 +219,8 @@ def mean_similarity(way: OneWay) -> Float[Array, " *batch"]:
 def one_way(
     points1: Float[Array, "H W 3"],
     points2: Float[Array, "H W 3"],
-    features1: Float[Array, "H/s W/s C"],
-    features2: Float[Array, "H/s W/s C"],
+    features1: Float[Array, "H//{stride} W//{stride} C"],
+    features2: Float[Array, "H//{stride} W//{stride} C"],
     *,
     radius: float = RADIUS,
     stride: int = 1,

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 
+from reangle_jax.arrays import Picture
 from reangle_jax.data.video import fit
 from reangle_jax.errors import TooSmallError
 from reangle_jax.scoring.image import psnr, ssim
 from reangle_jax.scoring.perceptual import Measure
 
-Picture = UInt8[np.ndarray, "H W 3"]
 Note = Callable[[str], None]
 
 

@@ -14,7 +14,7 @@ import functools
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, UInt8
 
+from reangle_jax.arrays import Picture, Pictures
 from reangle_jax.scoring.met3r import Described, Met3r, OneWay, Score, summarise
 
 
@@ -44,7 +45,7 @@ class PairScore(NamedTuple):
 
 
 def score_views(
-    metric: Met3r, states: tuple[Any, Any], images: Sequence[UInt8[np.ndarray, "H W 3"]], *, keep_ways: bool = False
+    metric: Met3r, states: tuple[Any, Any], images: Pictures, *, keep_ways: bool = False
 ) -> Iterator[PairScore]:
     """MEt3R of all unordered pairs of images of one size, in the order (0, 1), (0, 2), ..., (1, 2), ...
 
@@ -66,7 +67,7 @@ def score_views(
 def score_videos(
     metric: Met3r,
     states: tuple[Any, Any],
-    moments: Iterable[Sequence[UInt8[np.ndarray, "H W 3"]]],
+    moments: Iterable[Pictures],
     *,
     keep_ways: bool = False,
 ) -> Iterator[list[PairScore]]:
@@ -91,7 +92,7 @@ def mean_score(scores: Iterable[PairScore]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def temporal_flickering(frames: Iterable[UInt8[np.ndarray, "H W 3"]]) -> float:
+def temporal_flickering(frames: Iterable[Picture]) -> float:
     """VBench's temporal flickering (Huang et al., 2023, arXiv 2311.17982): 1 - mean absolute change / 255.
 
     The change is that of each pixel and channel from one frame to the next; 1 means that nothing changes. Motion counts

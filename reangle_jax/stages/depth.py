@@ -1,7 +1,6 @@
 """The depth of every frame: from Depth Anything V2, or from the user's file."""
 
 import logging
-from typing import cast
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def depth(settings: Settings, run: Run) -> None:
     if from_model:
         values, kind = _estimate(run, frames)
     else:
-        values, kind = depth_file.load_depth(settings.depth), cast(geometry.DepthKind, settings.depth_kind)
+        values, kind = depth_file.load_depth(settings.depth), settings.depth_kind
     try:
         z = geometry.scene_depth(values, kind, expect_shape=frames.shape[:3])
     except InputError as error:
@@ -44,7 +43,7 @@ def depth(settings: Settings, run: Run) -> None:
     run.save_npz("input/depth.npz", depth=z)
 
 
-def _estimate(run: Run, frames: np.ndarray) -> tuple[np.ndarray, geometry.DepthKind]:
+def _estimate(run: Run, frames: np.ndarray) -> tuple[np.ndarray, str]:
     """Depth by the network, and which kind it is."""
     from flax import nnx  # late: a run with a depth file needs no network
 

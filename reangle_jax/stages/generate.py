@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
-from jaxtyping import UInt8
 
 from reangle_jax import checkpoints, mesh
+from reangle_jax.arrays import Picture
 from reangle_jax.config import Settings, lora_choice
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.diffusion.schedule import Schedule
@@ -107,7 +107,7 @@ def _tuned(settings: Settings, run: Run) -> tuple[i2v.Network, nnx.State]:
     return i2v.load_transformer(folder, lora_rank=rank, lora_alpha=alpha), lora
 
 
-def read_png(path: Any) -> UInt8[np.ndarray, "H W 3"]:
+def read_png(path: Any) -> Picture:
     """An image as RGB bytes."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     assert image is not None, f"{path} was written by an earlier stage"

@@ -247,6 +247,7 @@ def test_encoder_failure_keeps_the_old_file(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "ffmpeg"]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_write_refuses_what_is_no_clip(tmp_path):
     for bad in (np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 8), np.uint8), np.zeros((2, 8, 8, 3), np.float32)):
         with pytest.raises(ValueError, match="uint8"):

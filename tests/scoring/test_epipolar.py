@@ -91,6 +91,7 @@ def test_all_pairs_of_views_of_one_moment(views):
     assert result.tsed == 1.0
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_one_camera_an_image(views):
     with pytest.raises(ValueError, match="3 images, 2 K"):
         epipolar.tsed(views, KS[:2], POSES)

@@ -83,6 +83,7 @@ def test_refuses_images_smaller_than_the_window(pair):
         ssim(pair[0][:10], pair[1][:10])
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_refuses_shapes_that_differ(pair):
     with pytest.raises(ValueError, match="one shape"):
         psnr(pair[0], pair[1][:-1])

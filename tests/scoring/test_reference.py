@@ -100,6 +100,7 @@ def test_too_small_for_a_window(video, copy):
     assert lines == [f"the reference is too small for {what}: none is given" for what in ("SSIM", "LPIPS")]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_nothing_to_compare(video):
     with pytest.raises(ValueError, match=r"a\.mp4 and b\.mp4 have no frame"):
         compare([], video, name="a.mp4", reference_name="b.mp4")

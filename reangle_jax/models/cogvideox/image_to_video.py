@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,21 +19,20 @@ from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.models.text.tokenizers import ByteTokenizer, SentencePieceTokenizer
 
-Config = TypeVar("Config")
 # Rows and columns of a tile, and the most pixels that "auto" codes whole: the published models' native size.
 TILE_SAMPLE = (240, 360)
 WHOLE_PIXELS = 480 * 720
 
 
-class Network(NamedTuple, Generic[Config]):
+class Network(NamedTuple):
     """A network split for jax.jit: ``nnx.merge(graphdef, *states)`` gives the module back inside a traced function."""
 
-    config: Config
+    config: Any
     graphdef: nnx.GraphDef
     state: nnx.State
 
 
-def load_vae(folder: Path, *, tiles: str = "off", size: tuple[int, int] | None = None) -> Network[VAEConfig]:
+def load_vae(folder: Path, *, tiles: str = "off", size: tuple[int, int] | None = None) -> Network:
     """The autoencoder of a weights folder.
 
     Args:
@@ -61,7 +60,7 @@ def in_tiles(tiles: str, size: tuple[int, int] | None) -> bool:
     return tiles == "on" or (tiles == "auto" and size is not None and size[0] * size[1] > WHOLE_PIXELS)
 
 
-def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float) -> Network[TransformerConfig]:
+def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float) -> Network:
     """The transformer of a weights folder with room for adapters; its state is the frozen base alone.
 
     Merge it as ``nnx.merge(graphdef, lora, state)``, where ``lora`` is as :func:`init_lora` makes it.

@@ -112,7 +112,7 @@ class CogVideoX:
         Raises:
             InputError: what is asked for is not what the model can give.
         """
-        config = self.transformer.config
+        config: TransformerConfig = self.transformer.config
         prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(videos_per_prompt)]
         num_frames = num_frames or config.sample_frames
         start = self._images(image, len(prompts), videos_per_prompt, height, width)

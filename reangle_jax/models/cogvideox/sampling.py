@@ -67,8 +67,8 @@ class Sampler:
 
     def __init__(
         self,
-        transformer: Network[TransformerConfig],
-        vae: Network[VAEConfig],
+        transformer: Network,
+        vae: Network,
         schedule: Schedule,
         *,
         num_frames: int,

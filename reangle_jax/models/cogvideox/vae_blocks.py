@@ -48,7 +48,9 @@ class Norm(nnx.Module):
         del rngs
         self.norm = GroupNorm(features, groups=config.norm_num_groups, epsilon=EPSILON, **dtypes(config))
 
-    def __call__(self, x: Float[Array, "B T H W C"], latent: Array | None) -> Float[Array, "B T H W C"]:
+    def __call__(
+        self, x: Float[Array, "B T H W C"], latent: Float[Array, "B t h w z"] | None
+    ) -> Float[Array, "B T H W C"]:
         """Normalises."""
         del latent
         return self.norm(x)
@@ -106,7 +108,9 @@ class ResidualBlock(nnx.Module):
         changes = in_features != out_features
         self.shortcut = Linear(in_features, out_features, **dtypes(config), rngs=rngs) if changes else None
 
-    def __call__(self, x: Float[Array, "B T H W C"], latent: Array | None, past: Past) -> tuple[Array, Past]:
+    def __call__(
+        self, x: Float[Array, "B T H W C"], latent: Float[Array, "B t h w z"] | None, past: Past
+    ) -> tuple[Float[Array, "B T H W out"], Past]:
         """Applies the block to a chunk."""
         past1, past2 = (None, None) if past is None else past
         y, past1 = self.conv1(jax.nn.silu(self.norm1(x, latent)), past1)
@@ -134,7 +138,9 @@ class ResidualBlocks(nnx.Module):
         )
         self.remat = config.remat
 
-    def __call__(self, x: Float[Array, "B T H W C"], latent: Array | None, past: Past) -> tuple[Array, Past]:
+    def __call__(
+        self, x: Float[Array, "B T H W C"], latent: Float[Array, "B t h w z"] | None, past: Past
+    ) -> tuple[Float[Array, "B T H W out"], Past]:
         """Applies all blocks to a chunk."""
         new = []
         for i, block in enumerate(self.blocks):

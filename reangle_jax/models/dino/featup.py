@@ -141,7 +141,7 @@ class FeatUp(nnx.Module):
         return x if self.norm is None else self.norm(x)
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], guidance: Float[Array, "B H W 3"] | None = None
+        self, images: Float[Array, "B H W 3"], guidance: Float[Array, "B H2 W2 3"] | None = None
     ) -> Float[Array, "B u v C"]:
         """Features of pixels.
 

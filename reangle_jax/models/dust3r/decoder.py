@@ -70,7 +70,9 @@ class DecoderPair(nnx.Module):
         self.first = DecoderBlock(config, rngs=rngs)
         self.second = DecoderBlock(config, rngs=rngs)
 
-    def __call__(self, tokens: tuple[Array, Array], ropes: tuple[Rope, Rope]) -> tuple[Array, Array]:
-        """Applies both blocks to the two images' tokens, [B, S1, C] and [B, S2, C]."""
+    def __call__(
+        self, tokens: tuple[Float[Array, "B S1 C"], Float[Array, "B S2 C"]], ropes: tuple[Rope, Rope]
+    ) -> tuple[Float[Array, "B S1 C"], Float[Array, "B S2 C"]]:
+        """Applies both blocks to the two images' tokens."""
         (x, y), (rope_x, rope_y) = tokens, ropes
         return self.first(x, y, rope_x, rope_y), self.second(y, x, rope_y, rope_x)

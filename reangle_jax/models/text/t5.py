@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int32
 
 from reangle_jax.nn.attention import IMPLEMENTATIONS, attention
 from reangle_jax.nn.linear import Linear
@@ -78,7 +78,7 @@ class T5Config:
         return cls(vocab_size=256 + 3, d_model=128, d_kv=32, d_ff=256, num_layers=4, num_heads=4)
 
 
-def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
+def relative_buckets(length: int, buckets: int, max_distance: int) -> Int32[np.ndarray, "{length} {length}"]:
     """Which bucket the way from each query (row) to each key (column) falls into.
 
     Half of the buckets are for keys after the query. In each half, half are single distances and the others grow
@@ -90,7 +90,7 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
         max_distance: where the last one begins.
 
     Returns:
-        int32 [length, length].
+        A number from 0 to ``buckets - 1`` for every pair.
     """
     way = np.arange(length)[None, :] - np.arange(length)[:, None]
     half, exact = buckets // 2, buckets // 4
