@@ -10,6 +10,7 @@ python -m converters lora-import ... | lora-export ...
 import sys
 
 from converters.command import main
+from reangle_jax import stopping
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    stopping.run(lambda: main(sys.argv[1:]))

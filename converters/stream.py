@@ -7,7 +7,6 @@ changes the layout, one writes and syncs; a fourth hashes what was read.
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from converters.pipeline import Files, Hasher, Worker, hash_file
 from converters.sources.folder import Opened
 from converters.sources.tensors import DTYPES, Source, Tensor
 from reangle_jax.checkpoints import CONFIG
+from reangle_jax.data.files import fsync, lock
 from reangle_jax.errors import InputError
 
 VERSION = 1  # of what is written; another one redoes an unfinished conversion
@@ -149,10 +149,10 @@ class Writer:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         self.partial.mkdir(parents=True, exist_ok=True)
-        with open(self.partial / "lock", "w", encoding="utf-8") as lock:
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                stack.enter_context(lock(self.partial / "lock"))
+            except BlockingIOError:
                 raise InputError(f"--out: another process is converting into {self.partial}; wait for it") from None
             yield
 
@@ -259,7 +259,7 @@ class Writer:
         if not params.exists():
             self._orbax_metadata(arrays)
             for path in self.plan.targets:
-                zarr_files.sync_folder(arrays / path)
+                fsync(arrays / path)
             os.rename(arrays, params)
         for entry, file in zip(sources, self.opened.source.files, strict=True):
             entry["sha256"] = hashes[file]
@@ -269,9 +269,9 @@ class Writer:
         self._write_json(MANIFEST, self._manifest(sources))
         (self.partial / JOURNAL).unlink()
         (self.partial / "lock").unlink()
-        zarr_files.sync_folder(self.partial)
+        fsync(self.partial)
         os.rename(self.partial, self.final)
-        zarr_files.sync_folder(self.final.parent)
+        fsync(self.final.parent)
 
     def _orbax_metadata(self, arrays: Path) -> None:
         """Lets Orbax write a checkpoint of the same tree with empty arrays, and takes its metadata over."""

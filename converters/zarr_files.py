@@ -5,7 +5,6 @@ A chunk never spans two entries of a stack, so that a layer can be written as so
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,12 +77,3 @@ def contiguous(x: np.ndarray) -> np.ndarray:
             block = source[i : i + _BLOCK, j : j + _BLOCK]
             target[i : i + _BLOCK, j : j + _BLOCK] = cv2.transpose(np.ascontiguousarray(block.T))
     return out
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -114,6 +114,7 @@ class Settings:
     sample: Sample
     evaluate: Evaluate
     mesh: str
+    compilation_cache: str
     seed: int
 
 
@@ -169,6 +170,9 @@ def get_default() -> ml_collections.ConfigDict:
     # Axis sizes, "data:2,r:1,u:4": data divides the batch, r times u the parameters. auto: the videos of a batch over
     # as many devices as take equal shares; on CPUs one.
     c.mesh = "auto"
+    # Where compiled programs are kept for the next start: a folder, or off; auto: JAX_COMPILATION_CACHE_DIR, or else
+    # reangle_jax/ in the user's cache folder (XDG_CACHE_HOME, ~/.cache).
+    c.compilation_cache = "auto"
     c.seed = 0  # everything random comes from it
     return c
 

@@ -11,12 +11,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from reangle_jax import command_line, config, weights
+from reangle_jax import command_line, compilation_cache, config, stopping, weights
 from reangle_jax.config import Settings
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_seconds
 from reangle_jax.run import Run, Stage
-from reangle_jax.stopping import Stop, Stopped, leave
+from reangle_jax.stopping import Stop, Stopped
 
 # In order. Each is the attribute of a module of reangle_jax.stages; a module is imported when its turn comes, so that a
 # mistake in the input is answered before the models are loaded.
@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
                 from reangle_jax import mesh  # late: it looks for the devices
 
                 mesh.make_mesh(settings.mesh)
+            compilation_cache.use(settings.compilation_cache)
             _run(command.workdir, settings, stages, stop)
             return 0
     except InputError as error:
@@ -116,4 +117,4 @@ def _logging_to_stderr() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv))
+    stopping.run(lambda: main(sys.argv))

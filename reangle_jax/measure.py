@@ -5,10 +5,15 @@ import importlib.metadata
 import platform
 import resource
 import sys
+import threading
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import reangle_jax
+
+SAMPLE_SECONDS = 0.2  # between two looks at what the devices hold
 
 
 def reset_host_peak() -> bool:
@@ -28,15 +33,71 @@ def host_peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def device_peak_bytes() -> int | None:
-    """Largest peak of the local devices since the process began, in bytes; None where devices do not tell (CPU)."""
+class Meter:
+    """Time and memory of one piece of work after another.
+
+    XLA keeps one peak for the whole process. Where it rose during a piece of work it is that work's own. Where an
+    earlier one was higher nobody knows: what is allocated is sampled, which may miss what was held for a moment.
+    """
+
+    def __init__(self) -> None:
+        self._sampler: threading.Thread | None = None
+        self._closed = threading.Event()
+        self.start()
+
+    def start(self) -> None:
+        """Begins a piece of work."""
+        self._began = time.monotonic()
+        reset_host_peak()
+        self._peak_before, self._largest = device_bytes("peak_bytes_in_use"), device_bytes("bytes_in_use")
+        if self._largest is not None and self._sampler is None:
+            self._sampler = threading.Thread(target=self._sample, name="memory", daemon=True)
+            self._sampler.start()
+
+    def read(self) -> dict[str, Any]:
+        """What the work has taken since `start`, as run.json holds it; None where it is not known."""
+        self._see()
+        peak = device_bytes("peak_bytes_in_use")
+        return {
+            "seconds": round(time.monotonic() - self._began, 3),
+            "peak_host_bytes": host_peak_bytes(),
+            "peak_device_bytes": peak if peak is not None and peak > (self._peak_before or 0) else None,
+            "sampled_device_bytes": self._largest,
+        }
+
+    def close(self) -> None:
+        """Ends the sampling."""
+        self._closed.set()
+        if self._sampler is not None:
+            self._sampler.join()
+
+    def _sample(self) -> None:
+        while not self._closed.wait(SAMPLE_SECONDS):
+            self._see()
+
+    def _see(self) -> None:
+        now = device_bytes("bytes_in_use")
+        if now is not None:
+            self._largest = max(now, self._largest or 0)
+
+
+def peak_bytes(record: Mapping[str, Any]) -> int:
+    """The most memory that work took, of what `Meter.read` gave: on the device if that is known, on the host if not."""
+    return record.get("peak_device_bytes") or record.get("sampled_device_bytes") or record["peak_host_bytes"]
+
+
+def device_bytes(statistic: str) -> int | None:
+    """The largest of the local devices' values, in bytes; None where devices do not tell (CPU).
+
+    Args:
+        statistic: ``bytes_in_use``, or ``peak_bytes_in_use``, the largest since the process began.
+    """
     if "jax" not in sys.modules:
         return None
     import jax
 
-    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
-    known = [peak for peak in peaks if peak is not None]
-    return max(known) if known else None
+    values = [(device.memory_stats() or {}).get(statistic) for device in jax.local_devices()]
+    return max((value for value in values if value is not None), default=None)
 
 
 def device_limit_bytes() -> int | None:

@@ -15,6 +15,7 @@ from flax import nnx
 
 from reangle_jax import checkpoints, measure, weights
 from reangle_jax.config import Settings
+from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
 from reangle_jax.models.cogvideox import image_to_video as i2v
@@ -79,7 +80,7 @@ def table(run: Run, stages: Sequence[Stage]) -> str:
         each = needs.get(stage.name)
         if measured and (not todo or each is None):
             seconds = sum(record["seconds"] for record in measured) / len(measured) * len(units)
-            peak = max(record["peak_device_bytes"] or record["peak_host_bytes"] for record in measured)
+            peak = max(map(measure.peak_bytes, measured))
             time, memory = f"took {human_seconds(seconds)}", human_bytes(peak)
         elif each is not None:
             seconds = each.flops * len(units) / rate
@@ -138,7 +139,7 @@ def estimate(settings: Settings) -> dict[str, Needs]:
         f.steps * f.batch_size * forward * (3.6 if transformer.remat else 2.6)
         + encode * (1 + len(settings.train_views)),
     )
-    guided = 2 if settings.sample.guidance_scale != 1 else 1
+    guided = 2 if is_guided(settings.sample.guidance_scale) else 1
     sample = Needs(
         max(text, base + adapters + guided * (10 * block + 2 * logits), vae_bytes),
         settings.sample.steps * guided * forward + decode,

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: stop soon, with nothing lost that was worth keeping."""
+"""SIGTERM and SIGINT: stop soon, with nothing lost that was worth keeping; and how a command's process ends."""
 
 import contextlib
 import logging
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -79,14 +79,28 @@ class Stop:
                 signal.signal(number, handler)
 
 
-def leave(code: int) -> NoReturn:
-    """Ends the process with an exit code; at once if it was stopped by a signal.
+def run(main: Callable[[], int]) -> NoReturn:
+    """Runs a command as this process, which ends with the exit code that it gives; at once if a signal stopped it.
 
     XLA may then still be computing, and Python, as it ends in good order, would take away what its threads work on.
     """
+    _open_streams()
+    code = main()
     if code <= 128:
         sys.exit(code)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _open_streams() -> None:
+    """Gives standard streams that the caller closed (``2>&-``) a place: else the next file opened would take it."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (as long as the process)

@@ -160,6 +160,32 @@ class TestRealProcess:
         assert result.returncode == 2
         assert result.stderr.startswith("error: --config is not set")
 
+    def test_a_closed_stderr_loses_words_and_nothing_else(self, inputs):
+        command = f"{sys.executable} -m reangle_jax.main --config={inputs / 'config.py'} --workdir=run 2>&- "
+        result = subprocess.run(
+            command + "--config.num_frames=6", shell=True, cwd=ROOT, capture_output=True, check=False
+        )
+        assert (result.returncode, result.stdout) == (2, b"")
+
+    def test_no_file_takes_the_place_of_a_closed_stream(self, tmp_path):
+        """A library that writes to descriptor 2 would write into it."""
+        program = f"""if True:
+            import os, sys
+            from reangle_jax import stopping
+            def main():
+                with open({str(tmp_path / "artefact")!r}, "w") as file:
+                    print("words", file=sys.stderr, flush=True)
+                    os.write(2, b"more words")
+                    file.write(str(file.fileno() > 2))
+                return 3
+            stopping.run(main)
+        """
+        (tmp_path / "program.py").write_text(program)
+        command = f"{sys.executable} {tmp_path / 'program.py'} 0<&- 1>&- 2>&-"
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        assert subprocess.run(command, shell=True, cwd=ROOT, env=environment, check=False).returncode == 3
+        assert (tmp_path / "artefact").read_text() == "True"
+
 
 @pytest.fixture
 def one_stage(monkeypatch):
@@ -294,6 +320,18 @@ def test_plan_estimates_grow_with_the_work():
     more = plan.estimate(config.parse(values))
     assert more["generate"].flops > 1.9 * needs["generate"].flops
     assert more["finetune"] == needs["finetune"]
+
+
+def test_plan_counts_guidance_as_sampling_does():
+    """A scale of 1 or less is no guidance: one video a step, not two."""
+    from reangle_jax import plan
+
+    values = config.get_default().to_dict() | {"video": "x"}
+    flops = {}
+    for scale in (0.0, 0.5, 1.0, 1.5):
+        values["sample"]["guidance_scale"] = scale
+        flops[scale] = plan.estimate(config.parse(values))["generate"].flops
+    assert flops[0.0] == flops[0.5] == flops[1.0] < 0.6 * flops[1.5]
 
 
 def test_the_configs_can_be_used():

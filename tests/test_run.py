@@ -1,4 +1,7 @@
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -6,6 +9,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import pytest
 
@@ -171,6 +176,35 @@ def test_weights_count_by_content(tmp_path):
         assert run.reasons(stage, stage.units(settings)[0]) == ["the weights of vae changed"]
 
 
+@pytest.mark.parametrize("what", ["input", "external", "weights"])
+def test_what_is_replaced_while_it_is_worked_on_is_noticed(tmp_path, what):
+    """Not even a stage that reads first and is overtaken later may record what it did not read."""
+    weights = tmp_path / "weights" / "vae"
+    weights.mkdir(parents=True)
+    (weights / "model.safetensors").write_bytes(b"old")
+    settings = make_settings(tmp_path, weights=str(tmp_path / "weights"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/in").write_bytes(b"old")
+    place = {"input": tmp_path / "run/in", "external": tmp_path / "clip.mp4", "weights": weights / "model.safetensors"}
+
+    def work(settings, run):
+        run.save_bytes("out", b"made of the old")
+        files.atomic_write_bytes(place[what], b"new")
+
+    unit = Unit(inputs=("in",), external=("video",), weights=("vae",), outputs=("out",))
+    stage = Stage("s", 1, lambda _: (unit,), work)
+    with Run.opened(tmp_path / "run", settings) as run:
+        run.run_stage(stage)
+        says = {"input": "in", "external": "the content of config.video", "weights": "the weights of vae"}
+        assert run.reasons(stage, unit) == [f"{says[what]} changed"]
+    with Run.opened(tmp_path / "run", settings) as run:
+        assert run.reasons(stage, unit) == [f"{says[what]} changed"]
+        run.run_stage(stage)
+    place[what].write_bytes(b"new")  # what the second start read
+    with Run.opened(tmp_path / "run", settings) as run:
+        assert run.reasons(stage, unit) == []
+
+
 def test_record(tmp_path, chain):
     settings = make_settings(tmp_path)
     chain.go(tmp_path / "run", settings)
@@ -192,11 +226,66 @@ def test_record(tmp_path, chain):
     )
 
 
-def test_a_damaged_record_means_starting_over(tmp_path, chain):
+@pytest.mark.parametrize(
+    "text", ['{"format": 1, "sta', "", "[]", "7", "null", "[" * 100_000, "\x00", '"\\ud800"', "9" * 5000]
+)
+def test_a_damaged_record_means_starting_over(tmp_path, chain, text):
     settings = make_settings(tmp_path)
     chain.go(tmp_path / "run", settings)
-    (tmp_path / "run" / "run.json").write_text('{"format": 1, "sta')
+    (tmp_path / "run" / "run.json").write_text(text)
     assert chain.go(tmp_path / "run", settings) == ALL
+
+
+def places(value, path=()):
+    """The path of every value in a JSON value."""
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from places(inner, (*path, key))
+
+
+def test_a_record_damaged_by_hand_in_any_place_and_way(tmp_path, chain, monkeypatch):
+    """Nothing is raised, by a start or by the plan; the end is a record as good as new."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of starts
+    settings = make_settings(tmp_path)
+    root = tmp_path / "run"
+    chain.go(root, settings)
+    whole = (root / "run.json").read_text()
+    spoilt = ("null", "true", "1", "-1e999", "NaN", '"x"', "[]", "{}", '[{"a": [1]}]', "1" + "0" * 400)
+    chosen = [place for place in places(json.loads(whole)) if place[:1] in ((), ("stages",)) or len(place) == 1]
+    chosen = [place for place in chosen if place[1:2] in ((), ("tune",))]
+    for number, place in enumerate(chosen):
+        record = json.loads(whole)
+        mark = "the damaged value"
+        if place:
+            parent = record
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = mark
+        else:
+            record = mark
+        for value in spoilt[number % 2 :: 2]:
+            (root / "run.json").write_text(json.dumps(record).replace(json.dumps(mark), value))
+            run = Run(root, settings)
+            for stage in chain.stages():
+                for unit in stage.units(settings):
+                    run.reasons(stage, unit)
+                    if (measured := run.measured(stage, unit)) is not None:
+                        assert measure.human_seconds(measured["seconds"])
+                        assert measure.human_bytes(measure.peak_bytes(measured))
+            chain.go(root, settings)
+            assert chain.go(root, settings) == []
+    assert json.loads((root / "run.json").read_text()).keys() | {"devices"} == json.loads(whole).keys()
+
+
+def test_a_record_that_cannot_be_read(tmp_path):
+    (tmp_path / "run/run.json").mkdir(parents=True)
+    with (
+        pytest.raises(
+            InputError, match=r"--workdir .*run: its run.json cannot be read \(Is a directory\): move it away"
+        ),
+        Run.opened(tmp_path / "run", make_settings(tmp_path)),
+    ):
+        pass
 
 
 def test_failing_midway_keeps_the_finished_views(tmp_path, chain):
@@ -285,6 +374,19 @@ def test_one_process_at_a_time(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_worked_on_with_a_warning(tmp_path, chain, monkeypatch, caplog, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert chain.go(tmp_path / "run", make_settings(tmp_path)) == ALL
+    warning = (
+        f"run/.lock cannot be locked ({os.strerror(number)}): see to it that no other process works in this folder"
+    )
+    assert any(warning in r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+
+
 def test_leftovers_of_a_killed_run_are_cleared(tmp_path, chain):
     settings = make_settings(tmp_path)
     chain.go(tmp_path / "run", settings)
@@ -295,11 +397,21 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path, chain):
     assert list((tmp_path / "run").rglob("*.tmp")) == []
 
 
-@pytest.mark.parametrize("place", ["file/run", "/proc/reangle"])
-def test_workdir_that_cannot_be_written(tmp_path, place):
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("file", "file is no folder"),
+        ("file/run", "file is no folder"),
+        ("/proc/reangle", "No such file or directory"),
+        ("link", "link is a link to gone, which does not exist"),
+        ("link/run", "link is a link to gone, which does not exist"),
+    ],
+)
+def test_workdir_that_cannot_be_written(tmp_path, place, why):
     (tmp_path / "file").write_text("a file, not a folder")
+    (tmp_path / "link").symlink_to("gone")
     with (
-        pytest.raises(InputError, match=r"--workdir .* cannot be written .*: choose another folder"),
+        pytest.raises(InputError, match=rf"--workdir .* cannot be written \(.*{why}\): choose another folder"),
         Run.opened(tmp_path / place, make_settings(tmp_path)),
     ):
         pass
@@ -388,6 +500,66 @@ def test_host_peak_is_measured_per_stage():
     if not measure.reset_host_peak():
         pytest.skip("this system cannot reset the peak")
     subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+
+
+class TestMeter:
+    @pytest.fixture
+    def device(self, monkeypatch):
+        """A device that counts as XLA's do: a peak that never falls."""
+        held = {"bytes_in_use": 0, "peak_bytes_in_use": 0}
+
+        def hold(count):
+            held.update(bytes_in_use=count, peak_bytes_in_use=max(count, held["peak_bytes_in_use"]))
+
+        class Device:
+            def memory_stats(self):
+                return dict(held)
+
+        import jax
+
+        monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+        monkeypatch.setattr(measure, "SAMPLE_SECONDS", 0.001)
+        return hold
+
+    def test_each_piece_of_work_has_its_own_peak(self, device):
+        with contextlib.closing(measure.Meter()) as meter:
+            device(5 << 30)
+            device(0)
+            large = meter.read()
+            meter.start()
+            for count in (1 << 30, 2 << 30, 0):
+                device(count)
+                time.sleep(0.05)
+            small = meter.read()
+            meter.start()
+            device(6 << 30)
+            device(0)
+            larger = meter.read()
+        assert (large["peak_device_bytes"], larger["peak_device_bytes"]) == (5 << 30, 6 << 30)
+        # The process's peak was an earlier unit's: what was held is known from samples alone, and is named so.
+        assert (small["peak_device_bytes"], small["sampled_device_bytes"]) == (None, 2 << 30)
+        assert measure.peak_bytes(small) == 2 << 30
+        assert not [thread for thread in threading.enumerate() if thread.name == "memory"]
+
+    def test_units_are_measured_apart(self, tmp_path, device):
+        def work(settings, run):
+            for unit, count in zip(run.todo, (3 << 30, 1 << 30), strict=True):
+                device(count)
+                run.save_bytes(unit.outputs[0], b"")
+                time.sleep(0.05)
+                device(0)
+                run.finish(unit)
+
+        stage = Stage("s", 1, lambda _: tuple(Unit(name, outputs=(name,)) for name in "ab"), work)
+        with Run.opened(tmp_path / "run", make_settings(tmp_path)) as run:
+            run.run_stage(stage)
+            assert [measure.peak_bytes(run.record["stages"][f"s/{name}"]) for name in "ab"] == [3 << 30, 1 << 30]
+
+    def test_a_cpu_tells_nothing(self):
+        with contextlib.closing(measure.Meter()) as meter:
+            found = meter.read()
+        assert found["peak_device_bytes"] is found["sampled_device_bytes"] is None
+        assert measure.peak_bytes(found) == found["peak_host_bytes"] > 10 << 20
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,16 @@ behind, which ``remove_leftovers`` clears and which nobody takes for a result.
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,45 @@ import numpy as np
 _BLOCK = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.[0-9]+(\.old)?\.tmp")
 
+_log = logging.getLogger(__name__)
+
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: str | os.PathLike[str]) -> None:
+    """Flushes a file, or the names in a folder, to the disk; not every file system can do that for folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP) or not os.path.isdir(path):
+            raise
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Holds a lock on a file, which is made if need be; where the file system knows no locks, goes on with a warning.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK):
+                raise
+            words = "%s cannot be locked (%s): see to it that no other process works in this folder"
+            _log.warning(words, path, error.strerror)
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock
 
 
 def _remove(path: Path) -> None:
@@ -56,13 +87,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        _fsync(temporary)
+        fsync(temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             _remove(temporary)
         raise
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 @contextlib.contextmanager
@@ -83,8 +114,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         for file in sorted(temporary.rglob("*")):
-            _fsync(file)
-        _fsync(temporary)
+            fsync(file)
+        fsync(temporary)
     except BaseException:
         with contextlib.suppress(OSError):
             _remove(temporary)
@@ -98,7 +129,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove(old)
     else:
         os.replace(temporary, path)
-    _fsync(path.parent)
+    fsync(path.parent)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -125,30 +156,43 @@ def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-def hash_path(path: str | os.PathLike[str]) -> str | None:
+def hash_bytes(content: bytes) -> str:
+    """Content hash, ``"sha256:..."``."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """Content hash of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def hash_path(path: str | os.PathLike[str], hash_file: Callable[[Path], str] = hash_file) -> str | None:
     """Content hash of a file or of a folder (names and contents of all files below it).
+
+    Args:
+        path: of the file or folder.
+        hash_file: gives a file's.
 
     Returns:
         ``"sha256:..."``, or None if there is nothing at `path`.
     """
     path = Path(path)
-    digest = hashlib.sha256()
     if path.is_file():
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    elif path.is_dir():
-        digest.update(b"folder\0")
-        for file in sorted(file for file in path.rglob("*") if file.is_file()):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{hash_path(file)}\0".encode())
-    else:
+        return hash_file(path)
+    if not path.is_dir():
         return None
-    return f"sha256:{digest.hexdigest()}"
+    below = sorted(file for file in path.rglob("*") if file.is_file())
+    entries = (f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\0" for file in below)
+    return hash_bytes(b"folder\0" + "".join(entries).encode())
 
 
 def hash_json(value: Any) -> str:
     """Content hash of a JSON value; the order of keys does not count."""
-    return f"sha256:{hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()}"
+    return hash_bytes(json.dumps(value, sort_keys=True, allow_nan=False).encode())
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:

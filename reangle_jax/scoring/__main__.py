@@ -2,7 +2,7 @@
 
 import sys
 
-from reangle_jax.stopping import Stop, Stopped, leave
+from reangle_jax.stopping import Stop, Stopped, run
 
 
 def _run() -> int:
@@ -16,4 +16,4 @@ def _run() -> int:
 
 
 if __name__ == "__main__":
-    leave(_run())
+    run(_run)

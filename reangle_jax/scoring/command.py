@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import cv2
 
+from reangle_jax import compilation_cache
 from reangle_jax.arrays import Picture
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
@@ -115,6 +116,7 @@ def _run(arguments: argparse.Namespace) -> None:
         _made(str(Path(arguments.out).parent), "--out")
         if Path(arguments.out).is_dir():
             raise InputError(f"--out: {arguments.out} is a folder; give the name of a file")
+    compilation_cache.use()
     report: dict[str, Any] = {"inputs": paths, "weights": arguments.weights}
     if len(paths) > 1:
         report |= _consistency(arguments, paths, pictures, maps, note)

@@ -50,6 +50,35 @@ def test_full_disk_while_flushing_keeps_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["x.json"]
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_cannot_flush_folders(tmp_path, monkeypatch, number):
+    """Folders are let be; a file that cannot be flushed is still an error."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}") or os.readlink(f"/proc/self/fd/{descriptor}").endswith("bad"):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.atomic_write_bytes(tmp_path / "deep/x", b"x")
+    with files.atomic_folder(tmp_path / "lora") as temporary:
+        (temporary / "in").mkdir()
+        (temporary / "in/y").write_bytes(b"y")
+    assert (tmp_path / "deep/x").read_bytes() == b"x"
+    assert (tmp_path / "lora/in/y").read_bytes() == b"y"
+    (tmp_path / "bad").touch()
+    with pytest.raises(OSError, match=os.strerror(number)):
+        files.fsync(tmp_path / "bad")
+
+
+def test_one_holder_of_a_lock(tmp_path, monkeypatch):
+    with files.lock(tmp_path / "lock"), pytest.raises(BlockingIOError), files.lock(tmp_path / "lock"):
+        pass
+    with files.lock(tmp_path / "lock"):
+        pass
+
+
 def test_json_refuses_nan(tmp_path):
     with pytest.raises(ValueError):
         files.atomic_write_json(tmp_path / "x.json", {"a": float("nan")})

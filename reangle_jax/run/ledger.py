@@ -1,18 +1,16 @@
 """The run's folder: artefacts that are whole or absent, resume by content, measured time and memory.
 
-``stages/__init__.py`` describes how a stage uses it; contract.md what the folder holds.
+``stages/__init__.py`` describes how a stage uses it.
 """
 
 import contextlib
 import dataclasses
 import datetime
 import errno
-import fcntl
 import json
 import logging
 import os
 import shutil
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,11 +22,11 @@ from reangle_jax import config, measure, weights
 from reangle_jax.config import Settings
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
+from reangle_jax.run.identity import Identities
 from reangle_jax.stopping import Stop
 
 RECORD = "run.json"
 _FORMAT = 1
-_SMALL = 64 << 20  # weight files up to this size count by content, larger ones by size and both ends
 
 _log = logging.getLogger(__name__)
 
@@ -83,8 +81,9 @@ class Run:
         self.todo: tuple[Unit, ...] = ()
         self.record = _read_record(self.root / RECORD)
         self._stage: Stage | None = None
-        self._hashes: dict[Path, tuple[tuple[int, int, int], str | None]] = {}
-        self._began = time.monotonic()
+        self._identities = Identities()
+        self._meter: measure.Meter | None = None
+        self._judged: dict[str, dict[str, Any]] = {}  # what units depended on just before the running stage read it
 
     @classmethod
     @contextlib.contextmanager
@@ -95,21 +94,7 @@ class Run:
             InputError: the folder cannot be written, or another process works in it.
         """
         root = Path(root).absolute()
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise InputError(f"--workdir {root} cannot be written ({error.strerror}): choose another folder") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(lock)
-            raise InputError(
-                f"--workdir {root} is in use by another run: wait for it, or choose another folder"
-            ) from None
-        try:
+        with _locked(root):
             for folder in (root, root / "input", *root.glob("views/*")):
                 for path in files.remove_leftovers(folder):
                     _log.info("removed the unfinished %s", path)
@@ -118,8 +103,6 @@ class Run:
             run.record["versions"] = measure.versions()
             run._save_record()
             yield run
-        finally:
-            os.close(lock)  # and with it the lock
 
     # Paths.
 
@@ -138,7 +121,7 @@ class Run:
     def scratch(self, unit: Unit) -> Path:
         """A folder for work in progress on a unit of the running stage: kept while the same work is resumed."""
         assert self._stage is not None
-        folder = self._scratch(self._stage, unit) / self._fingerprint(self._stage, unit)
+        folder = self._scratch(self._stage, unit) / self._fingerprint(_name(self._stage, unit))
         folder.mkdir(parents=True, exist_ok=True)
         for other in folder.parent.iterdir():
             if other != folder:
@@ -198,10 +181,13 @@ class Run:
 
     def reasons(self, stage: Stage, unit: Unit) -> list[str]:
         """Why a unit must be done; empty if it is done and whole."""
+        return self._reasons(stage, unit, self._depends(stage, unit))
+
+    def _reasons(self, stage: Stage, unit: Unit, now: dict[str, Any]) -> list[str]:
         record = self.record["stages"].get(_name(stage, unit))
         if record is None:
             return ["not done yet"]
-        now, then = self._depends(stage, unit), record["depends"]
+        then = record["depends"]
         changed = [
             _change(key, then.get(key), now.get(key)) for key in {**then, **now} if then.get(key) != now.get(key)
         ]
@@ -209,7 +195,7 @@ class Run:
             return changed
         faults = []
         for output in unit.outputs:
-            found = self._hash(self.path(output))
+            found = self._identities.content(self.path(output))
             if found is None:
                 faults.append(f"{output} is missing")
             elif found != record["outputs"].get(output):
@@ -221,13 +207,15 @@ class Run:
         units = stage.units(self.settings)
         todo = []
         for unit in units:
-            reasons = self.reasons(stage, unit)
+            depends = self._depends(stage, unit)
+            reasons = self._reasons(stage, unit, depends)
             if not reasons:
                 _log.info("skip %s: done", _name(stage, unit))
                 continue
             word = "do" if reasons == ["not done yet"] else "redo"
             _log.info("%s %s: %s", word, _name(stage, unit), "; ".join(reasons))
             todo.append(unit)
+            self._judged[_name(stage, unit)] = depends
         if not todo:
             return False
         for unit in todo:
@@ -235,12 +223,12 @@ class Run:
             self.record["stages"].pop(_name(stage, unit), None)
         self._save_record()
         self._stage, self.todo = stage, tuple(todo)
-        self._start_measuring()
-        stage.run(self.settings, self)
-        for unit in todo:
-            if _name(stage, unit) not in self.record["stages"]:
-                self.finish(unit)
-        self._stage, self.todo = None, ()
+        with contextlib.closing(measure.Meter()) as self._meter:
+            stage.run(self.settings, self)
+            for unit in todo:
+                if _name(stage, unit) not in self.record["stages"]:
+                    self.finish(unit)
+        self._stage, self.todo, self._meter = None, (), None
         return True
 
     def finish(self, unit: Unit) -> None:
@@ -250,37 +238,33 @@ class Run:
             RuntimeError: an output that the unit promised was not written.
         """
         assert self._stage is not None
-        outputs = {output: self._hash(self.path(output)) for output in unit.outputs}
+        assert self._meter is not None
+        name = _name(self._stage, unit)
+        outputs = {output: self._identities.content(self.path(output)) for output in unit.outputs}
         missing = [output for output, found in outputs.items() if found is None]
         if missing:
-            raise RuntimeError(f"{_name(self._stage, unit)} ended without writing {', '.join(missing)}")
-        self.record["stages"][_name(self._stage, unit)] = {
-            "fingerprint": self._fingerprint(self._stage, unit),
-            "depends": self._depends(self._stage, unit),
+            raise RuntimeError(f"{name} ended without writing {', '.join(missing)}")
+        self.record["stages"][name] = {
+            "fingerprint": self._fingerprint(name),
+            "depends": self._judged[name],
             "outputs": outputs,
-            "seconds": round(time.monotonic() - self._began, 3),
-            "peak_host_bytes": measure.host_peak_bytes(),
-            "peak_device_bytes": measure.device_peak_bytes(),
+            **self._meter.read(),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         }
         self.record["devices"] = measure.devices()
         self._save_record()
         shutil.rmtree(self._scratch(self._stage, unit), ignore_errors=True)
-        self._start_measuring()
+        self._meter.start()
 
     def measured(self, stage: Stage, unit: Unit) -> dict[str, Any] | None:
         """What a unit took when it was last done, if it was."""
         return self.record["stages"].get(_name(stage, unit))
 
-    def _start_measuring(self) -> None:
-        self._began = time.monotonic()
-        measure.reset_host_peak()
-
     def _scratch(self, stage: Stage, unit: Unit) -> Path:
         return self.root / ".scratch" / stage.name / (config.view_folder(unit.name) or "all")
 
-    def _fingerprint(self, stage: Stage, unit: Unit) -> str:
-        return files.hash_json(self._depends(stage, unit)).removeprefix("sha256:")[:16]
+    def _fingerprint(self, name: str) -> str:
+        return files.hash_json(self._judged[name]).removeprefix("sha256:")[:16]
 
     def _depends(self, stage: Stage, unit: Unit) -> dict[str, Any]:
         flat = config.flatten(self.settings)
@@ -290,25 +274,15 @@ class Run:
             if not found:
                 raise KeyError(f"stage {stage.name} names the setting {key!r}, which does not exist")
             depends |= {f"config.{name}": value for name, value in found.items()}
-        depends |= {path: self._hash(self.path(path)) for path in unit.inputs}
+        depends |= {path: self._identities.content(self.path(path)) for path in unit.inputs}
         for key in unit.external:
             if key == "loras":
-                found = [self._hash(config.lora_choice(text)[0]) for text in self.settings.loras]
+                found = [self._identities.content(config.lora_choice(text)[0]) for text in self.settings.loras]
                 depends["the content of config.loras"] = found
             else:
-                depends[f"the content of config.{key}"] = self._hash(Path(flat[key]))
-        depends |= {f"the weights of {part}": _weights_identity(self.weights(part)) for part in unit.weights}
+                depends[f"the content of config.{key}"] = self._identities.content(Path(flat[key]))
+        depends |= {f"the weights of {part}": self._identities.weights(self.weights(part)) for part in unit.weights}
         return depends
-
-    def _hash(self, path: Path) -> str | None:
-        """`files.hash_path`, remembered while the file is untouched: units share their inputs."""
-        if not path.is_file():
-            return files.hash_path(path)
-        status = path.stat()
-        state = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if self._hashes.get(path, (None, None))[0] != state:
-            self._hashes[path] = (state, files.hash_path(path))
-        return self._hashes[path][1]
 
     def _save_record(self) -> None:
         files.atomic_write_json(self.root / RECORD, self.record)
@@ -331,29 +305,64 @@ def _change(key: str, then: Any, now: Any) -> str:
 
 def _read_record(path: Path) -> dict[str, Any]:
     record: Any = None
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {"format": _FORMAT, "stages": {}}
+    except (ValueError, RecursionError):
+        _log.warning("%s is damaged: everything will be redone", path)
+    except OSError as error:
+        words = f"--workdir {path.parent}: its {path.name} cannot be read ({error.strerror})"
+        raise InputError(f"{words}: move it away, or choose another folder") from None
+    if not isinstance(record, dict) or record.get("format") != _FORMAT or not isinstance(record.get("stages"), dict):
+        return {"format": _FORMAT, "stages": {}}
+    stages = {name: entry for name, entry in record["stages"].items() if _is_entry(entry)}
+    for name in sorted(record["stages"].keys() - stages.keys()):
+        _log.warning("%s: what it says of %s is damaged: that will be redone", path, name)
+    kept = {key: value for key in ("devices",) if _is_json(value := record.get(key))}  # else all is written anew
+    return {"format": _FORMAT, **kept, "stages": stages}
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether what a record says of a unit has the shape that `finish` gave it."""
+    if not _is_json(entry) or not all(isinstance(entry.get(key), dict) for key in ("depends", "outputs")):
+        return False
+    known = [entry.get(key) for key in ("seconds", "peak_host_bytes")]
+    known += [value for key in ("peak_device_bytes", "sampled_device_bytes") if (value := entry.get(key)) is not None]
+    return all(isinstance(value, int | float) and abs(value) < 1e18 for value in known)
+
+
+def _is_json(value: Any) -> bool:
+    """Whether it is an object that can be written again: JSON has no infinities, though Python reads them."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return isinstance(value, dict)
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            _log.warning("%s is damaged: everything will be redone", path)
-    if not isinstance(record, dict) or record.get("format") != _FORMAT:
-        record = {"format": _FORMAT}
-    return {**record, "stages": dict(record.get("stages", {}))}
+            root.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(files.lock(root / ".lock"))
+        except BlockingIOError:
+            raise InputError(
+                f"--workdir {root} is in use by another run: wait for it, or choose another folder"
+            ) from None
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            why = _why_no_folder(root) or error.strerror
+            raise InputError(f"--workdir {root} cannot be written ({why}): choose another folder") from None
+        yield
 
 
-def _weights_identity(folder: Path) -> str | None:
-    """Content hash of a weights folder; of files too large to read for this, the size and both ends."""
-    if not folder.is_dir():
-        return None
-    identity: dict[str, Any] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        size = path.stat().st_size
-        name = path.relative_to(folder).as_posix()
-        if size <= _SMALL:
-            identity[name] = files.hash_path(path)
-            continue
-        with path.open("rb") as file:
-            head = file.read(1 << 20)
-            file.seek(-(1 << 20), os.SEEK_END)
-            identity[name] = [size, zlib.crc32(head), zlib.crc32(file.read())]
-    return files.hash_json(identity)
+def _why_no_folder(root: Path) -> str | None:
+    for path in reversed((root, *root.parents)):
+        if path.is_symlink() and not path.exists():
+            return f"{path} is a link to {os.readlink(path)}, which does not exist"
+        if path.exists() and not path.is_dir():
+            return f"{path} is no folder"
+    return None
