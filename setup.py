@@ -16,6 +16,7 @@ RUNTIME = [
     "absl-py>=2.1",
     "chex>=0.1.90",
     "etils[epath]>=1.9",
+    "huggingface_hub>=0.30",  # downloads published weights
     "jaxtyping>=0.2.36",
     "safetensors>=0.5",
     "sentencepiece>=0.2",
@@ -42,8 +43,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "cuda": ["jax[cuda12]>=0.10,<0.12"],
-        # .pth files and downloads; safetensors in a local folder need neither.
-        "convert": ["torch==2.13.0", "huggingface_hub>=0.30"],
+        # .pth files; safetensors need it not.
+        "convert": ["torch==2.13.0"],
         "test": TEST,
         "parity": PARITY,
     },

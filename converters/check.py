@@ -18,8 +18,9 @@ from converters.errors import SourceError
 from converters.registry import Layout, Part, relatives
 from converters.rules import Rule, Table, is_ignored, place
 from converters.sources.folder import Opened
-from converters.sources.tensors import DTYPES, Tensor
 from reangle_jax import checkpoints
+from reangle_jax.data.safetensors import DTYPES, Tensor
+from reangle_jax.errors import InputError
 
 MAX_SIZE = 1_000_000  # of any number in a config.json
 MAX_PIECES = 10_000  # tensors that fill one parameter
@@ -249,7 +250,7 @@ def _looks_like(name: str, part: Part, opened: Opened) -> str:
         try:
             config, wrong = _config(other, opened.config)
             return len(wrong) + len(_match(tensors, layout.table(config), _targets(other.build, config))[3])
-        except (SourceError, ValueError):
+        except (InputError, ValueError):
             return None
 
     own = faults(part)

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
             return _dispatch(list(argv))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        report = error.report if isinstance(error, SourceError) else ()
+        report = getattr(error, "report", ())
         for line in report[:SHOWN]:
             print(f"  {line}", file=sys.stderr)
         if len(report) > SHOWN:
@@ -110,10 +110,15 @@ def _convert(model: registry.Model, parts: Sequence[registry.Part], alone: bool,
         try:
             opened = folder.open_part(path, part, alone=alone)
             plans.append((part, opened, check.plan(model.name, part, opened)))
-        except SourceError as error:
+        except InputError as error:
             errors.append(error)
     if errors:
-        report = [line for error in errors for line in ((str(error), *error.report) if errors[1:] else error.report)]
+        reports = [getattr(error, "report", ()) for error in errors]
+        report = [
+            line
+            for error, lines in zip(errors, reports, strict=True)
+            for line in ((str(error), *lines) if errors[1:] else lines)
+        ]
         raise SourceError(str(errors[0]), tuple(report))
     for part, opened, plan in plans:
         size = sum(tensor.nbytes for tensor in opened.source.tensors.values())

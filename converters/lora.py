@@ -1,18 +1,16 @@
-"""LoRAs both ways: ``lora-import`` (diffusers' file to a run's ``lora/``) and ``lora-export`` (back)."""
+"""LoRAs both ways: ``lora-import`` (another writer's file to a run's ``lora/``) and ``lora-export`` (back)."""
 
 import argparse
 import dataclasses
-import re
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from reangle_jax import checkpoints
-from reangle_jax.data import files
+from reangle_jax.data import files, safetensors
 from reangle_jax.errors import InputError
-from reangle_jax.models.cogvideox import lora
+from reangle_jax.models.cogvideox import lora, lora_layouts
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
 # Of each width and depth one: a LoRA does not tell 5b, 5b-i2v and 1.5 apart, and is laid out alike for them.
@@ -27,7 +25,7 @@ def import_command(args: list[str]) -> int:
         InputError: the file is missing or damaged, or fits no transformer; the folder exists.
     """
     parser = argparse.ArgumentParser("python -m converters lora-import", description=import_command.__doc__)
-    parser.add_argument("--source", required=True, help="pytorch_lora_weights.safetensors, or its folder")
+    parser.add_argument("--source", required=True, help="a LoRA of diffusers, PEFT or kohya: a file, or its folder")
     parser.add_argument("--out", required=True, help="folder to make: lora.safetensors and state/ (Orbax)")
     parser.add_argument("--alpha", type=float, help="for a file that does not state its alpha")
     parser.add_argument("--transformer", help="folder of the converted transformer; recognised by its sizes otherwise")
@@ -58,14 +56,10 @@ def export_command(args: list[str]) -> int:
     source, out = lora.find(options.source), Path(options.out)
     if out.suffix != ".safetensors":
         raise InputError(f"--out: {out} does not end in .safetensors, which diffusers needs: give such a name")
-    lora.check(source, _transformer(source, None))  # a damaged one is not handed on
-    with safe_open(source, framework="numpy") as file:
-        arrays = {name: file.get_tensor(name).astype(_DTYPES[options.dtype]) for name in file.keys()}  # noqa: SIM118 (no dict)
-        metadata = file.metadata()
-    if "lora_adapter_metadata" not in (metadata or {}):
-        raise InputError(f"{source} does not state its alpha: import it with lora-import --alpha, and export that")
-    files.atomic_write_bytes(out, checkpoints.safetensors_bytes(arrays, metadata))
-    print(f"wrote {out}: {len(arrays)} tensors, {options.dtype}; its alpha is in its metadata")
+    config = _transformer(source, None)
+    adapters = lora.read(source, config, stated=True)
+    lora.export_lora_safetensors(out, adapters, config, dtype=_DTYPES[options.dtype])
+    print(f"wrote {out}: rank {adapters.rank}, {options.dtype}; its alpha, {adapters.alpha:g}, is in its metadata")
     return 0
 
 
@@ -76,17 +70,11 @@ def _transformer(source: Path, folder: str | None) -> TransformerConfig:
             return checkpoints.load_config(folder, TransformerConfig)
         except InputError as error:
             raise InputError(str(error).replace("config.weights", "--transformer")) from None
-    try:
-        with safe_open(source, framework="numpy") as file:
-            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no dict)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{source} is damaged or no safetensors file ({error}): copy or download it again") from None
-    layers = [int(match[1]) for name in shapes if (match := re.search(r"transformer_blocks\.(\d+)\.", name))]
-    widths = {shape[1] for name, shape in shapes.items() if name.endswith("lora_A.weight") and len(shape) == 2}
+    layers, widths = lora_layouts.sizes(safetensors.read_header(source)[0])
     for config in _KNOWN:
-        if layers and (max(layers) + 1, config.inner_dim in widths) == (config.num_layers, True):
+        if layers == config.num_layers and config.inner_dim in widths:
             return config
     raise InputError(
-        f"{source}: a LoRA of {max(layers, default=-1) + 1} layers, width {', '.join(map(str, sorted(widths)))}, fits "
+        f"{source}: a LoRA of {layers} layers, width {', '.join(map(str, sorted(widths)))}, fits "
         "no transformer that is known here: give --transformer, the folder of the one that it was trained on"
     )

@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from converters.sources.tensors import Source, Tensor
+from converters.sources.tensors import Source
+from reangle_jax.data.safetensors import Tensor
 
 Item = TypeVar("Item")
 SYNC_BYTES = 256 << 20  # what an interruption costs at most

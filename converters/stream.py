@@ -22,9 +22,11 @@ from converters.check import Move, Plan
 from converters.errors import SourceError
 from converters.pipeline import Files, Hasher, Worker, hash_file
 from converters.sources.folder import Opened
-from converters.sources.tensors import DTYPES, Source, Tensor
+from converters.sources.tensors import Source
 from reangle_jax.checkpoints import CONFIG
+from reangle_jax.data import safetensors
 from reangle_jax.data.files import fsync, lock
+from reangle_jax.data.safetensors import DTYPES, Tensor
 from reangle_jax.errors import InputError
 
 VERSION = 1  # of what is written; another one redoes an unfinished conversion
@@ -234,6 +236,11 @@ class Writer:
         return sorted(needed, key=lambda tensor: (place[tensor.file], tensor.offset, tensor.nbytes))
 
     def _put(self, writing: Worker, move: Move, raw: np.ndarray) -> None:
+        if not safetensors.is_finite(raw):
+            raise SourceError(
+                f"{move.tensor.file}: {move.tensor.name} holds NaN or infinity, and so would all that is "
+                "computed with it; download it again, or take another release"
+            )
         if raw.dtype != self.dtype:
             raw = _cast(raw, self.dtype, move.tensor.name)
         # Layout changes move values only, and NumPy moves integers fastest.

@@ -17,13 +17,12 @@ from converters.check import pieces, published_shape
 from converters.registry import INDEX_SUFFIX, Model, Part
 from converters.rules import Rule, Table
 from converters.sources.safetensors import SafetensorsSource
-from converters.sources.tensors import DTYPES
 from converters.stream import PARAMS, stored_dtype
 from reangle_jax import checkpoints
+from reangle_jax.data import safetensors
 from reangle_jax.errors import InputError
 
 SHARD_BYTES = 5_000_000_000  # as the Hub's own tools cut
-_CODES = {dtype: code for code, dtype in DTYPES.items()}
 Read = Callable[[tuple[int, ...]], np.ndarray]
 
 
@@ -166,24 +165,9 @@ def write_safetensors(folder: Path, stem: str, tensors: Sequence[_Piece]) -> Non
         (folder / (stem + INDEX_SUFFIX)).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name, shard in zip(names, shards, strict=True):
         with open(folder / name, "wb") as file:
-            file.write(_header(shard))
+            file.write(safetensors.header({p.name: (p.dtype, p.shape) for p in shard}, {"format": "pt"}))
             for piece in shard:
                 values = piece.rule.transform.inverse(piece.read(piece.index)).astype(piece.dtype)
                 file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
-
-
-def _header(tensors: Sequence[_Piece]) -> bytes:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for piece in tensors:
-        header[piece.name] = {
-            "dtype": _CODES[piece.dtype],
-            "shape": list(piece.shape),
-            "data_offsets": [end, end + piece.nbytes],
-        }
-        end += piece.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data must start at a multiple of 8
-    return len(text).to_bytes(8, "little") + text

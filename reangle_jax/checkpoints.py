@@ -20,10 +20,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from reangle_jax import mesh as meshes
-from reangle_jax.data import files
+from reangle_jax.data import files, safetensors
 from reangle_jax.errors import InputError
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -79,18 +78,6 @@ def _misfits(variables: Mapping[str, nnx.Variable], found: Mapping[str, tuple[in
     return faults
 
 
-def safetensors_bytes(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
-    """A safetensors file whose bytes depend on its content alone.
-
-    The library writes the metadata in an order that changes from process to process; here the header is sorted.
-    """
-    content = save(dict(arrays), metadata=dict(metadata) if metadata else None)
-    length = int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the data must start at a multiple of 8
-    return len(header).to_bytes(8, "little") + header + content[8 + length :]
-
-
 def save_model(folder: str | os.PathLike, model: nnx.Module, config: Any, *, dtype: Any = None) -> None:
     """Writes ``config.json`` and ``model.safetensors`` of a model's base parameters.
 
@@ -107,7 +94,7 @@ def save_model(folder: str | os.PathLike, model: nnx.Module, config: Any, *, dty
         array = np.asarray(jax.device_get(variable[...]))
         arrays[path] = np.ascontiguousarray(array.astype(dtype or array.dtype))
     temporary = folder / (WEIGHTS + ".tmp")
-    temporary.write_bytes(safetensors_bytes(arrays))
+    temporary.write_bytes(safetensors.to_bytes(arrays))
     os.replace(temporary, folder / WEIGHTS)
     save_config(folder, config)
 

@@ -16,8 +16,14 @@ import ml_collections
 from reangle_jax.errors import InputError
 
 MODELS = ("tiny", "cogvideox-5b-i2v", "cogvideox1.5-5b-i2v")
-# What a LoRA's file is called in a run's lora/, in diffusers' folder, and below a run.
-LORA_NAMES = ("lora.safetensors", "pytorch_lora_weights.safetensors", "lora/lora.safetensors")
+# What a LoRA's file is called in a run's lora/, in diffusers' folder, in PEFT's, and below a run.
+LORA_NAMES = (
+    "lora.safetensors",
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+    "lora/lora.safetensors",
+)
+LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a file that does not state its alpha
 SPATIAL_MULTIPLE = 16  # the VAE's 8 times the transformer's 2 x 2 patch
 # The paper's six motions. Amounts at the last of 49 frames, from the released scripts' rates per frame.
 SIX_MOTIONS = ("left:10", "right:10", "up:8", "down:8", "in:0.15", "out:0.15")
@@ -401,12 +407,17 @@ def lora_choice(text: str) -> tuple[Path, float]:
     raise InputError(f"config.loras: {text!r}: {what}; give a LoRA's .safetensors file, or its folder, and :WEIGHT")
 
 
+def lora_files(text: str) -> list[Path]:
+    """What an entry of `config.loras` is read from: the file, and PEFT's description beside it where there is one."""
+    file = lora_choice(text)[0]
+    return [path for path in (file, file.parent / LORA_CONFIG) if path.is_file()]
+
+
 def _check_training(s: Settings) -> None:
     f = s.finetune
     for key, low, high in (
         ("steps", 0, math.inf),
         ("rank", 1, math.inf),
-        ("alpha", 0, math.inf),
         ("learning_rate", 0, 1),
         ("decay", 0, 1),
         ("batch_size", 1, math.inf),
@@ -415,6 +426,9 @@ def _check_training(s: Settings) -> None:
         ("checkpoint_every", 0, math.inf),
     ):
         _check_range(f, key, low, high, prefix="finetune.")
+    if f.alpha <= 0:
+        mend = "it must be above 0, or the adapters act on nothing; finetune.steps=0 turns fine-tuning off"
+        raise _refuse("finetune.alpha", f.alpha, mend)
     if f.max_grad_norm <= 0:
         raise _refuse("finetune.max_grad_norm", f.max_grad_norm, "it must be above 0")
     if len(f.betas) != 2 or not all(0 <= beta < 1 for beta in f.betas):

@@ -113,7 +113,7 @@ def estimate(settings: Settings) -> dict[str, Needs]:
     transformer = dataclasses.replace(
         transformer,
         lora_rank=f.rank,
-        lora_alpha=f.alpha or 1.0,
+        lora_alpha=f.alpha,
         attention_impl=i2v.attention_for_device(transformer),
     )
     pixels = settings.num_frames * settings.height * settings.width

@@ -12,6 +12,7 @@ from typing import Any
 
 from reangle_jax.config import Settings, lora_choice
 from reangle_jax.errors import InputError
+from reangle_jax.models.text import tokenizers
 from reangle_jax.tiny import WEIGHTS as TINY_WEIGHTS
 
 # The parts, and the class of the config.json beside each one's weights.
@@ -47,8 +48,8 @@ def check(settings: Settings, parts: Iterable[str]) -> None:
 
     Raises:
         InputError: a folder or its config.json is missing or unreadable, is another kind of model's, or, for the
-            transformer, does not fit `settings.model` or the clip's size; its arrays are missing or truncated; a LoRA
-            of `settings.loras` does not fit the transformer.
+            transformer, does not fit `settings.model` or the clip's size; its arrays are missing or truncated; the
+            tokenizer's file is missing or damaged; a LoRA of `settings.loras` does not fit the transformer.
     """
     for part in parts:
         where = folder(settings, part)
@@ -67,6 +68,8 @@ def check(settings: Settings, parts: Iterable[str]) -> None:
             _check_marks(settings, found, where)
             check_model(settings, found)
         check_whole(where, key)
+        if part == "text_encoder":
+            tokenizers.for_encoder(where, int(found.get("vocab_size") or 0))
         if part == "transformer" and settings.loras:
             _check_loras(settings, where)
 

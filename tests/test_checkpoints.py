@@ -11,6 +11,7 @@ from flax import nnx
 from safetensors.numpy import load
 
 from reangle_jax import checkpoints
+from reangle_jax.data import safetensors
 from reangle_jax.errors import InputError
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from tests.networks import TEXT_SMALL, fill_randomly
@@ -69,7 +70,7 @@ def test_every_misfit_is_named(folder):
     names = sorted(arrays)
     arrays["stranger"] = arrays.pop(names[0])
     arrays[names[1]] = np.zeros((1, 2, 3), np.float32)
-    (folder / "model.safetensors").write_bytes(checkpoints.safetensors_bytes(arrays))
+    (folder / "model.safetensors").write_bytes(safetensors.to_bytes(arrays))
     with pytest.raises(InputError) as caught:
         checkpoints.load_into(abstract_encoder(), folder)
     for word in (f"{names[0]}: missing", "stranger: unknown", f"{names[1]}: shape (1, 2, 3)"):
@@ -88,10 +89,10 @@ def test_another_models_config_is_refused(folder):
 
 def test_equal_content_gives_equal_bytes_in_every_process():
     program = (
-        "import numpy as np, hashlib; from reangle_jax.checkpoints import safetensors_bytes as f;"
+        "import numpy as np, hashlib; from reangle_jax.data.safetensors import to_bytes as f;"
         "print(hashlib.sha256(f({'a': np.zeros(3), 'b': np.ones(2)}, {c: c for c in 'pqrstuvw'})).hexdigest())"
     )
     runs = [subprocess.run([sys.executable, "-c", program], capture_output=True, check=True) for _ in range(3)]
     assert len({run.stdout for run in runs}) == 1
-    content = load(checkpoints.safetensors_bytes({"a": np.zeros(3), "b": np.ones(2)}, {"p": "q"}))
+    content = load(safetensors.to_bytes({"a": np.zeros(3), "b": np.ones(2)}, {"p": "q"}))
     np.testing.assert_array_equal(content["b"], np.ones(2))

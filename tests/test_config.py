@@ -140,3 +140,10 @@ def test_view_folders_follow_the_contract():
         "in_0_15",
         "left_10_up_5",
     ]
+
+
+@pytest.mark.parametrize("steps", [400, 0])
+@pytest.mark.parametrize("alpha", [0, -1])
+def test_adapters_that_act_on_nothing_are_refused(alpha, steps):
+    with pytest.raises(InputError, match=r"config\.finetune\.alpha=.* it must be above 0.*finetune\.steps=0 turns"):
+        settings(finetune__alpha=float(alpha), finetune__steps=steps)

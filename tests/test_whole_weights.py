@@ -1,5 +1,6 @@
 """Weights that are cut short are found before any work, by the sizes of files alone; so are LoRAs that do not fit."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,9 +9,11 @@ import pytest
 from flax import nnx
 
 from reangle_jax import checkpoints, config, weights
+from reangle_jax.data import safetensors
 from reangle_jax.errors import InputError
 from reangle_jax.models.text.t5 import T5Encoder
 from tests.networks import TEXT_SMALL, TRANSFORMER_SMALL, fill_randomly
+from tests.spiece import write_spiece
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +105,29 @@ def test_check_looks_at_every_part(forms, tmp_path):
         weights.check(settings, ["text_encoder"])
 
 
+def test_a_broken_tokenizer_is_found_before_any_work(tmp_path):
+    settings = config.parse(config.get_default().to_dict() | {"video": "v.mp4", "weights": str(tmp_path)})
+    folder = tmp_path / "text_encoder"
+
+    def save(rows):
+        larger = dataclasses.replace(TEXT_SMALL, vocab_size=rows)
+        model = checkpoints.abstract(lambda: T5Encoder(larger, rngs=nnx.Rngs(0)))
+        fill_randomly(model)
+        checkpoints.save_model(folder, model, larger)
+
+    save(183)
+    for prepare, words in (
+        (lambda: None, r"spiece\.model is missing; copy it from"),
+        (lambda: (folder / "spiece.model").write_bytes(b"broken"), r"spiece\.model cannot be read .* copy it again"),
+        (lambda: write_spiece(folder / "spiece.model"), "84 pieces and 100 marks, the text encoder beside it only 183"),
+    ):
+        prepare()
+        with pytest.raises(InputError, match=words):
+            weights.check(settings, ["text_encoder"])
+    save(184)
+    weights.check(settings, ["text_encoder"])
+
+
 class TestLoras:
     def settings(self, **changes):
         return config.parse(config.get_tiny().to_dict() | {"video": "v.mp4"} | changes)
@@ -125,8 +151,8 @@ class TestLoras:
     def test_one_that_does_not_fit_is_found_before_any_work(self, small_weights, tmp_path):
         file = tmp_path / "other.safetensors"
         name = "transformer.transformer_blocks.0.attn1.to_q.lora_A.weight"
-        file.write_bytes(checkpoints.safetensors_bytes({name: np.zeros((4, 3072), np.float32)}))
+        file.write_bytes(safetensors.to_bytes({name: np.zeros((4, 3072), np.float32)}))
         settings = self.settings(loras=(str(file),), weights=str(small_weights), num_frames=5, height=64, width=64)
-        words = rf"config\.loras: .*other.*shape \(4, 3072\), expected \(4, {TRANSFORMER_SMALL.inner_dim}\)"
+        words = rf"config\.loras: .*other.*shape \[4, 3072\], expected \[4, {TRANSFORMER_SMALL.inner_dim}\]"
         with pytest.raises(InputError, match=words):
             weights.check(settings, ["transformer"])

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from converters.errors import SourceError
-from converters.sources.tensors import Source, Tensor
+from converters.sources.tensors import Source
+from reangle_jax.data.safetensors import Tensor
 
 
 class JoinedSource:

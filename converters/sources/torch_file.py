@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from converters.errors import SourceError
-from converters.sources.tensors import DTYPES, Tensor
+from reangle_jax.data.safetensors import DTYPES, Tensor
 
 MAX_PICKLE = 64 << 20  # bytes of the archive's data.pkl: names and shapes, of the largest models a megabyte
 MAX_ENTRIES = 100_000

@@ -277,7 +277,8 @@ class Run:
         depends |= {path: self._identities.content(self.path(path)) for path in unit.inputs}
         for key in unit.external:
             if key == "loras":
-                found = [self._identities.content(config.lora_choice(text)[0]) for text in self.settings.loras]
+                lora_files = [file for text in self.settings.loras for file in config.lora_files(text)]
+                found = [self._identities.content(file) for file in lora_files]
                 depends["the content of config.loras"] = found
             else:
                 depends[f"the content of config.{key}"] = self._identities.content(Path(flat[key]))

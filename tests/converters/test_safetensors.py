@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from converters.errors import SourceError
 from converters.sources import safetensors
-from converters.sources.safetensors import SafetensorsSource, read_header, read_index
+from converters.sources.safetensors import SafetensorsSource, read_index
+from reangle_jax.data.safetensors import read_header
+from reangle_jax.errors import InputError
 from tests.published import header_bytes
 
 
@@ -20,7 +21,7 @@ def entry(shape, start, stop, dtype="F32"):
 def refused(tmp_path, content, words):
     file = tmp_path / "x.safetensors"
     file.write_bytes(content)
-    with pytest.raises(SourceError, match=words) as caught:
+    with pytest.raises(InputError, match=words) as caught:
         read_header(file)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
@@ -97,7 +98,7 @@ def test_random_damage(tmp_path, rng):
         file.write_bytes(content)
         try:
             found = SafetensorsSource([file])
-        except SourceError:
+        except InputError:
             refusals += 1
         else:
             for tensor in found.tensors.values():
@@ -109,7 +110,7 @@ def test_random_damage(tmp_path, rng):
 def test_random_bytes(tmp_path, rng):
     for size in (8, 9, 100, 5000):
         (tmp_path / "x.safetensors").write_bytes(rng.bytes(size))
-        with pytest.raises(SourceError):
+        with pytest.raises(InputError):
             read_header(tmp_path / "x.safetensors")
 
 
@@ -118,12 +119,12 @@ def test_a_file_cut_after_its_header_was_read(tmp_path):
     save_file({"a": np.zeros(100, np.float32)}, file)
     source = SafetensorsSource([file])
     os.truncate(file, file.stat().st_size - 1)
-    with pytest.raises(SourceError, match="ends inside of a"):
+    with pytest.raises(InputError, match="ends inside of a"):
         source.read(source.tensors["a"])
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(SourceError, match="no such file"):
+    with pytest.raises(InputError, match="no such file"):
         SafetensorsSource([tmp_path / "x.safetensors"])
 
 
@@ -132,7 +133,7 @@ def test_shards_must_be_those_of_the_index(tmp_path):
         save_file({f"t{k}": np.zeros(2, np.float32)}, tmp_path / f"{k}.safetensors")
     files = [tmp_path / "0.safetensors", tmp_path / "1.safetensors"]
     assert SafetensorsSource(files, {"t0": "0.safetensors", "t1": "1.safetensors"}).tensors.keys() == {"t0", "t1"}
-    with pytest.raises(SourceError, match="not those of the index") as caught:
+    with pytest.raises(InputError, match="not those of the index") as caught:
         SafetensorsSource(files, {"t0": "1.safetensors", "t2": "1.safetensors"})
     assert caught.value.report == (
         "t0: is in 0.safetensors, the index says 1.safetensors",
@@ -140,14 +141,14 @@ def test_shards_must_be_those_of_the_index(tmp_path):
         "t2: the index puts it in 1.safetensors",
     )
     save_file({"t0": np.zeros(2, np.float32)}, files[1])
-    with pytest.raises(SourceError, match="t0 is in 0"):
+    with pytest.raises(InputError, match="t0 is in 0"):
         SafetensorsSource(files)
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b"])
 def test_shards_stay_in_the_folder(tmp_path, name):
     (tmp_path / "i.json").write_text(json.dumps({"weight_map": {"t": name}}))
-    with pytest.raises(SourceError, match="is not in this folder"):
+    with pytest.raises(InputError, match="is not in this folder"):
         read_index(tmp_path / "i.json")
 
 
@@ -156,12 +157,12 @@ def test_shards_stay_in_the_folder(tmp_path, name):
 )
 def test_damaged_index(tmp_path, content):
     (tmp_path / "i.json").write_text(content)
-    with pytest.raises(SourceError):
+    with pytest.raises(InputError):
         read_index(tmp_path / "i.json")
 
 
 def test_huge_index(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors, "MAX_INDEX", 10)
     (tmp_path / "i.json").write_text(json.dumps({"weight_map": {"t": "x"}}))
-    with pytest.raises(SourceError, match="too large"):
+    with pytest.raises(InputError, match="too large"):
         read_index(tmp_path / "i.json")

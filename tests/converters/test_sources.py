@@ -1,12 +1,16 @@
 """Folders, links, downloads and PyTorch files: what is found, and what is refused before anything is believed."""
 
+import http.server
 import json
 import os
 import pickle
+import re
 import struct
 import sys
+import threading
 import types
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,8 +131,9 @@ def test_paths_come_before_repositories(tmp_path, monkeypatch):
 
 
 def test_only_the_files_that_are_needed(tmp_path, monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
     import fnmatch
+
+    import huggingface_hub
 
     asked = {}
 
@@ -154,8 +159,73 @@ def test_only_the_files_that_are_needed(tmp_path, monkeypatch):
         assert not wanted(name)
 
 
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers everything with what its server says."""
+
+    def do_GET(self):
+        status, headers, body = self.server.answer
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def answered(tmp_path, monkeypatch):
+    """What is said when the Hub, a server here, gives an answer."""
+    from huggingface_hub import constants
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def said(status, headers=None, body=b"{}"):
+        server.answer = status, headers or {}, body
+        with pytest.raises(SourceError) as caught:
+            hub.resolve("a/b", ["x"])
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    yield said
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+HTML = {"content-type": "text/html"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((401,), r"does not accept the token \(401\); make one on https://huggingface.co/settings/tokens"),
+        ((401, {"X-Error-Code": "RepoNotFound"}), "no such repository on the Hub, or a private one; .*hf auth login"),
+        ((401, {"X-Error-Code": "GatedRepo"}), "accept the licence on https://huggingface.co/a/b"),
+        ((403, {"X-Error-Code": "GatedRepo"}), "accept the licence on https://huggingface.co/a/b"),
+        ((403,), r"may not read this repository \(403\); give it that right"),
+        ((403, HTML, b"<html>"), "a web page answered in place of the Hub"),
+        ((200, HTML, b"<html>Log in</html>"), "a web page answered in place of the Hub"),
+        ((404, {"X-Error-Code": "RepoNotFound"}), "no such repository on the Hub"),
+        ((407,), "the proxy refuses the connection; set HTTPS_PROXY"),
+        ((429, {"Retry-After": "17"}), r"too many requests \(429\); .* wait 17 seconds"),
+        ((500,), r"the Hub is out of order \(500\); try later: the same command continues it"),
+        ((503, HTML, b"<html>"), r"the Hub is out of order \(503\)"),
+    ],
+)
+def test_what_the_hub_answers(answered, answer, words):
+    assert re.search(words, answered(*answer))
+
+
 def test_downloads_that_fail(monkeypatch):
-    huggingface_hub = pytest.importorskip("huggingface_hub")
+    import huggingface_hub
     from huggingface_hub import errors
 
     def fails(error):
@@ -170,10 +240,17 @@ def test_downloads_that_fail(monkeypatch):
 
     assert "cannot be reached" in fails(errors.LocalEntryNotFoundError("gone"))
     assert "the same command continues" in fails(OSError(28, "No space left\non device"))
-    # Where the extra is not installed.
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(SourceError, match=r"pip install 'reangle-jax\[convert\]'"):
-        hub.resolve("a/b", ["x"])
+
+
+def test_downloading_is_installed_with_the_package():
+    """README's commands follow `pip install -e .`."""
+    import huggingface_hub  # in every environment of the tests
+
+    assert huggingface_hub.snapshot_download
+    setup = (Path(__file__).parents[2] / "setup.py").read_text()
+    runtime = setup[setup.index("RUNTIME") : setup.index("]\n", setup.index("RUNTIME"))]
+    assert '"huggingface_hub' in runtime
+    assert "torch" not in runtime
 
 
 # PyTorch files.

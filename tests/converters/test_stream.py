@@ -222,7 +222,7 @@ def test_a_truncated_source(published, tmp_path):
     shutil.copytree(source, tmp_path / "in")
     file = tmp_path / "in/transformer/diffusion_pytorch_model.safetensors"
     os.truncate(file, file.stat().st_size - 10)
-    with pytest.raises(SourceError, match="is truncated"):
+    with pytest.raises(InputError, match="is truncated"):
         writer(tmp_path / "in", tmp_path / "out")
 
 
@@ -289,6 +289,20 @@ def test_float16_must_hold_the_values(published, tmp_path):
     with pytest.raises(InputError, match=r"--dtype=float16: proj_out.bias has values beyond its range"):
         writer(tmp_path / "in", tmp_path / "out", dtype="float16").run()
     writer(source, tmp_path / "out", "vae", dtype="float16").run()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_values_that_are_none_are_refused_by_name(published, tmp_path, dtype, value):
+    shutil.copytree(published[0], tmp_path / "in")
+    file = tmp_path / "in/vae/diffusion_pytorch_model.safetensors"
+    tensors = {name: x.astype(stream.stored_dtype(dtype)) for name, x in load_file(file).items()}
+    name = "decoder.conv_out.conv.weight"
+    tensors[name].reshape(-1)[-1] = value
+    save_file(tensors, file)
+    with pytest.raises(SourceError, match=rf"diffusion_pytorch_model.safetensors: {name} holds NaN or infinity"):
+        writer(tmp_path / "in", tmp_path / "out", "vae").run()
+    assert not (tmp_path / "out/vae").exists()
 
 
 def test_dtypes_that_weights_have():

@@ -15,6 +15,7 @@ from flax import nnx
 from converters import lora as command
 from reangle_jax import checkpoints
 from reangle_jax import mesh as meshes
+from reangle_jax.data import safetensors
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox import lora
 from reangle_jax.models.cogvideox.transformer import Transformer
@@ -36,11 +37,11 @@ def published(seed=0, rank=RANK, layers=CONFIG.num_layers, targets=TARGETS, dtyp
     return arrays
 
 
-def write(path, arrays, **fields):
-    metadata = {"format": "pt"}
+def write(path, arrays, header=None, **fields):
+    metadata = {"format": "pt", **(header or {})}
     if fields:
         metadata["lora_adapter_metadata"] = json.dumps({f"transformer.{k}": v for k, v in fields.items()})
-    path.write_bytes(checkpoints.safetensors_bytes(arrays, metadata))
+    path.write_bytes(safetensors.to_bytes(arrays, metadata))
     return path
 
 
@@ -108,6 +109,57 @@ def test_the_orbax_state_is_the_file(file, tmp_path):
         np.testing.assert_array_equal(array, adapters.arrays[path])
 
 
+PREFIX = "transformer.transformer_blocks."
+
+
+def renamed(layer, a, b, arrays=None):
+    """Adapters as another writer names them; `layer` takes the number and the target."""
+    result = {}
+    for name, array in (arrays or published()).items():
+        number, target = name.removeprefix(PREFIX).split(".attn1.")
+        target, half = target.split(".lora_")
+        result[layer(number, target) + (a if half[0] == "A" else b)] = array
+    return result
+
+
+def dotted(prefix):
+    return lambda number, target: f"{prefix}transformer_blocks.{number}.attn1.{target}."
+
+
+def underscored(prefix):
+    return lambda number, target: f"{prefix}transformer_blocks_{number}_attn1_{target.replace('.', '_')}."
+
+
+LAYOUTS = {
+    "diffusers": (dotted("transformer."), "lora_A.weight", "lora_B.weight"),
+    "bare": (dotted(""), "lora_A.weight", "lora_B.weight"),
+    "peft": (dotted("base_model.model."), "lora_A.weight", "lora_B.weight"),
+    "peft state": (dotted("base_model.model."), "lora_A.default.weight", "lora_B.default.weight"),
+    "comfyui": (dotted("diffusion_model."), "lora_A.weight", "lora_B.weight"),
+    "comfyui kohya": (dotted("diffusion_model."), "lora_down.weight", "lora_up.weight"),
+    "old diffusers": (dotted("transformer."), "lora.down.weight", "lora.up.weight"),
+    "dots": (dotted("transformer."), "lora_down.weight", "lora_up.weight"),
+    "kohya": (underscored("lora_unet_"), "lora_down.weight", "lora_up.weight"),
+    "cogvideox-fun": (underscored("lora_unet__"), "lora_down.weight", "lora_up.weight"),
+    "kohya transformer": (underscored("lora_transformer_"), "lora_down.weight", "lora_up.weight"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_other_writers(file, tmp_path, layout):
+    want = lora.read(file, CONFIG)
+    path = write(tmp_path / "b.safetensors", renamed(*LAYOUTS[layout]), header={"lora_alpha": str(ALPHA)})
+    got = lora.read(path, CONFIG)
+    assert (got.rank, got.alpha) == (RANK, ALPHA)
+    assert all(np.array_equal(got.arrays[name], array) for name, array in want.arrays.items())
+
+
+def change(adapters, target):
+    """What the adapters of a target add to its kernel [layers, in, out]."""
+    a, b = (adapters.arrays[f"blocks.layers.attn.{target}.lora_{half}"].astype(np.float64) for half in "ab")
+    return adapters.alpha / adapters.rank * a @ b
+
+
 class TestAlpha:
     def test_stated(self, file):
         with pytest.raises(InputError, match="states alpha 6, and alpha 2 was given: leave that out"):
@@ -124,10 +176,105 @@ class TestAlpha:
             assert lora.read(path, CONFIG).alpha == RANK
         assert "does not state its alpha: the rank, 3, is taken, which is scale 1" in caplog.text
 
+    @pytest.mark.parametrize("key", ["lora_alpha", "transformer.lora_alpha", "ss_network_alpha"])
+    def test_in_the_header(self, tmp_path, key, caplog):
+        path = write(tmp_path / "b.safetensors", published(), header={key: "48.0"})
+        assert lora.read(path, CONFIG).alpha == 48.0
+        assert not caplog.records
+        path = write(tmp_path / "b.safetensors", published(), header={key: "much"})
+        with pytest.raises(InputError, match=f"{key} in its header cannot be read"):
+            lora.read(path, CONFIG)
+
+    def test_beside_the_file_in_pefts_folder(self, tmp_path, caplog):
+        write(tmp_path / "adapter_model.safetensors", renamed(*LAYOUTS["peft"]))
+        fields = {"peft_type": "LORA", "r": RANK, "lora_alpha": 48, "init_lora_weights": True}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+        assert lora.read(tmp_path, CONFIG).alpha == 48.0
+        assert not caplog.records
+        for other, words in (
+            ({"peft_type": "LOHA"}, "it is LOHA and not LoRA"),
+            ({"init_lora_weights": "pissa_niter_4"}, "it began as pissa_niter_4, which changes the base weights"),
+            ({"lora_alpha": "x"}, r"adapter_config.json cannot be read"),
+        ):
+            (tmp_path / "adapter_config.json").write_text(json.dumps(fields | other))
+            with pytest.raises(InputError, match=words):
+                lora.read(tmp_path, CONFIG)
+
+    @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+    def test_as_tensors(self, tmp_path, dtype):
+        arrays = renamed(*LAYOUTS["kohya"])
+        arrays |= {name.replace("lora_up.weight", "alpha"): np.array(48.0, dtype) for name in arrays if "_up" in name}
+        adapters = lora.read(write(tmp_path / "b.safetensors", arrays, header={"ss_network_alpha": "None"}), CONFIG)
+        assert (adapters.rank, adapters.alpha) == (RANK, 48.0)
+        arrays["lora_unet_transformer_blocks_0_attn1_to_q.alpha"] = np.array(0.0, dtype)
+        with pytest.raises(InputError, match=r"0.attn1.to_q: its alpha is 0, with which it has no effect"):
+            lora.read(write(tmp_path / "b.safetensors", arrays), CONFIG)
+
     def test_rank_stabilised(self, tmp_path):
         path = write(tmp_path / "b.safetensors", published(rank=4), r=4, lora_alpha=6.0, use_rslora=True)
         adapters = lora.read(path, CONFIG)
         assert adapters.alpha / adapters.rank == 6.0 / 2
+
+
+class TestMixed:
+    def test_ranks_and_alphas_by_pattern(self, tmp_path):
+        """Each layer's change is as if it were alone: scale alpha / rank of its own."""
+        arrays = published(targets=["to_q"], rank=2) | published(1, targets=["to_v"], rank=5)
+        patterns = {"rank_pattern": {"to_v": 5}, "alpha_pattern": {r"transformer_blocks\.1\.attn1\.to_v": 20.0}}
+        adapters = lora.read(write(tmp_path / "a.safetensors", arrays, r=2, lora_alpha=4.0, **patterns), CONFIG)
+        assert adapters.rank == 5
+        alone = lora.read(write(tmp_path / "b.safetensors", published(targets=["to_q"], rank=2)), CONFIG, alpha=4.0)
+        np.testing.assert_allclose(change(adapters, "to_q"), change(alone, "to_q"), rtol=1e-6)
+        alone = lora.read(write(tmp_path / "b.safetensors", published(1, targets=["to_v"], rank=5)), CONFIG, alpha=5.0)
+        want = change(alone, "to_v") * np.array([4.0 / 5, 20.0 / 5])[:, None, None]
+        np.testing.assert_allclose(change(adapters, "to_v"), want, atol=1e-6 * np.abs(want).max())
+
+    def test_exported_and_read_again(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(command, "_KNOWN", (CONFIG,))
+        arrays = published(targets=["to_q"], rank=2) | published(1, targets=["to_v"], rank=5)
+        source = write(tmp_path / "a.safetensors", arrays, header={"lora_alpha": "10"})
+        assert command.export_command(["--source", str(source), "--out", str(tmp_path / "o.safetensors")]) == 0
+        first, again = lora.read(source, CONFIG), lora.read(tmp_path / "o.safetensors", CONFIG)
+        assert (again.rank, again.alpha) == (5, 5.0)
+        assert all(np.array_equal(again.arrays[path], first.arrays[path]) for path in first.arrays)
+
+
+class TestValues:
+    @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+    def test_fp8(self, tmp_path, dtype):
+        arrays = published(dtype=getattr(ml_dtypes, dtype))
+        path = write(tmp_path / "a.safetensors", arrays, r=RANK, lora_alpha=ALPHA)
+        wide = write(tmp_path / "b.safetensors", {k: v.astype(np.float32) for k, v in arrays.items()})
+        want = lora.read(wide, CONFIG, alpha=ALPHA).arrays
+        assert all(np.array_equal(array, want[name]) for name, array in lora.read(path, CONFIG).arrays.items())
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_not_finite(self, tmp_path, value):
+        arrays = published()
+        name = f"{PREFIX}1.attn1.to_k.lora_B.weight"
+        arrays[name][3, 1] = value
+        path = write(tmp_path / "a.safetensors", arrays, r=RANK, lora_alpha=ALPHA)
+        for use in (lora.read, lora.check):
+            with pytest.raises(InputError, match=rf"a.safetensors: {name} holds NaN or infinity"):
+                use(path, CONFIG)
+
+    def test_quantised(self, tmp_path):
+        arrays = published(dtype=np.int8)
+        with pytest.raises(InputError, match="is int8: quantised adapters cannot be used"):
+            lora.read(write(tmp_path / "a.safetensors", arrays), CONFIG)
+
+
+FOREIGN = {
+    "LoHa": "lora_unet_transformer_blocks_0_attn1_to_q.hada_w1_a",
+    "LoKr": "transformer_blocks.0.attn1.to_q.lokr_w1",
+    "DoRA": "transformer.transformer_blocks.0.attn1.to_q.lora_magnitude_vector",
+    "OFT": "transformer_blocks.0.attn1.to_q.oft_blocks",
+    "SAT": "model.diffusion_model.transformer.layers.0.attention.query_key_value.matrix_A.0",
+    "a text encoder's LoRA": "text_encoder.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight",
+    "FLUX": "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight",
+    "Wan": "diffusion_model.blocks.0.self_attn.q.lora_A.weight",
+    "a UNet's LoRA": "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight",
+}
 
 
 class TestRefusals:
@@ -137,28 +284,55 @@ class TestRefusals:
         for word in words:
             assert word in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+
+    @pytest.mark.parametrize("layout", FOREIGN)
+    def test_layouts_that_are_none(self, tmp_path, layout):
+        """Beside thousands of tensors that would fit."""
+        arrays = {FOREIGN[layout]: np.zeros((RANK, WIDTH), np.float32)}
+        arrays |= {f"{FOREIGN[layout]}.{k}": np.zeros(1, np.float32) for k in range(2000)}
+        path = write(tmp_path / "a.safetensors", published() | arrays)
+        self.refused(
+            path, f"its layout is of {layout} ({FOREIGN[layout]}), which cannot be used: only adapters of to_q"
+        )
+
+    def test_other_weights(self, tmp_path):
+        names = ("blocks.0.foo.lora_A.weight", "patch_embed.proj.weight")
+        for name, words in zip(names, ("its layout is not known here", "holds no LoRA but other weights"), strict=True):
+            arrays = {name: np.zeros((RANK, WIDTH), np.float32)}
+            self.refused(write(tmp_path / "a.safetensors", arrays), f"{words} ({name})")
+        self.refused(
+            write(tmp_path / "a.safetensors", {f"{PREFIX}0.attn1.to_q.alpha": np.ones(1)}), "it has no adapters"
+        )
+
+    def test_two_adapters_in_one_file(self, tmp_path):
+        other = {name.replace(".weight", ".other.weight"): array for name, array in published(1).items()}
+        self.refused(write(tmp_path / "a.safetensors", published() | other), "is the same as")
 
     def test_all_faults_at_once(self, tmp_path):
         arrays = published()
-        prefix = "transformer.transformer_blocks."
-        del arrays[f"{prefix}0.attn1.to_q.lora_B.weight"]
-        arrays[f"{prefix}1.attn1.to_k.lora_A.weight"] = np.zeros((RANK + 1, WIDTH), np.float32)
-        arrays[f"{prefix}1.attn1.to_v.lora_B.weight"] = np.zeros((WIDTH + 2, RANK), np.float32)
-        arrays[f"{prefix}0.ff.net.2.lora_A.weight"] = np.zeros((RANK, WIDTH), np.float32)
-        arrays[f"{prefix}2.attn1.to_v.lora_A.weight"] = np.zeros((RANK, WIDTH), np.float32)
+        del arrays[f"{PREFIX}0.attn1.to_q.lora_B.weight"]
+        arrays[f"{PREFIX}1.attn1.to_k.lora_A.weight"] = np.zeros((RANK + 1, WIDTH), np.float32)
+        arrays[f"{PREFIX}1.attn1.to_v.lora_B.weight"] = np.zeros((WIDTH + 2, RANK), np.float32)
+        arrays[f"{PREFIX}0.ff.net.2.lora_A.weight"] = np.zeros((RANK, WIDTH), np.float32)
+        arrays[f"{PREFIX}2.attn1.to_v.lora_A.weight"] = np.zeros((RANK, WIDTH), np.float32)
         path = write(tmp_path / "bad.safetensors", arrays, r=RANK, lora_alpha=ALPHA, use_dora=True)
         self.refused(
             path,
             "transformer_blocks.0.attn1.to_q: lora_B missing",
-            f"1.attn1.to_k.lora_A.weight: shape (4, {WIDTH}), expected (3, {WIDTH})",
-            f"1.attn1.to_v.lora_B.weight: shape ({WIDTH + 2}, 3), expected ({WIDTH}, 3)",
-            "0.ff.net.2.lora_A.weight: not LoRA of to_q, to_k, to_v, to_out.0",
+            f"1.attn1.to_k.lora_A.weight: shape [4, {WIDTH}], expected [3, {WIDTH}]",
+            f"1.attn1.to_v.lora_B.weight: shape [{WIDTH + 2}, 3], expected [{WIDTH}, 3]",
+            "1 tensors adapt ff.net.2; only to_q, to_k, to_v, to_out.0 can be",
             "2.attn1.to_v.lora_A.weight: the transformer has 2 layers",
             "use_dora is set",
         )
 
+    def test_many_faults_are_counted(self, tmp_path):
+        arrays = {name: array[:, :-1] for name, array in published().items()}
+        self.refused(write(tmp_path / "a.safetensors", arrays), "; and 10 more: give one that was trained")
+
     def test_stated_rank_is_not_the_tensors(self, tmp_path):
-        self.refused(write(tmp_path / "b.safetensors", published(), r=8, lora_alpha=8.0), "expected (8, 32)")
+        self.refused(write(tmp_path / "b.safetensors", published(), r=8, lora_alpha=8.0), "expected [8, 32]")
 
     def test_a_layer_left_out(self, tmp_path):
         path = write(tmp_path / "b.safetensors", published(layers=1), r=RANK, lora_alpha=ALPHA)
@@ -173,13 +347,15 @@ class TestRefusals:
     def test_no_lora(self, tmp_path, file):
         self.refused(write(tmp_path / "b.safetensors", {}), "it holds no tensors")
         (tmp_path / "c.safetensors").write_bytes(file.read_bytes()[:-9])
-        self.refused(tmp_path / "c.safetensors", "is damaged or no safetensors file")
+        self.refused(tmp_path / "c.safetensors", "is truncated")
         (tmp_path / "c.safetensors").write_bytes(b"\xff" * 64)
-        self.refused(tmp_path / "c.safetensors", "is damaged or no safetensors file")
+        self.refused(tmp_path / "c.safetensors", "is no safetensors file")
         self.refused(tmp_path / "none", "does not exist: give a LoRA's .safetensors file")
-        self.refused(tmp_path, "has no lora.safetensors or pytorch_lora_weights.safetensors")
+        self.refused(
+            tmp_path, "has no lora.safetensors or pytorch_lora_weights.safetensors or adapter_model.safetensors"
+        )
         arrays = {"lora_adapter_metadata": "{"}
-        (tmp_path / "d.safetensors").write_bytes(checkpoints.safetensors_bytes(published(), arrays))
+        (tmp_path / "d.safetensors").write_bytes(safetensors.to_bytes(published(), arrays))
         self.refused(tmp_path / "d.safetensors", "lora_adapter_metadata cannot be read")
 
     def test_commands(self, tmp_path, file):
@@ -233,15 +409,9 @@ class TestSeveral:
         joined = lora.combine([(two[0], 0.5), (two[1], -2.0)])
         assert (joined.rank, joined.alpha) == (8, 8.0)
         for target in lora.TARGETS:
-            path = f"blocks.layers.attn.{target}"
-
-            def change(adapters, path=path):
-                a, b = (adapters.arrays[f"{path}.lora_{half}"].astype(np.float64) for half in "ab")
-                return adapters.alpha / adapters.rank * a @ b
-
             # b is rounded to float32 once more.
-            want = 0.5 * change(two[0]) - 2.0 * change(two[1])
-            np.testing.assert_allclose(change(joined), want, atol=1e-6 * np.abs(want).max())
+            want = 0.5 * change(two[0], target) - 2.0 * change(two[1], target)
+            np.testing.assert_allclose(change(joined, target), want, atol=1e-6 * np.abs(want).max())
 
     def test_outputs(self, two, outputs):
         first = outputs(two[0])

@@ -12,7 +12,15 @@ from reangle_jax.checkpoints import abstract, fill, load_config, load_into, para
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder, relative_buckets
-from reangle_jax.models.text.tokenizers import BYTE_OFFSET, EOS, PAD, ByteTokenizer, SentencePieceTokenizer
+from reangle_jax.models.text.tokenizers import (
+    BYTE_OFFSET,
+    EOS,
+    PAD,
+    ByteTokenizer,
+    SentencePieceTokenizer,
+    for_encoder,
+    warn_of_cuts,
+)
 
 SMALL = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)
 
@@ -196,3 +204,30 @@ def test_a_missing_or_damaged_model_is_named(tmp_path):
     (tmp_path / "spiece.model").write_bytes(b"not a model")
     with pytest.raises(InputError, match="cannot be read"):
         SentencePieceTokenizer(tmp_path)
+
+
+def test_the_tokenizer_must_be_the_encoders(spiece):
+    assert isinstance(for_encoder("nowhere", ByteTokenizer.vocab_size), ByteTokenizer)
+    assert isinstance(for_encoder(spiece, 130), SentencePieceTokenizer)
+    with pytest.raises(InputError, match=r"has 30 pieces and 100 marks, the text encoder beside it only 129"):
+        for_encoder(spiece, 129)
+
+
+def test_what_is_cut_is_said(spiece, caplog):
+    for tokenizer in (ByteTokenizer(), SentencePieceTokenizer(spiece)):
+        text = "a cat plays, the dog, hello world"
+        length = len(tokenizer.ids("a cat plays, the dog,")) + 1
+        caplog.clear()
+        warn_of_cuts(tokenizer, ["a cat plays", "a cat plays, the dog,"], length)
+        assert not caplog.records
+        warn_of_cuts(tokenizer, ["a cat", f"up: {text}", text, text], length)
+        (record,) = caplog.records
+        taken = tokenizer(["up: " + text], length)[0]
+        assert f"2 of 3 prompts are longer than the {length} tokens that the text encoder takes" in record.message
+        lost = tokenizer.decode(tokenizer.ids(f"up: {text}")[length - 1 :]).strip()
+        assert lost.endswith("hello world")
+        assert f"{lost!r} has no effect" in record.message
+        np.testing.assert_array_equal(taken, [*tokenizer.ids(f"up: {text}")[: length - 1], EOS])
+    caplog.clear()
+    warn_of_cuts(ByteTokenizer(), ["x" * 5000], 96)
+    assert len(caplog.records[0].message) < 500

@@ -9,15 +9,15 @@ import dataclasses
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors.numpy import save_file
 
 from converters.rules import convert, revert
-from converters.tables import cogvideox_lora, cogvideox_transformer
+from converters.tables import cogvideox_transformer
 from reangle_jax.checkpoints import abstract, fill, parameter_paths
-from reangle_jax.models.cogvideox.lora import export_lora_safetensors, published_lora
+from reangle_jax.models.cogvideox import lora
 from reangle_jax.models.cogvideox.positions import rope_table, sincos_table
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
@@ -238,7 +238,7 @@ def test_sincos_table():
 
 
 @pytest.fixture(scope="module")
-def adapted():
+def adapted(tmp_path_factory):
     """The same adapters, not zero, in both libraries."""
     peft = pytest.importorskip("peft")
     config = dataclasses.replace(T2V, lora_rank=4, lora_alpha=6.0)
@@ -251,12 +251,9 @@ def adapted():
         with torch.no_grad():
             value.copy_(0.3 * torch.randn(value.shape))
         arrays[f"transformer.{name}"] = value.numpy().copy()
-    state = nnx.state(ours, nnx.LoRAParam)
-    paths = parameter_paths(state)
-    shapes = {path: tuple(v.shape) for path, v in paths.items()}
-    for path, array in convert(arrays, cogvideox_lora.table(config), shapes).items():
-        paths[path].set_value(jnp.asarray(array))
-    nnx.update(ours, state)
+    file = tmp_path_factory.mktemp("lora") / "lora.safetensors"
+    save_file(arrays, file)
+    nnx.update(ours, lora.to_state(lora.read(file, config, alpha=config.lora_alpha), config))
     return config, theirs, ours, arrays
 
 
@@ -271,14 +268,15 @@ def test_adapters(rng, adapted, measured):
     assert error(base, want) > 0.05
     measured["lora"] = error(got, want)
     assert measured["lora"] < WHOLE
-    published = published_lora(nnx.state(ours, nnx.LoRAParam), config)
+    published = lora.published_lora(lora.from_state(nnx.state(ours, nnx.LoRAParam), config), config)
     assert published.keys() == arrays.keys()
     assert all(np.array_equal(published[name], arrays[name]) for name in arrays)
 
 
 def test_exported_adapters_load_in_diffusers(rng, adapted, tmp_path):
     config, theirs, ours, _ = adapted
-    export_lora_safetensors(tmp_path / "lora.safetensors", nnx.state(ours, nnx.LoRAParam), config)
+    adapters = lora.from_state(nnx.state(ours, nnx.LoRAParam), config)
+    lora.export_lora_safetensors(tmp_path / "lora.safetensors", adapters, config)
     args = inputs(rng, config, 2, 8, 12)
     want = run_original(theirs, config, *args)
     fresh = original(config)

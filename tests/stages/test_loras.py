@@ -53,6 +53,9 @@ def test_a_run_notices_another_file_weight_or_choice(file, tmp_path, caplog):
     caplog.set_level("INFO", logger="reangle_jax")
     assert again(loras=(str(file),)) == ["left:8"]
     assert "redo generate/left_8: the content of config.loras changed" in caplog.text
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 8}')  # what says the alpha counts too
+    assert again(loras=(str(file),)) == ["left:8"]
+    assert again(loras=(str(file),)) == []
     assert again(loras=(f"{file}:0.5",)) == ["left:8"]
     assert f"config.loras changed from ['{file}'] to ['{file}:0.5']" in caplog.text
     assert again() == ["left:8"]

@@ -16,8 +16,8 @@ from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.models.text import tokenizers
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
-from reangle_jax.models.text.tokenizers import ByteTokenizer, SentencePieceTokenizer
 
 # Rows and columns of a tile, and the most pixels that "auto" codes whole: the published models' native size.
 TILE_SAMPLE = (240, 360)
@@ -105,7 +105,8 @@ def embed_prompts(folder: Path, prompts: Sequence[str], length: int) -> Float[np
         InputError: the folder is missing or damaged, or holds another model.
     """
     config = checkpoints.load_config(folder, T5Config)
-    tokenizer = ByteTokenizer() if config.vocab_size == ByteTokenizer.vocab_size else SentencePieceTokenizer(folder)
+    tokenizer = tokenizers.for_encoder(folder, config.vocab_size)
+    tokenizers.warn_of_cuts(tokenizer, prompts, length)
     model = checkpoints.load_into(checkpoints.abstract(lambda: T5Encoder(config, rngs=nnx.Rngs(0))), folder)
     graphdef, state = nnx.split(model)
     encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids).astype(jnp.float32))

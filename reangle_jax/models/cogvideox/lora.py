@@ -1,38 +1,32 @@
 """The transformer's adapters as a whole: folded into the base, joined, read and written as diffusers has them."""
 
-import collections
 import dataclasses
 import json
 import logging
-import math
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from jax.typing import DTypeLike
 
 from reangle_jax import checkpoints
 from reangle_jax import mesh as meshes
 from reangle_jax.config import LORA_NAMES
-from reangle_jax.data import files
+from reangle_jax.data import files, safetensors
 from reangle_jax.errors import InputError
+from reangle_jax.models.cogvideox import lora_layouts
 from reangle_jax.models.cogvideox.heads import to_halves, to_pairs
+from reangle_jax.models.cogvideox.lora_layouts import TARGETS
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
-# Our names of the adapted layers, and diffusers'.
-TARGETS = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out.0"}
 _LAYERS = "blocks.layers.attn"
-_NAME = re.compile(r"(?:transformer\.)?transformer_blocks\.(\d+)\.attn1\.([a-z_.0-9]+)\.lora_([AB])\.weight")
 FILE = "lora.safetensors"
 STATE = "state"
-_SHOWN = 20  # faults in one message
 
 _log = logging.getLogger(__name__)
 
@@ -80,20 +74,19 @@ def merge_lora(model: Transformer) -> Transformer:
     return merged
 
 
-def published_lora(lora: nnx.State, config: TransformerConfig) -> dict[str, np.ndarray]:
+def published_lora(adapters: Adapters, config: TransformerConfig) -> dict[str, np.ndarray]:
     """Adapters under the names and in the layout of diffusers' ``pytorch_lora_weights.safetensors``.
 
     Args:
-        lora: the model's ``nnx.LoRAParam`` state.
+        adapters: on the host.
         config: the transformer's.
 
     Returns:
         ``lora_A.weight`` [rank, in] and ``lora_B.weight`` [out, rank] of every adapted layer, float32.
     """
-    stacked: Mapping[str, np.ndarray] = _host(lora)
     result = {}
     for name, published in TARGETS.items():
-        a, b = (stacked[f"{_LAYERS}.{name}.lora_{half}"] for half in "ab")
+        a, b = (adapters.arrays[f"{_LAYERS}.{name}.lora_{half}"] for half in "ab")
         if name in ("to_q", "to_k"):
             b = to_pairs(b, config.attention_head_dim)
         for layer in range(config.num_layers):
@@ -103,31 +96,26 @@ def published_lora(lora: nnx.State, config: TransformerConfig) -> dict[str, np.n
     return result
 
 
-def lora_metadata(config: TransformerConfig) -> dict[str, str]:
-    """The file's metadata: without it diffusers would take alpha to be the rank."""
-    fields = {
-        "transformer.r": config.lora_rank,
-        "transformer.lora_alpha": config.lora_alpha,
-        "transformer.target_modules": sorted(TARGETS.values()),
-    }
-    return {"format": "pt", "lora_adapter_metadata": json.dumps(fields, indent=2, sort_keys=True)}
-
-
-def export_lora_safetensors(path: str | os.PathLike, lora: nnx.State, config: TransformerConfig) -> None:
+def export_lora_safetensors(
+    path: str | os.PathLike, adapters: Adapters, config: TransformerConfig, *, dtype: DTypeLike = np.float32
+) -> None:
     """Writes adapters as a file that ``CogVideoXImageToVideoPipeline.load_lora_weights`` reads, alpha included.
 
     Args:
         path: the file; it appears whole or not at all.
-        lora: the model's ``nnx.LoRAParam`` state.
+        adapters: on the host.
         config: the transformer's.
-
-    Raises:
-        ValueError: the config has no adapters.
+        dtype: of the file's tensors.
     """
-    if config.lora is None:
-        raise ValueError("the transformer has no adapters to export: its lora_rank is 0")
-    content = checkpoints.safetensors_bytes(published_lora(lora, config), lora_metadata(config))
-    files.atomic_write_bytes(path, content)
+    # Without it diffusers would take alpha to be the rank.
+    fields = {
+        "transformer.r": adapters.rank,
+        "transformer.lora_alpha": adapters.alpha,
+        "transformer.target_modules": sorted(TARGETS.values()),
+    }
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(fields, indent=2, sort_keys=True)}
+    arrays = {name: array.astype(dtype) for name, array in published_lora(adapters, config).items()}
+    files.atomic_write_bytes(path, safetensors.to_bytes(arrays, metadata))
 
 
 def save_folder(folder: Path, lora: nnx.State, config: TransformerConfig) -> None:
@@ -142,17 +130,20 @@ def save_folder(folder: Path, lora: nnx.State, config: TransformerConfig) -> Non
 
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute() / STATE, lora)
-    export_lora_safetensors(folder / FILE, lora, config)
-
-
-def _host(lora: nnx.State) -> dict[str, np.ndarray]:
-    paths = checkpoints.parameter_paths(lora)
-    return {path: np.asarray(jax.device_get(value[...]), np.float32) for path, value in paths.items()}
+    export_lora_safetensors(folder / FILE, from_state(lora, config), config)
 
 
 def from_state(lora: nnx.State, config: TransformerConfig) -> Adapters:
-    """A model's adapters on the host."""
-    return Adapters(_host(lora), config.lora_rank, config.lora_alpha)
+    """A model's adapters on the host.
+
+    Raises:
+        ValueError: the config has none.
+    """
+    if config.lora is None:
+        raise ValueError("the transformer has no adapters to export: its lora_rank is 0")
+    paths = checkpoints.parameter_paths(lora)
+    arrays = {path: np.asarray(jax.device_get(value[...]), np.float32) for path, value in paths.items()}
+    return Adapters(arrays, config.lora_rank, config.lora_alpha)
 
 
 def to_state(adapters: Adapters, config: TransformerConfig) -> nnx.State:
@@ -209,125 +200,69 @@ def find(path: str | os.PathLike) -> Path:
 
 
 def check(path: str | os.PathLike, config: TransformerConfig, *, alpha: float | None = None) -> int:
-    """Reads a LoRA's header alone and gives its rank.
+    """Reads a LoRA as :func:`read` does, and gives its rank alone.
 
     Raises:
         InputError: as :func:`read`.
     """
-    with _opened(find(path)) as file:
-        return _facts(Path(path), file, config, alpha)[0]
+    return read(path, config, alpha=alpha).rank
 
 
-def read(path: str | os.PathLike, config: TransformerConfig, *, alpha: float | None = None) -> Adapters:
-    """Reads a LoRA in diffusers' layout.
+def read(
+    path: str | os.PathLike, config: TransformerConfig, *, alpha: float | None = None, stated: bool = False
+) -> Adapters:
+    """Reads a LoRA in any of the layouts of :mod:`reangle_jax.models.cogvideox.lora_layouts`.
 
     Args:
         path: as :func:`find` takes it.
         config: the transformer's that it is for; its own rank and alpha do not matter.
         alpha: for a file that does not state it. Without either the scale is 1, as in diffusers, with a warning.
+        stated: refuse a file that does not state it.
 
     Returns:
-        The adapters, widened to float32, which loses nothing. Targets that the file leaves out are zero.
+        The adapters, widened to float32, which loses nothing. Targets that the file leaves out are zero. Where layers
+        differ in rank or alpha, lower ranks are filled up with zeros, and each layer's scale is in its ``b``.
 
     Raises:
-        InputError: the file is missing or damaged, or does not fit: a layer that cannot be adapted, half of a pair, a
-            wrong width or rank, a layer left out, a kind of adapter other than LoRA. All faults are in the message.
+        InputError: the file is missing or damaged, does not fit (`lora_layouts.read_header` says how), or has values
+            that are not finite.
     """
-    with _opened(find(path)) as file:
-        rank, strength, names = _facts(Path(path), file, config, alpha)
-        width = config.inner_dim
-        arrays = {}
-        for target in TARGETS:
-            a = np.zeros((config.num_layers, width, rank), np.float32)
-            b = np.zeros((config.num_layers, rank, width), np.float32)
-            for (layer, found, half), name in names.items():
-                if found == target:
-                    (a if half == "A" else b)[layer] = file.get_tensor(name).astype(np.float32).T
-            if target in ("to_q", "to_k"):
-                b = to_halves(b, config.attention_head_dim)
-            arrays[f"{_LAYERS}.{target}.lora_a"], arrays[f"{_LAYERS}.{target}.lora_b"] = a, b
-    return Adapters(arrays, rank, strength)
+    file = find(path)
+    tensors, metadata = safetensors.read_header(file)
+    adapters = lora_layouts.read_header(file, tensors, metadata, layers=config.num_layers, width=config.inner_dim)
+    strengths = {(each.rank, each.alpha) for each in adapters.values()}
+    if alpha is not None and {found for _, found in strengths} - {None, alpha}:
+        found = next(found for _, found in strengths if found not in (None, alpha))
+        raise InputError(f"{file} states alpha {found:g}, and alpha {alpha:g} was given: leave that out")
+    rank = max(each.rank for each in adapters.values())
+    if alpha is None and any(each.alpha is None for each in adapters.values()):
+        if stated:
+            raise InputError(f"{file} does not state its alpha: import it with lora-import --alpha, and export that")
+        _log.warning("%s does not state its alpha: the rank, %d, is taken, which is scale 1", file, rank)
+    uniform = {(r, float(r if alpha is None else alpha) if a is None else a) for r, a in strengths}
+    joint = next(iter(uniform))[1] if len(uniform) == 1 and next(iter(uniform))[1] > 0 else None
+    arrays = {}
+    for target in TARGETS:
+        a = np.zeros((config.num_layers, config.inner_dim, rank), np.float32)
+        b = np.zeros((config.num_layers, rank, config.inner_dim), np.float32)
+        for layer in range(config.num_layers):
+            if (layer, target) in adapters:
+                each = adapters[layer, target]
+                a[layer, :, : each.rank], b[layer, : each.rank] = _finite(each.a).T, _finite(each.b).T
+                if joint is None:
+                    own = each.alpha if each.alpha is not None else (alpha or each.rank)
+                    b[layer] *= np.float32(own / each.rank)
+        if target in ("to_q", "to_k"):
+            b = to_halves(b, config.attention_head_dim)
+        arrays[f"{_LAYERS}.{target}.lora_a"], arrays[f"{_LAYERS}.{target}.lora_b"] = a, b
+    return Adapters(arrays, rank, joint or float(rank))
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="numpy")
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{path} is damaged or no safetensors file ({error}): copy or download it again") from None
-
-
-_Key = tuple[int, str, str]  # layer, target, half
-
-
-def _facts(path: Path, file: Any, config: TransformerConfig, alpha: float | None) -> tuple[int, float, dict[_Key, str]]:
-    """Rank, alpha and the tensors' names of an open file.
-
-    Raises:
-        InputError: what does not fit, all of it.
-    """
-    stated = _stated(path, file.metadata() or {})
-    targets = {published: ours for ours, published in TARGETS.items()}
-    names: dict[_Key, str] = {}
-    shapes: dict[_Key, tuple[int, ...]] = {}
-    faults = []
-    for name in file.keys():  # noqa: SIM118 (safe_open is no dict)
-        match = _NAME.fullmatch(name)
-        if match is None or match[2] not in targets:
-            faults.append(f"{name}: not LoRA of {', '.join(TARGETS.values())}")
-        elif int(match[1]) >= config.num_layers:
-            faults.append(f"{name}: the transformer has {config.num_layers} layers")
-        else:
-            key = (int(match[1]), targets[match[2]], match[3])
-            names[key], shapes[key] = name, tuple(file.get_slice(name).get_shape())
-    ranks = collections.Counter(shape[0] for (_, _, half), shape in shapes.items() if half == "A" and len(shape) == 2)
-    rank = stated.get("r") or (ranks.most_common(1)[0][0] if ranks else 0)
-    for key, shape in shapes.items():
-        expected = (rank, config.inner_dim) if key[2] == "A" else (config.inner_dim, rank)
-        if shape != expected:
-            faults.append(f"{names[key]}: shape {shape}, expected {expected}")
-    for layer, target in np.ndindex(config.num_layers, len(TARGETS)):
-        target = list(TARGETS)[target]
-        missing = [half for half in "AB" if (layer, target, half) not in names]
-        wanted = any(found == target for _, found, _ in names)
-        if wanted and missing:
-            where = f"transformer_blocks.{layer}.attn1.{TARGETS[target]}"
-            faults.append(f"{where}: {' and '.join(f'lora_{half}' for half in missing)} missing")
-    if not names and not faults:
-        faults.append("it holds no tensors")
-    faults += stated.get("faults", [])
-    if faults:
-        shown = "; ".join(faults[:_SHOWN]) + (f"; and {len(faults) - _SHOWN} more" if faults[_SHOWN:] else "")
-        raise InputError(f"{path} is not a LoRA of this transformer: {shown}: give one that was trained on this model")
-    return rank, _alpha(path, stated, rank, alpha), names
-
-
-def _stated(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Rank, alpha and faults from the adapter's own description (PEFT's LoraConfig), as far as it is there."""
-    if "lora_adapter_metadata" not in metadata:
-        return {}
-    try:
-        fields = json.loads(metadata["lora_adapter_metadata"])
-        fields = {key.removeprefix("transformer."): value for key, value in fields.items()}
-        rank, alpha = fields.get("r"), fields.get("lora_alpha")
-        faults = [
-            f"{key} is set: only plain LoRA of one rank and alpha can be used"
-            for key in ("alpha_pattern", "rank_pattern", "use_dora", "lora_bias")
-            if fields.get(key)
-        ]
-        rank = None if rank is None else int(rank)
-        if alpha is not None and fields.get("use_rslora") and rank:
-            alpha = float(alpha) * math.sqrt(rank)  # its scale is alpha / sqrt(rank)
-        return {"r": rank, "alpha": None if alpha is None else float(alpha), "faults": faults}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: its lora_adapter_metadata cannot be read ({error}): export the LoRA again") from None
-
-
-def _alpha(path: Path, stated: Mapping[str, Any], rank: int, given: float | None) -> float:
-    found = stated.get("alpha")
-    if found is not None:
-        if given is not None and given != found:
-            raise InputError(f"{path} states alpha {found:g}, and alpha {given:g} was given: leave that out")
-        return found
-    if given is None:
-        _log.warning("%s does not state its alpha: the rank, %d, is taken, which is scale 1", path, rank)
-    return float(rank) if given is None else float(given)
+def _finite(tensor: safetensors.Tensor) -> np.ndarray:
+    values = safetensors.read(tensor)
+    if not safetensors.is_finite(values):
+        raise InputError(
+            f"{tensor.file}: {tensor.name} holds NaN or infinity, which would turn the whole video black: export the "
+            "LoRA again from an earlier checkpoint"
+        )
+    return values.astype(np.float32)

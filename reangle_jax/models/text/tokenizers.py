@@ -3,6 +3,7 @@
 Both follow T5: padding is 0, and every text ends with the end token 1, also where it is cut off.
 """
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ SENTINELS = 100
 _SPECIAL = re.compile(r"(<pad>|</s>|<unk>|<extra_id_[0-9]{1,2}>)")
 _SPECIAL_IDS = {"<pad>": PAD, "</s>": EOS, "<unk>": 2}
 
+_log = logging.getLogger(__name__)
+
 
 def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
     ids = np.full((len(rows), length), PAD, np.int32)
@@ -37,6 +40,42 @@ def _check(texts: Sequence[str], length: int) -> None:
         raise TypeError("texts is one string, not a sequence of strings")
     if length < 1:
         raise ValueError(f"length {length} leaves no room for the end token")
+
+
+def for_encoder(folder: str | os.PathLike, vocab_size: int) -> "ByteTokenizer | SentencePieceTokenizer":
+    """The tokenizer of a text encoder's folder.
+
+    Args:
+        folder: the encoder's.
+        vocab_size: rows of its embedding table.
+
+    Raises:
+        InputError: the tokenizer's file is missing or damaged, or is another encoder's.
+    """
+    if vocab_size == ByteTokenizer.vocab_size:
+        return ByteTokenizer()
+    tokenizer = SentencePieceTokenizer(folder)
+    if tokenizer.vocab_size + SENTINELS > vocab_size:
+        raise InputError(
+            f"config.weights: {Path(folder) / SPIECE} has {tokenizer.vocab_size} pieces and {SENTINELS} marks, the "
+            f"text encoder beside it only {vocab_size}; copy it from the model's tokenizer folder"
+        )
+    return tokenizer
+
+
+def warn_of_cuts(tokenizer: "ByteTokenizer | SentencePieceTokenizer", texts: Sequence[str], length: int) -> None:
+    """Says in the log which end of the texts does not fit into rows of a length: what the longest one loses."""
+    rows = {text: tokenizer.ids(text) for text in texts}
+    cut = [text for text, ids in rows.items() if len(ids) > length - 1]
+    if cut:
+        longest = max(cut, key=lambda text: len(rows[text]))
+        lost = tokenizer.decode(rows[longest][length - 1 :]).strip()
+        shown = f"{lost[:80]} ... {lost[-80:]}" if len(lost) > 200 else lost
+        _log.warning(
+            "%d of %d prompts are longer than the %d tokens that the text encoder takes (up to %d) and are cut: %r has "
+            "no effect; shorten the caption",
+            *(len(cut), len(rows), length, len(rows[longest]) + 1, shown),
+        )
 
 
 class ByteTokenizer:
@@ -55,9 +94,13 @@ class ByteTokenizer:
             int32 [len(texts), length].
         """
         _check(texts, length)
-        return _pad([[byte + BYTE_OFFSET for byte in text.encode("utf-8", errors="replace")] for text in texts], length)
+        return _pad([self.ids(text) for text in texts], length)
 
-    def decode(self, ids: Int[np.ndarray, " L"]) -> str:
+    def ids(self, text: str) -> list[int]:
+        """Of one text, whole and without the end token."""
+        return [byte + BYTE_OFFSET for byte in text.encode("utf-8", errors="replace")]
+
+    def decode(self, ids: Sequence[int] | Int[np.ndarray, " L"]) -> str:
         """The text of one row, up to its end token; bytes that are no UTF-8 (cut off mid-character) become U+FFFD."""
         ids = np.asarray(ids)
         end = int(np.argmax(ids == EOS)) if (ids == EOS).any() else len(ids)
@@ -100,10 +143,17 @@ class SentencePieceTokenizer:
             int32 [len(texts), length].
         """
         _check(texts, length)
-        return _pad([self._ids(text) for text in texts], length)
+        return _pad([self.ids(text) for text in texts], length)
 
-    def _ids(self, text: str) -> list[int]:
-        """Pieces; the names of special tokens stand for these tokens, as in the published tokenizer."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens; special ones are left out."""
+        return self._model.decode([token for token in ids if token < self._model.vocab_size()])
+
+    def ids(self, text: str) -> list[int]:
+        """Pieces of one text, whole and without the end token.
+
+        The names of special tokens stand for these tokens, as in the published tokenizer.
+        """
         ids: list[int] = []
         for k, part in enumerate(_SPECIAL.split(text)):
             if k % 2 == 0:
