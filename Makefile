@@ -31,9 +31,10 @@ format: $(VENV)/.test
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-# All that run on any machine; benchmarks/full_size.py needs libtpu and is called by itself.
+# All that run on any machine; full_size.py needs libtpu, against_diffusers.py PyTorch.
+NOT_ALONE := full_size against_diffusers diffusers_steps
 bench: $(VENV)/.runtime
-	@for file in $(filter-out benchmarks/full_size.py,$(wildcard benchmarks/*.py)); do \
+	@for file in $(filter-out $(NOT_ALONE:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do \
 	  echo "== $$file"; $(PY) $$file || exit 1; done
 
 $(PY):
