@@ -68,14 +68,13 @@ def table(run: Run, stages: Sequence[Stage]) -> str:
         "",
         f"{'stage':14}{'units':>7}{'done':>6}{'peak memory':>14}{'time':>18}  state",
     ]
-    dirty: set[str] = set()  # outputs of work that comes first: what follows from them may change
+    remade: dict[str, str] = {}  # by work that comes first: what follows from it may change
     total = 0.0
     for stage in stages:
-        units = stage.units(settings)
-        reasons = {unit: run.reasons(stage, unit) for unit in units}
-        todo = [unit for unit in units if reasons[unit]]
-        waiting = [unit for unit in units if not reasons[unit] and dirty & set(unit.inputs)]
-        dirty |= {output for unit in (*todo, *waiting) for output in unit.outputs}
+        verdicts = run.survey(stage, remade)
+        units = [verdict.unit for verdict in verdicts]
+        todo = [verdict for verdict in verdicts if verdict.reasons]
+        waits = dict.fromkeys(path for verdict in verdicts if not verdict.reasons for path in verdict.waits)
         measured = [record for unit in units if (record := run.measured(stage, unit))]
         each = needs.get(stage.name)
         if measured and (not todo or each is None):
@@ -88,9 +87,9 @@ def table(run: Run, stages: Sequence[Stage]) -> str:
         else:
             seconds, time, memory = 0.0, "seconds", "small"
         total += seconds * len(todo) / max(1, len(units))
-        state = "done" if not todo and not waiting else "done; redone if what it reads changes"
-        if todo:
-            state = "; ".join(dict.fromkeys(reason for unit in todo for reason in reasons[unit][:2]))
+        states = list(dict.fromkeys(reason for verdict in todo for reason in verdict.reasons[:2])) or ["done"]
+        states += [f"redone if what it reads changes: {', '.join([*waits][:2])}"] if waits else []
+        state = "; ".join(states)
         if each is not None and limit and each.peak_bytes > limit:
             state += "  (DOES NOT FIT this device)"
         lines.append(f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>18}  {state[:160]}")

@@ -207,14 +207,15 @@ class TestWholeRun:
 
 KILLER = """
 import os, signal, sys
-from reangle_jax import main, progress, run
+from reangle_jax import main, progress
+from reangle_jax.run import work
 
 place, argv = sys.argv[1], ["main", *sys.argv[2:]]
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-finish, update = run.Run.finish, progress.progress.update
+finish, update = work.Work.finish, progress.progress.update
 
 def finish_or_die(self, unit):
     # The files are written, the record is not.
@@ -229,7 +230,7 @@ def update_or_die(self, *arguments, **values):
     if self._description == "finetune" and (place, self._done) == ("finetune step", 5):
         die()
 
-run.Run.finish, progress.progress.update = finish_or_die, update_or_die
+work.Work.finish, progress.progress.update = finish_or_die, update_or_die
 sys.exit(main.main(argv))
 """
 

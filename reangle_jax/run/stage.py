@@ -1,0 +1,49 @@
+"""What a stage tells of itself; ``stages/__init__.py`` describes how a stage is written."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from reangle_jax.config import Settings, view_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """The smallest part of a stage that is kept or redone as a whole.
+
+    Attributes:
+        name: unique in its stage; empty for a stage with one unit.
+        settings: dotted keys, or groups of keys, that the result depends on.
+        inputs: paths in the run's folder whose content it depends on; earlier units of its stage may write them.
+        outputs: paths in the run's folder that it writes, files or folders.
+        external: settings that name a file or folder outside of the run's folder, whose content it depends on.
+        weights: parts of the weights that it reads.
+        view: the view it makes, if it makes one.
+    """
+
+    name: str = ""
+    settings: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    external: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    view: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage: its name, the version of its code's results, its units for given settings, and its function."""
+
+    name: str
+    version: int
+    units: Callable[[Settings], tuple[Unit, ...]]
+    run: Callable[..., Any]
+
+    def full_name(self, unit: Unit) -> str:
+        """A unit's name in run.json: ``generate/left_10``, or the stage's alone where it has one unit."""
+        return f"{self.name}/{view_folder(unit.name)}" if unit.name else self.name
+
+
+def view_file(view: str, name: str) -> str:
+    """A view's file, relative to the run's folder."""
+    return f"views/{view_folder(view)}/{name}"

@@ -1,0 +1,123 @@
+"""A stage at work: what it must do, unit after unit, each entered into the ledger when it is done."""
+
+import contextlib
+import logging
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from reangle_jax import measure
+from reangle_jax.config import view_folder
+from reangle_jax.run.ledger import Ledger, Verdict, fingerprint
+from reangle_jax.run.stage import Stage, Unit
+from reangle_jax.stopping import Stop
+
+_log = logging.getLogger(__name__)
+
+
+def run_stage(stage: Stage, ledger: Ledger, *, stop: Stop | None = None) -> bool:
+    """Does what of a stage is not done; says what and why. Returns whether there was anything to do."""
+    verdicts = ledger.survey(stage)
+    work = Work(stage, ledger, verdicts, stop or Stop())
+    if not work.todo:
+        return False
+    with contextlib.closing(work):
+        stage.run(ledger.settings, work)
+        work.end()
+    return True
+
+
+class Work(Collection[Unit]):
+    """The units that a running stage must do.
+
+    Iterating gives one after the other, each judged when its turn comes if it depends on those before, and enters each
+    as done when the next one is asked for::
+
+        for unit in work:
+            ...  # writes unit.outputs
+
+    Attributes:
+        todo: all of them, those too that may turn out to be done once those before them are.
+        stop: whether the process shall stop.
+    """
+
+    def __init__(self, stage: Stage, ledger: Ledger, verdicts: Collection[Verdict], stop: Stop):
+        self.stop = stop
+        self.todo = tuple(verdict.unit for verdict in verdicts if verdict.pending)
+        self._stage, self._ledger = stage, ledger
+        self._begun: dict[Unit, Verdict] = {}
+        self._settled: set[Unit] = set()
+        self._decide([verdict for verdict in verdicts if not verdict.waits])
+        self._meter = measure.Meter()
+
+    def __len__(self) -> int:
+        return len(self.todo)
+
+    def __contains__(self, unit: object) -> bool:
+        return unit in self.todo
+
+    def __iter__(self) -> Iterator[Unit]:
+        for unit in self.todo:
+            if unit not in self._begun and unit not in self._settled:
+                self._decide([self._ledger.judge(self._stage, unit)])
+            if unit in self._settled:
+                continue
+            self._meter.start()
+            yield unit
+            if unit not in self._settled:
+                self.finish(unit)
+
+    def finish(self, unit: Unit) -> None:
+        """Enters a unit as done, with time and memory since it was begun, or the one before was finished.
+
+        Raises:
+            RuntimeError: an output that the unit promised was not written.
+        """
+        name = self._stage.full_name(unit)
+        self._ledger.enter(name, unit, self._begun[unit].depends, self._meter.read())
+        self._settled.add(unit)
+        shutil.rmtree(self._scratch(unit), ignore_errors=True)
+        self._meter.start()
+
+    def scratch(self, unit: Unit) -> Path:
+        """A folder for work in progress on a unit: kept while the same work is resumed."""
+        folder = self._scratch(unit) / fingerprint(self._begun[unit].depends)
+        folder.mkdir(parents=True, exist_ok=True)
+        for other in folder.parent.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+        return folder
+
+    def end(self) -> None:
+        """Enters what the stage left to its caller to finish.
+
+        Raises:
+            RuntimeError: something was left undone.
+        """
+        for unit in self.todo:
+            if unit not in self._settled:
+                if unit not in self._begun:
+                    raise RuntimeError(f"{self._stage.full_name(unit)} was left undone")
+                self.finish(unit)
+
+    def close(self) -> None:
+        """Ends the measuring."""
+        self._meter.close()
+
+    def _decide(self, verdicts: Collection[Verdict]) -> None:
+        """Says of each unit whether and why it is done, and begins those to do."""
+        for verdict in verdicts:
+            name = self._stage.full_name(verdict.unit)
+            if not verdict.reasons:
+                _log.info("skip %s: done", name)
+                self._settled.add(verdict.unit)
+                continue
+            word = "do" if verdict.reasons == ("not done yet",) else "redo"
+            _log.info("%s %s: %s", word, name, "; ".join(verdict.reasons))
+            self._begun[verdict.unit] = verdict
+        begun = [self._stage.full_name(verdict.unit) for verdict in verdicts if verdict.reasons]
+        if begun:
+            self._ledger.forget(*begun)
+
+    def _scratch(self, unit: Unit) -> Path:
+        return self._ledger.root / ".scratch" / self._stage.name / (view_folder(unit.name) or "all")
