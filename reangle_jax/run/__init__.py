@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Run(Ledger):
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, root: str | os.PathLike[str], settings: Settings, *, stop: Stop | None = None) -> Iterator["Run"]:
+    def opened(cls, root: str | os.PathLike[str], settings: Settings, *, stop: Stop | None = None) -> Iterator[Self]:
         """See `Ledger.opened`."""
         with super().opened(root, settings) as run:
             run.stop = stop or Stop()

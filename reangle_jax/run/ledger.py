@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import datetime
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from reangle_jax import config, measure, weights
 from reangle_jax.config import Settings
@@ -55,7 +55,7 @@ class Ledger:
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, root: str | os.PathLike[str], settings: Settings) -> Iterator["Ledger"]:
+    def opened(cls, root: str | os.PathLike[str], settings: Settings) -> Iterator[Self]:
         """The ledger of a folder that this process alone works in, made if need be.
 
         Raises:
@@ -68,7 +68,7 @@ class Ledger:
             ledger.save()
             yield ledger
 
-    def survey(self, stage: Stage, remade: MutableMapping[str, str] | None = None) -> list[Verdict]:
+    def survey(self, stage: Stage, remade: dict[str, str] | None = None) -> list[Verdict]:
         """Judges a stage's units, in order.
 
         Args:
@@ -174,7 +174,7 @@ def fingerprint(depends: dict[str, Any]) -> str:
     return files.hash_json(depends).removeprefix("sha256:")[:16]
 
 
-def _maker(path: str, remade: MutableMapping[str, str]) -> str | None:
+def _maker(path: str, remade: dict[str, str]) -> str | None:
     """Which unit makes a path, or something in it, or a folder around it."""
     for output, maker in remade.items():
         if path == output or path.startswith(f"{output}/") or output.startswith(f"{path}/"):

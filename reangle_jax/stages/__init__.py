@@ -17,8 +17,8 @@ it (generate). ``Unit(name, settings, inputs, outputs, external, weights, view)`
 - ``weights``: the parts of the weights that it reads (``"transformer"``, ``"vae"``, ``"text_encoder"``, ``"depth"``).
 
 ``run`` compares these with run.json and calls the stage only if some unit is new, changed, missing or damaged;
-``run.todo`` then holds exactly those units, and those that may follow. For a unit may depend on what earlier units of its
-stage write: ``for unit in run`` judges each when its turn comes, and enters the one before as done. A stage must
+``run.todo`` then holds exactly those units, and those that may follow. For a unit may depend on what earlier units of
+its stage write: ``for unit in run`` judges each when its turn comes, and enters the one before as done. A stage must
 
 1. write through ``run.save_npz / save_json / save_bytes / save_png / save_video / save_folder`` (``data/files.py``
    underneath): temporary neighbour, fsync, rename;
