@@ -10,8 +10,8 @@ RUNTIME = [
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.30",
     "numpy>=1.26",
-    "opencv-python-headless>=4.9",
-    "imageio-ffmpeg>=0.6",  # carries an H.264 encoder
+    "opencv-python-headless>=4.10.0.84",  # pictures and drawing; the first for NumPy 2
+    "av>=17",  # FFmpeg's libraries: decoding, and an H.264 encoder
     "ml-collections>=1.0",
     "absl-py>=2.1",
     "chex>=0.1.90",
@@ -24,6 +24,7 @@ RUNTIME = [
     "tqdm>=4.66",
 ]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "scikit-image>=0.24", "ruff>=0.14", "pyright>=1.1.400"]
+TEST += ["imageio-ffmpeg>=0.6"]  # the ffmpeg program, which makes the clips that decoding is tested on
 # PyTorch originals, for parity alone. torch is pinned so that no open range pulls a CUDA build.
 # einops is what mini-dust3r (DUSt3R's original) imports; the Makefile installs that one and lpips by themselves: both
 # ask for torchvision, whose builds do not fit this torch: one network does not use it, the other gets a stand-in.

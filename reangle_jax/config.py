@@ -127,7 +127,7 @@ class Settings:
 def get_default() -> ml_collections.ConfigDict:
     """The defaults: the paper's, where it says. A config in configs/ changes what it needs; `video` must be given."""
     c = ml_collections.ConfigDict()
-    c.video = ""  # a video file that OpenCV reads, or a folder of frames
+    c.video = ""  # a video file that FFmpeg reads, or a folder of frames
     c.caption = ""  # what the video shows; may be empty
     c.start = 0  # first frame, in frames of the source
     c.num_frames = 49  # 1 + 4k

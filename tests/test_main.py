@@ -77,8 +77,8 @@ def nothing(inputs):
     ("spoil", "arguments", "words"),
     [
         (nothing, ["--config.video=none.mp4"], "config.video: no such file or folder: none.mp4"),
-        (spoil_video(b"no video"), [], "clip.mp4 is not a video that OpenCV can read"),
-        (spoil_video(b""), [], "clip.mp4 is not a video that OpenCV can read"),
+        (spoil_video(b"no video"), [], "clip.mp4 is not a video that FFmpeg can read"),
+        (spoil_video(b""), [], "clip.mp4 is not a video that FFmpeg can read"),
         (nothing, ["--config.video=."], "holds no frames"),
         (nothing, ["--config.num_frames=9"], "has 5 frames, but config.start=0 and config.num_frames=9 need 9"),
         (nothing, ["--config.start=3"], "config.num_frames=1 would fit"),

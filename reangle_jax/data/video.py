@@ -1,28 +1,32 @@
-"""Video in (any file that OpenCV reads, or a folder of frames) and video out (H.264 that a browser plays)."""
+"""Video in (any file that FFmpeg reads, or a folder of frames) and video out (H.264 that a browser plays)."""
 
 import contextlib
 import dataclasses
 import errno
+import functools
+import itertools
 import logging
 import math
 import os
-import re
-import subprocess
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import cv2
-import imageio_ffmpeg
 import numpy as np
-from jaxtyping import UInt8
+from av.error import FFmpegError
+from jaxtyping import Int, Shaped, UInt8
 
 from reangle_jax.arrays import Picture
-from reangle_jax.data import files
+from reangle_jax.data import files, paths, pictures
+from reangle_jax.data.decoding import Decoded, Upright, VideoFile, filter_graph
 from reangle_jax.errors import InputError
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-DEFAULT_FPS = 24.0  # of a source that does not say: a folder of frames, some GIFs
+DEFAULT_FPS = 24.0  # of a source that does not say: a folder of frames, raw streams
+_ROUNDING = 2e-3  # s; Matroska's time stamps are whole milliseconds: differences of that size mean nothing
+_MUCH = 0.2  # a share of the picture whose loss is worth a warning; 16:9 loses 0.16 at 3:2
 
 _log = logging.getLogger(__name__)
 
@@ -34,32 +38,59 @@ class Video:
     Attributes:
         frames: uint8 [T, H, W, 3], RGB.
         fps: frames per second.
+        indices: which frame of the source each one is.
+        source_size: rows and columns of the source's frames, turned upright.
+        pixel_aspect: a source pixel's width over its height.
     """
 
     frames: UInt8[np.ndarray, "T H W 3"]
     fps: float
+    indices: Int[np.ndarray, " T"]
+    source_size: tuple[int, int]
+    pixel_aspect: float = 1.0
 
 
 def source_indices(start: int, num_frames: int, source_fps: float, fps: float | None) -> list[int]:
-    """Which source frame each output frame is: the nearest in time.
+    """Which source frame each output frame is, in a source of a constant rate: the nearest in time.
 
-    Output frame k lies k / fps seconds after source frame `start`; a source frame n is taken to lie at n / source_fps
-    (the nominal rate, also of a clip with a variable one). Halves round up. With fps None or 0, frames are taken one by
-    one.
+    Output frame k lies k / fps seconds after source frame `start`. Halves round up. With fps None or 0, frames are
+    taken one by one.
     """
     step = source_fps / fps if fps else 1.0
     return [start + math.floor(k * step + 0.5) for k in range(num_frames)]
 
 
-def fit(frame: Picture, height: int, width: int) -> UInt8[np.ndarray, "{height} {width} 3"]:
-    """Resizes to cover height x width with the aspect ratio kept, then crops the centre."""
-    h, w = frame.shape[:2]
-    scale = max(height / h, width / w)
-    if (h, w) != (height, width):
-        size = (max(width, round(w * scale)), max(height, round(h * scale)))
-        frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-    top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
-    return frame[top : top + height, left : left + width]
+def covering_size(rows: int, columns: int, height: int, width: int, aspect: float = 1.0) -> tuple[int, int]:
+    """Rows and columns of a picture of that size and pixel aspect, resized to just cover height x width."""
+    shown = columns * aspect
+    scale = max(height / rows, width / shown)
+    return max(height, round(rows * scale)), max(width, round(shown * scale))
+
+
+def fit(
+    frame: Shaped[np.ndarray, "h w 3"], height: int, width: int, aspect: float = 1.0
+) -> Shaped[np.ndarray, "{height} {width} 3"]:
+    """Resizes to cover height x width with the aspect ratio kept, then crops the centre.
+
+    Args:
+        frame: uint8 or uint16.
+        height: rows of the result.
+        width: columns of the result.
+        aspect: a pixel's width over its height; the result's pixels are square.
+    """
+    rows, columns = covering_size(frame.shape[0], frame.shape[1], height, width, aspect)
+    if frame.shape[:2] != (rows, columns):
+        shrinks = rows <= frame.shape[0] and columns <= frame.shape[1]
+        frame = cv2.resize(frame, (columns, rows), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    return crop_centre(frame, height, width)
+
+
+def crop_centre(
+    array: Shaped[np.ndarray, "h w *c"], height: int, width: int
+) -> Shaped[np.ndarray, "{height} {width} *c"]:
+    """The middle height x width of something at least as large."""
+    top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
+    return array[top : top + height, left : left + width]
 
 
 def read_video(
@@ -71,16 +102,18 @@ def read_video(
     height: int,
     width: int,
 ) -> Video:
-    """Reads the chosen frames of a video file or of a folder of frames.
+    """Reads the chosen frames of a video file or of a folder of frames, as a player shows them.
 
-    Frames are counted by decoding them: the count in a container's header is often absent or wrong. Rotation stored in
-    the file (phones) is applied by OpenCV.
+    Frames are counted by decoding them: the count in a container's header is often absent or wrong. With `fps`, output
+    frame k is the source frame whose time stamp is nearest to k / fps seconds after that of frame `start`, the later of
+    two that are equally near. One frame of the source's size is in memory at a time, beside the decoder's few.
 
     Args:
         path: a video file, or a folder of pictures taken in natural order (2 before 10).
         start: index of the first frame, in frames of the source.
         num_frames: how many frames to return.
-        fps: rate to resample to, see `source_indices`; None or 0 keeps the source's.
+        fps: rate to resample to; None or 0 keeps the source's frames, one by one. A folder has no rate of its own: it
+            is taken to have this one.
         height: rows of the result, reached by resizing to cover and cropping the centre.
         width: columns of the result.
 
@@ -88,33 +121,34 @@ def read_video(
         the clip, frames uint8 [num_frames, height, width, 3].
 
     Raises:
-        InputError: no such file, not a video, no frame, fewer frames than asked for, or a frame that cannot be read.
+        InputError: no such file, not a video, no frame, fewer frames than asked for, a frame that cannot be read, or
+            damage in one that is taken.
     """
-    path = Path(path)
     source = _open_source(path)
-    # A folder has no rate of its own: `fps`, when given, says which one it has.
     known = source.fps or fps or DEFAULT_FPS
-    wanted = source_indices(start, num_frames, known, fps)
     if fps and fps > 1.01 * known:
         _log.warning("config.fps=%g is above the source's %g: frames will repeat", fps, known)
-
-    chosen: dict[int, np.ndarray] = {}
-    needed, count = set(wanted), 0
-    with contextlib.closing(source.frames) as decoded:
-        for frame in decoded:
-            if count in needed:
-                chosen[count] = fit(frame, height, width)
-            count += 1
-            if count > wanted[-1]:
-                break
-    if count <= wanted[-1]:
-        raise InputError(_too_short(path, count, source.count, start, num_frames, known, fps))
-    frames = np.stack([chosen[index] for index in wanted])[..., ::-1]  # OpenCV's BGR to RGB
-    return Video(np.ascontiguousarray(frames), float(fps or known))
+    frames, indices, seconds = [], [], []
+    fitted = picture = None
+    with contextlib.closing(_Watched(source)) as watched:
+        for index, frame in _choose(watched, start, num_frames, fps if source.fps else None):
+            if not indices or index != indices[-1]:
+                picture = frame.picture()
+                fitted = picture.finish(fit(picture.pixels, height, width, picture.aspect))
+            frames.append(fitted)
+            indices.append(index)
+            seconds.append(frame.seconds)
+    if len(frames) < num_frames:
+        raise InputError(_too_short(source, watched.count, len(frames), start, num_frames, known, fps))
+    watched.complain(indices)
+    assert picture is not None
+    _say_what_is_lost(picture, height, width)
+    rate = fps or (_rate(seconds, known) if source.fps else known)
+    return Video(np.stack(frames), float(rate), np.array(indices), picture.pixels.shape[:2], picture.aspect)
 
 
 def iterate_frames(path: str | os.PathLike[str]) -> Generator[Picture, None, None]:
-    """Every frame of a video file or of a folder of frames, RGB, one at a time.
+    """Every frame of a video file or of a folder of frames, RGB, one at a time, its pixels made square.
 
     Args:
         path: as in `read_video`.
@@ -122,105 +156,185 @@ def iterate_frames(path: str | os.PathLike[str]) -> Generator[Picture, None, Non
     Raises:
         InputError: at the first frame: no such file, not a video, or no frame; later: a frame that cannot be read.
     """
-    empty = True
-    with contextlib.closing(_open_source(Path(path)).frames) as decoded:
-        for frame in decoded:
-            empty = False
-            yield np.ascontiguousarray(frame[..., ::-1])
-    if empty:
-        raise InputError(f"config.video: {path} holds no frame that can be decoded: is it damaged or empty?")
+    source = _open_source(path)
+    with contextlib.closing(_Watched(source)) as watched:
+        for frame in watched:
+            picture = frame.picture()
+            rows, columns = picture.pixels.shape[:2]
+            yield picture.finish(fit(picture.pixels, rows, max(1, round(columns * picture.aspect)), picture.aspect))
+    if not watched.count:
+        raise InputError(f"config.video: {source.path} holds no frame that can be decoded: is it damaged or empty?")
+    watched.complain([])
 
 
 class _Source(NamedTuple):
+    path: Path
     fps: float  # 0: the source does not say
     count: int  # frames that the source promises; 0: it does not say
-    frames: Generator[np.ndarray, None, None]  # BGR
+    frames: Generator[Decoded, None, None]
+
+
+class _Watched:
+    """A source's frames, counted, and what is damaged among them."""
+
+    def __init__(self, source: _Source):
+        self.count = 0
+        self._source = source
+        self._damaged: list[int] = []
+
+    def __iter__(self) -> Iterator[Decoded]:
+        for frame in self._source.frames:
+            if frame.damaged:
+                self._damaged.append(self.count)
+            self.count += 1
+            yield frame
+
+    def close(self) -> None:
+        self._source.frames.close()
+
+    def complain(self, taken: list[int]) -> None:
+        """Refuses damage in the frames that are taken, and warns of it in others."""
+        if not self._damaged:
+            return
+        what = f"config.video: {self._source.path} is damaged: frames {_ranges(self._damaged)} (counted from 0)"
+        hit = sorted(set(self._damaged) & set(taken))
+        if hit:
+            raise InputError(
+                f"{what} cannot be decoded as they were, and {_ranges(hit)} would be taken: take another part "
+                "(config.start, config.num_frames), or get an undamaged copy"
+            )
+        _log.warning("%s cannot be decoded as they were%s", what, "; none of them is taken" if taken else "")
+
+
+def _ranges(indices: list[int]) -> str:
+    """[3, 4, 5, 9] as "3 to 5, 9"."""
+    runs = [
+        [index for _, index in run] for _, run in itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])
+    ]
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def _choose(
+    frames: _Watched, start: int, num_frames: int, fps: float | None
+) -> Generator[tuple[int, Decoded], None, None]:
+    """The chosen frames with their indices, in order; see `read_video`. Fewer, if the source ends before."""
+    numbered = itertools.islice(enumerate(frames), start, None)
+    if not fps:
+        yield from itertools.islice(numbered, num_frames)
+        return
+    chosen, begin, before = 0, 0.0, None
+    for index, frame in numbered:
+        begin = begin if before else frame.seconds
+        while chosen < num_frames and (wanted := begin + chosen / fps) <= frame.seconds + _ROUNDING:
+            later = frame.seconds - wanted
+            yield before if before and wanted - before[1].seconds < later - _ROUNDING else (index, frame)
+            chosen += 1
+        if chosen == num_frames:
+            return
+        before = index, frame
+    # The last frame is the nearest for half of the time that it is shown.
+    while before and chosen < num_frames and begin + chosen / fps < before[1].seconds + 0.499 * before[1].duration:
+        yield before
+        chosen += 1
+
+
+def _rate(seconds: list[float], known: float) -> float:
+    """Frames per second of frames taken one by one."""
+    steps = np.diff(seconds)
+    if not len(steps) or steps.max() - steps.min() <= 2 * _ROUNDING:
+        return known
+    rate = 1 / float(steps.mean())
+    _log.warning(
+        "the clip's frames follow each other after %.0f to %.0f ms, and are taken to be %g a second: set config.fps to "
+        "choose them by time",
+        *(1000 * steps.min(), 1000 * steps.max(), rate),
+    )
+    return rate
+
+
+def _say_what_is_lost(picture: Upright, height: int, width: int) -> None:
+    rows, columns = picture.pixels.shape[:2]
+    shown = round(columns * picture.aspect)
+    tall, wide = covering_size(rows, columns, height, width, picture.aspect)
+    lost = 1 - height * width / (tall * wide)
+    if lost < _MUCH:
+        return
+    # Another size of the same area, for models that take any.
+    side = math.sqrt(height * width)
+    like = [max(16, 16 * round(side * factor / 16)) for factor in (math.sqrt(rows / shown), math.sqrt(shown / rows))]
+    _log.warning(
+        "%.0f %% of the picture (%dx%d) is cropped away, %s of the middle, to fill %dx%d: crop or pad the clip to that "
+        "shape first (README: Your own clip), or set config.height=%d --config.width=%d if the model takes them",
+        *(100 * lost, shown, rows, "above and below" if tall > height else "left and right", width, height, *like),
+    )
 
 
 def _too_short(
-    path: Path, count: int, expected: int, start: int, num_frames: int, known: float, fps: float | None
+    source: _Source, count: int, got: int, start: int, num_frames: int, known: float, fps: float | None
 ) -> str:
     if count == 0:
-        return f"config.video: {path} holds no frame that can be decoded: is it damaged or empty?"
-    wanted = source_indices(start, num_frames, known, fps)[-1] + 1
+        return f"config.video: {source.path} holds no frame that can be decoded: is it damaged or empty?"
+    wanted = source_indices(start, num_frames, known, fps if source.fps else None)[-1] + 1
     asked = f"config.start={start} and config.num_frames={num_frames}" + (f" at config.fps={fps:g}" if fps else "")
-    if not fps and expected >= wanted:
+    if not fps and source.count >= wanted:
         return (
-            f"config.video: {path} cannot be read past frame {count} of {expected}, and {asked} need {wanted}: "
-            f"the file is broken midway; re-encode it, or take an earlier part"
+            f"config.video: {source.path} cannot be read past frame {count} of {source.count}, and {asked} need "
+            f"{wanted}: the file is broken midway; re-encode it, or take an earlier part"
         )
-    fitting = [n for n in range(1, num_frames, 4) if source_indices(start, n, known, fps)[-1] < count]
-    mend = f"config.num_frames={fitting[-1]} would fit" if fitting else f"lower config.start (below {count})"
-    return f"config.video: {path} has {count} frames, but {asked} need {wanted}: {mend}"
+    mend = f"config.num_frames={(got - 1) // 4 * 4 + 1} would fit" if got else f"lower config.start (below {count})"
+    return f"config.video: {source.path} has {count} frames, but {asked} need {wanted}: {mend}"
 
 
-def _open_source(path: Path) -> _Source:
-    if not path.exists():
+def _open_source(given: str | os.PathLike[str]) -> _Source:
+    path = Path(paths.user_path(os.fspath(given), "config.video"))
+    if path.is_dir():
+        return _folder(path)
+    if not path.is_file():
         raise InputError(f"config.video: no such file or folder: {path}")
-    return _folder(path) if path.is_dir() else _file(path)
+    if path.suffix.lower() in pictures.PICTURE_SUFFIXES:
+        what = "an animated WebP, which cannot be read: convert it to mp4 or gif"
+        if not pictures.is_animated_webp(path):
+            what = "a single picture: give a video, or the folder with all frames"
+        raise InputError(f"config.video: {path} is {what}")
+    return _file(path)
 
 
 def _folder(path: Path) -> _Source:
-    names = [p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
-    if not names:
-        raise InputError(f"config.video: the folder {path} holds no frames ({', '.join(PICTURE_SUFFIXES)})")
-    # split() with a group alternates text, digits, text, ...: equal places compare equal types.
-    names.sort(key=lambda p: [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", p.name)])
+    found = pictures.in_folder(path)
+    if not found:
+        suffixes = ", ".join(pictures.PICTURE_SUFFIXES)
+        raise InputError(f"config.video: the folder {path} holds no frames ({suffixes})")
 
-    def frames() -> Generator[np.ndarray, None, None]:
+    def frames() -> Generator[Decoded, None, None]:
         shape = None
-        for name in names:
-            frame = cv2.imread(str(name), cv2.IMREAD_COLOR)
-            if frame is None:
-                raise InputError(f"config.video: {name} is not a picture that OpenCV can read: remove or replace it")
+        for index, name in enumerate(found):
+            try:
+                frame = pictures.read(name)
+            except InputError as error:
+                raise InputError(f"config.video: {error}") from None
             shape = shape or frame.shape
             if frame.shape != shape:
                 raise InputError(
                     f"config.video: {name} is {frame.shape[1]}x{frame.shape[0]}, the frames before it "
                     f"{shape[1]}x{shape[0]}: all frames of a folder must have one size"
                 )
-            yield frame
+            yield Decoded(index / DEFAULT_FPS, 1 / DEFAULT_FPS, False, functools.partial(Upright, frame))
 
-    return _Source(0.0, len(names), frames())
+    return _Source(path, 0.0, len(found), frames())
 
 
 def _file(path: Path) -> _Source:
-    if path.suffix.lower() in PICTURE_SUFFIXES:
-        # OpenCV would take frame_07.png for the pattern of a sequence.
-        raise InputError(f"config.video: {path} is a single picture: give a video, or the folder with all frames")
-    if not os.access(path, os.R_OK):
-        raise InputError(f"config.video: {path} may not be read: check its permissions")
-    capture = _open(path)
-    if not capture.isOpened():
-        raise InputError(f"config.video: {path} is not a video that OpenCV can read: re-encode it, for instance to mp4")
-    fps, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    file = VideoFile(path)
 
-    def frames() -> Generator[np.ndarray, None, None]:
-        try:
-            while True:
-                good, frame = capture.read()
-                if not good:
-                    return
-                yield frame
-        finally:
-            capture.release()
+    def frames() -> Generator[Decoded, None, None]:
+        with contextlib.closing(file):
+            yield from file.frames()
 
-    return _Source(float(fps) if 0 < fps < 1000 else 0.0, int(count) if 0 < count < 1e9 else 0, frames())
-
-
-def _open(path: Path) -> cv2.VideoCapture:
-    # The decoders' own chatter would bury our one line.
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        return cv2.VideoCapture(str(path))
-    finally:
-        cv2.utils.logging.setLogLevel(level)
+    return _Source(path, file.fps, file.count, frames())
 
 
 def write_video(path: str | os.PathLike[str], frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
-    """Writes an H.264 (yuv420p, faststart) mp4, whole or not at all.
+    """Writes an H.264 (yuv420p, BT.709, faststart) mp4, whole or not at all.
 
     Args:
         path: the file to write.
@@ -234,27 +348,32 @@ def write_video(path: str | os.PathLike[str], frames: UInt8[np.ndarray, "T H W 3
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames must be uint8 [T>0, H, W, 3], not {frames.dtype} {frames.shape}")
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    height, width = frames.shape[1:3]
-    # The colour tags say what swscale's conversion does; players guess otherwise.
-    colour = ["-colorspace", "smpte170m", "-color_primaries", "smpte170m", "-color_trc", "smpte170m"]
-    with files.atomic_path(path) as temporary:
-        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error"]
-        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:.6f}", "-i", "-"]
-        command += ["-an", "-c:v", "libx264", "-preset", "medium", "-crf", "16", "-pix_fmt", "yuv420p", *colour]
-        command += [
-            "-map_metadata",
-            "-1",
-            "-fflags",
-            "+bitexact",
-            "-movflags",
-            "+faststart",
-            "-f",
-            "mp4",
-            str(temporary),
-        ]
-        result = subprocess.run(command, input=frames.tobytes(), capture_output=True, check=False)
-        if result.returncode:
-            words = result.stderr.decode(errors="replace").strip()
-            if "No space left" in words:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            raise RuntimeError(f"the encoder failed on {path}: {words}")
+    try:
+        with files.atomic_path(path) as temporary:
+            _encode(temporary, frames, Fraction(fps).limit_denominator(1_000_000))
+    except FFmpegError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
+        raise RuntimeError(f"the encoder failed on {path}: {error}") from error
+
+
+def _encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: Fraction) -> None:
+    options = {"movflags": "+faststart", "fflags": "+bitexact"}
+    with av.open(f"file:{path}", "w", format="mp4", options=options) as container:
+        # Without macroblock trees: x264's AVX-512 code for them gives other bytes for equal frames now and then.
+        quality = {"preset": "medium", "crf": "16", "flags": "+bitexact", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=fps, options=quality)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        # The tags say what the conversion does; players guess otherwise.
+        context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
+        conversion = "flags=bicubic+accurate_rnd+full_chroma_inp:out_color_matrix=bt709:out_range=tv"
+        graph = None
+        for index, rgb in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
+            frame.pts, frame.time_base = index, 1 / fps
+            graph = graph or filter_graph(frame, ("scale", conversion), ("format", "pix_fmts=yuv420p"))
+            graph.push(frame)
+            container.mux(stream.encode(graph.vpull()))
+        container.mux(stream.encode())

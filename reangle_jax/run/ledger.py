@@ -162,11 +162,21 @@ class Ledger:
                 lora_files = [file for text in self.settings.loras for file in config.lora_files(text)]
                 found = [self._identities.content(file) for file in lora_files]
                 depends["the content of config.loras"] = found
+            elif key == "video":
+                depends["the content of config.video"] = self._video_identity(Path(flat[key]))
             else:
                 depends[f"the content of config.{key}"] = self._identities.content(Path(flat[key]))
         for part in unit.weights:
             depends[f"the weights of {part}"] = self._identities.weights(weights.folder(self.settings, part))
         return depends
+
+    def _video_identity(self, path: Path) -> str | None:
+        """Content of a video; of a folder's pictures alone, whatever else lies there (the run's own folder, say)."""
+        if not path.is_dir():
+            return self._identities.content(path)
+        from reangle_jax.data import pictures  # late: it brings OpenCV
+
+        return files.hash_json([[file.name, self._identities.content(file)] for file in pictures.in_folder(path)])
 
 
 def fingerprint(depends: dict[str, Any]) -> str:

@@ -3,11 +3,12 @@
 import contextlib
 import sys
 from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
 
-import cv2
 import numpy as np
 
 from reangle_jax.arrays import Picture
+from reangle_jax.data.pictures import read
 from reangle_jax.data.video import fit, iterate_frames
 from reangle_jax.errors import InputError
 
@@ -37,17 +38,10 @@ def read_picture(path: str) -> Picture:
     Raises:
         InputError: it cannot be read.
     """
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        picture = cv2.imread(path, cv2.IMREAD_COLOR)
-    except cv2.error:  # larger than OpenCV's limit
-        picture = None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-    if picture is None:
-        raise InputError(f"{path} is not a picture that can be read: give PNG or JPEG, or videos with --video")
-    return np.ascontiguousarray(picture[..., ::-1])
+        return read(Path(path))
+    except InputError as error:
+        raise InputError(f"{error}; videos go with --video") from None
 
 
 def _like_first(path: str, picture: Picture, first: Picture, first_path: str, note: Notes) -> Picture:

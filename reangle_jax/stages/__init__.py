@@ -40,7 +40,8 @@ Inside of a stage: ``run.path("input/frames.npz")`` and ``run.view_path(view, "w
 ========================================  =======================================================================
 file                                      content
 ========================================  =======================================================================
-input/frames.npz                          frames uint8 [T,H,W,3]; fps float64 scalar
+input/frames.npz                          frames uint8 [T,H,W,3]; fps float64 scalar; of the source: source_indices
+                                          int64 [T], source_size int64 [2] (rows, columns), pixel_aspect float64 scalar
 input/depth.npz                           depth float32 [T,H,W], z in scene units
 input/cameras.json                        the source cameras
 views/NAME/cameras.json                   the view's cameras

@@ -44,7 +44,14 @@ def _frames(settings: Settings, run: Run) -> None:
         width=settings.width,
     )
     _log.info("%d frames of %dx%d at %g fps from %s", *clip.frames.shape[:3], clip.fps, settings.video)
-    run.save_npz("input/frames.npz", frames=clip.frames, fps=clip.fps)
+    run.save_npz(
+        "input/frames.npz",
+        frames=clip.frames,
+        fps=clip.fps,
+        source_indices=clip.indices,
+        source_size=clip.source_size,
+        pixel_aspect=clip.pixel_aspect,
+    )
     run.save_video("input/video.mp4", clip.frames, clip.fps)
 
 
@@ -57,4 +64,4 @@ def _cameras(settings: Settings, run: Run) -> None:
         cameras.save_cameras(path, cameras.identity_cameras(K, settings.num_frames), settings.width, settings.height)
 
 
-STAGE = Stage("ingest", version=1, units=units, run=ingest)
+STAGE = Stage("ingest", version=2, units=units, run=ingest)

@@ -1,0 +1,31 @@
+"""What the user writes for a file or a folder."""
+
+import os
+import re
+
+from reangle_jax.errors import InputError
+
+
+def user_path(text: str, setting: str) -> str:
+    """The path that a setting names: ``~`` opens a home.
+
+    Args:
+        text: as the user wrote it; empty stays empty.
+        setting: what to call it in an error, ``config.video`` or ``--workdir``.
+
+    Raises:
+        InputError: an address with a scheme, gs://bucket/run or https://host/clip.mp4, which no part of this program
+            can open; or the home of a user who does not exist.
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    if scheme:
+        mend = (
+            "mount the bucket (gcsfuse, s3fs, ...) and give the folder, or copy it here"
+            if scheme[1].lower() in ("gs", "s3", "az", "abfs", "hdfs")
+            else "download it and give the file"
+        )
+        raise InputError(f"{setting}: {text} is an address, and only files of this machine are opened: {mend}")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~") and not os.path.exists(expanded):
+        raise InputError(f"{setting}: {text}: {text.split('/')[0]} is the home of no user: write the path out")
+    return expanded

@@ -1,0 +1,69 @@
+"""Pictures in, by OpenCV: one file, or a folder that stands for a clip."""
+
+import contextlib
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from reangle_jax.arrays import Picture
+from reangle_jax.errors import InputError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """The pictures of a folder, not of those below it, in natural order (2 before 10)."""
+    found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
+    # split() with a group alternates text, digits, text, ...: equal places compare equal types.
+    return sorted(found, key=lambda p: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", p.name)])
+
+
+def read(path: Path) -> Picture:
+    """A picture as RGB, turned as its EXIF says.
+
+    Raises:
+        InputError: it cannot be read; the line begins with the path.
+    """
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # its own words would bury our one line
+    try:
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except cv2.error:  # larger than OpenCV's limit
+        picture = None
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if picture is None:
+        raise InputError(f"{path} {_why_not(path)}")
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def is_animated_webp(path: Path) -> bool:
+    """Whether a file is a WebP with more than one picture."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(21)
+    except OSError:
+        return False
+    return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and len(head) == 21 and bool(head[20] & 2)
+
+
+def _why_not(path: Path) -> str:
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(4) in (b"II*\0", b"MM\0*") and _turned_on_its_side(path):
+            return "is a TIFF that is stored on its side, which OpenCV cannot turn: save it upright, or as PNG"
+    return "is not a picture that OpenCV can read: remove or replace it"
+
+
+def _turned_on_its_side(path: Path) -> bool:
+    """Whether the orientation (tag 274) of a TIFF's first picture swaps rows and columns."""
+    content = path.read_bytes()
+    order = "little" if content[:2] == b"II" else "big"
+
+    def number(start: int, size: int) -> int:
+        return int.from_bytes(content[start : start + size], order)
+
+    directory = number(4, 4)
+    entries = range(directory + 2, directory + 2 + 12 * number(directory, 2), 12)
+    return any(number(entry, 2) == 274 and 5 <= number(entry + 8, 2) <= 8 for entry in entries)
