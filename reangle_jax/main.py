@@ -5,25 +5,48 @@ python -m reangle_jax.main --config FILE [--config.KEY=VALUE ...] --workdir DIR 
 
 import contextlib
 import errno
-import importlib
 import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
 
 from reangle_jax import command_line, compilation_cache, config, stopping, weights
-from reangle_jax.config import Settings
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_seconds
 from reangle_jax.run import Run, Stage
 from reangle_jax.stopping import Stop, Stopped
 
-# In order. Each is the attribute of a module of reangle_jax.stages; a module is imported when its turn comes, so that a
-# mistake in the input is answered before the models are loaded.
-PREVIEW = ("ingest.STAGE", "depth.STAGE", "warp_views.STAGE")
-STAGES = (*PREVIEW, "finetune.STAGE", "first_frames.STAGE", "generate.STAGE", "evaluate.STAGE")
-
 _log = logging.getLogger(__name__)
+
+
+def stages(*, preview: bool = False) -> Iterator[Stage]:
+    """All stages in order, or those that show what the cameras will see.
+
+    Each is imported when its turn comes, so that a mistake in the input is answered before the models are.
+    """
+    from reangle_jax.stages import ingest
+
+    yield ingest.STAGE
+    from reangle_jax.stages import depth
+
+    yield depth.STAGE
+    from reangle_jax.stages import warp_views
+
+    yield warp_views.STAGE
+    if preview:
+        return
+    from reangle_jax.stages import finetune
+
+    yield finetune.STAGE
+    from reangle_jax.stages import first_frames
+
+    yield first_frames.STAGE
+    from reangle_jax.stages import generate
+
+    yield generate.STAGE
+    from reangle_jax.stages import evaluate
+
+    yield evaluate.STAGE
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,16 +65,19 @@ def main(argv: Sequence[str]) -> int:
             if command.plan:
                 from reangle_jax import plan
 
-                print(plan.table(Run(command.workdir, settings), [_stage(name) for name in STAGES]))
+                print(plan.table(Run(command.workdir, settings), list(stages())))
                 return 0
-            stages = PREVIEW if command.preview else STAGES
-            weights.check(settings, [part for part in weights.PARTS if _needs(settings, part, stages)])
+            weights.check(settings, weights.needed(settings, preview=command.preview))
             if settings.mesh != "auto":
                 from reangle_jax import mesh  # late: it looks for the devices
 
                 mesh.make_mesh(settings.mesh)
             compilation_cache.use(settings.compilation_cache)
-            _run(command.workdir, settings, stages, stop)
+            start = time.monotonic()
+            with Run.opened(command.workdir, settings, stop=stop) as run:
+                for stage in stages(preview=command.preview):
+                    run.run_stage(stage)
+            _log.info("done in %s: %s", human_seconds(time.monotonic() - start), run.root)
             return 0
     except InputError as error:
         return _complain(str(error))
@@ -63,23 +89,6 @@ def main(argv: Sequence[str]) -> int:
         if full is None:
             raise
         return _complain(f"no space left on the disk{full}: free some, or choose another --workdir, and run it again")
-
-
-def _run(workdir: str, settings: Settings, stages: Sequence[str], stop: Stop) -> None:
-    start = time.monotonic()
-    with Run.opened(workdir, settings, stop=stop) as run:
-        for name in stages:
-            run.run_stage(_stage(name))
-        _log.info("done in %s: %s", human_seconds(time.monotonic() - start), run.root)
-
-
-def _stage(name: str) -> Stage:
-    module, attribute = name.split(".")
-    return getattr(importlib.import_module(f"reangle_jax.stages.{module}"), attribute)
-
-
-def _needs(settings: Settings, part: str, stages: Sequence[str]) -> bool:
-    return settings.depth == "model" if part == "depth" else stages is not PREVIEW
 
 
 def _complain(message: str) -> int:

@@ -213,9 +213,7 @@ def _rate() -> float:
 
 def _missing_weights(settings: Settings) -> list[str]:
     missing = []
-    for part in weights.PARTS:
-        if part == "depth" and settings.depth != "model":
-            continue
+    for part in weights.needed(settings):
         try:
             weights.check(settings, [part])
         except InputError as error:

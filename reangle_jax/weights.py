@@ -39,6 +39,11 @@ def folder(settings: Settings, part: str) -> Path:
     return (TINY_WEIGHTS if settings.model == "tiny" else Path("weights") / settings.model) / part
 
 
+def needed(settings: Settings, *, preview: bool = False) -> list[str]:
+    """The parts that a run needs, or its preview."""
+    return [part for part in PARTS if (settings.depth == "model" if part == "depth" else not preview)]
+
+
 def check(settings: Settings, parts: Iterable[str]) -> None:
     """Refuses weights that are not there, or are plainly others, before any work is done.
 

@@ -160,6 +160,21 @@ class TestRealProcess:
         assert result.returncode == 2
         assert result.stderr.startswith("error: --config is not set")
 
+    def test_a_mistake_is_answered_before_the_models_are_loaded(self, inputs):
+        """A clip that is too short is found by the first stage, which needs none."""
+        arguments = ["main", f"--config={inputs / 'config.py'}", f"--workdir={inputs / 'run'}", "--config.num_frames=9"]
+        program = f"""if True:
+            import sys
+            from reangle_jax import main, weights
+            weights.check = lambda settings, parts: print(*parts)
+            assert main.main({arguments!r}) == 2
+            heavy = ("orbax", "reangle_jax.stages.depth", "reangle_jax.stages.finetune", "reangle_jax.plan")
+            print([name for name in heavy if name in sys.modules])
+        """
+        result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "need 9" in result.stderr
+        assert result.stdout.splitlines() == ["transformer vae text_encoder", "[]"]
+
     def test_a_closed_stderr_loses_words_and_nothing_else(self, inputs):
         command = f"{sys.executable} -m reangle_jax.main --config={inputs / 'config.py'} --workdir=run 2>&- "
         result = subprocess.run(
@@ -193,8 +208,7 @@ def one_stage(monkeypatch):
 
     def put(work):
         stage = Stage("work", 1, lambda settings: (Unit(outputs=("out.npz",)),), work)
-        monkeypatch.setattr(main, "PREVIEW", ("work.STAGE",))
-        monkeypatch.setattr(main, "_stage", lambda name: stage)
+        monkeypatch.setattr(main, "stages", lambda **_: [stage])
 
     return put
 
@@ -273,9 +287,13 @@ def test_signals(inputs, one_stage, name, code, capfd):
     assert f"stopped by {name}: the same command continues" in capfd.readouterr().err
 
 
-def test_plan_writes_nothing(inputs, monkeypatch, capsys):
-    stages = ("ingest.STAGE", "first_frames.STAGE", "evaluate.STAGE")
-    monkeypatch.setattr(main, "STAGES", stages)
+def test_stages_in_order():
+    names = ["ingest", "depth", "warp_views", "finetune", "first_frames", "generate", "evaluate"]
+    assert [stage.name for stage in main.stages()] == names
+    assert [stage.name for stage in main.stages(preview=True)] == names[:3]
+
+
+def test_plan_writes_nothing(inputs, capsys):
     assert call(inputs, "--plan") == 0
     out = capsys.readouterr().out
     assert "ingest" in out
@@ -283,9 +301,7 @@ def test_plan_writes_nothing(inputs, monkeypatch, capsys):
     assert not (inputs / "run").exists()
 
 
-def test_plan_tells_done_from_to_do(inputs, monkeypatch, capsys):
-    monkeypatch.setattr(main, "STAGES", ("ingest.STAGE", "first_frames.STAGE"))
-    monkeypatch.setattr(main, "PREVIEW", ("ingest.STAGE",))
+def test_plan_tells_done_from_to_do(inputs, capsys):
     assert call(inputs, "--preview") == 0
     capsys.readouterr()
     assert call(inputs, "--plan", "--config.start=1") == 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -94,21 +93,12 @@ def source_to_target(source: Cameras, target: Cameras) -> Float[Array, "*batch T
 
 
 def save_cameras(path: str | os.PathLike, cameras: Cameras, width: int, height: int) -> None:
-    """Writes ``cameras.json`` (contract.md); the file appears whole or not at all."""
+    """Writes ``cameras.json``; `data.files.atomic_path` gives a path at which it appears whole or not at all."""
     K = np.asarray(cameras.K, np.float64).tolist()
     poses = np.asarray(cameras.camera_to_world, np.float64).tolist()
     frames = [{"K": k, "camera_to_world": pose} for k, pose in zip(K, poses, strict=True)]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"width": int(width), "height": int(height), "frames": frames}, file, allow_nan=False)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes the file private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    content = {"width": int(width), "height": int(height), "frames": frames}
+    Path(path).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
 
 def load_cameras(path: str | os.PathLike, expect_frames: int | None = None) -> tuple[Cameras, int, int]:
@@ -190,9 +180,3 @@ def _check_rigid(path: Any, index: int, pose: np.ndarray) -> None:
         )
     if np.linalg.det(rotation) < 0:
         raise InputError(f"{where} mirrors the scene (its determinant is -1); use x right, y down, z forward")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

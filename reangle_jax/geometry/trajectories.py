@@ -65,11 +65,6 @@ class View:
     parts: tuple[Motion, ...]
 
     @property
-    def name(self) -> str:
-        """The view's folder: the spelling with everything outside A-Z a-z 0-9 replaced by ``_``."""
-        return re.sub(r"[^A-Za-z0-9]", "_", self.spelling)
-
-    @property
     def prompt_prefix(self) -> str:
         """What goes before the caption in dynamic mode (method.md, stage 2).
 

@@ -42,7 +42,7 @@ def test_source_to_target_undoes_the_target_pose():
 
 def test_file_round_trip_is_exact(tmp_path):
     cameras = _example()
-    path = tmp_path / "views" / "cameras.json"
+    path = tmp_path / "cameras.json"
     cam.save_cameras(path, cameras, width=72, height=48)
     loaded, width, height = cam.load_cameras(path, expect_frames=3)
     assert (width, height) == (72, 48)
