@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from converters import registry
 from converters.errors import SourceError
+from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
 from reangle_jax.stopping import Stop, Stopped
 
@@ -77,6 +78,7 @@ def _dispatch(argv: list[str]) -> int:
         command = lora.import_command if argv[0] == "lora-import" else lora.export_command
         return command(argv[1:]) or 0
     arguments = _parser().parse_args(argv)
+    expand(arguments, "out")
     if arguments.list:
         print(_table())
         return 0

@@ -9,6 +9,7 @@ import numpy as np
 
 from reangle_jax import checkpoints
 from reangle_jax.data import files, safetensors
+from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox import lora, lora_layouts
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
@@ -30,6 +31,7 @@ def import_command(args: list[str]) -> int:
     parser.add_argument("--alpha", type=float, help="for a file that does not state its alpha")
     parser.add_argument("--transformer", help="folder of the converted transformer; recognised by its sizes otherwise")
     options = parser.parse_args(args)
+    expand(options, "source", "out", "transformer")
     source, out = lora.find(options.source), Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: {out} exists: give another folder, or remove it")
@@ -53,6 +55,7 @@ def export_command(args: list[str]) -> int:
     parser.add_argument("--out", required=True, help="file to write, such as pytorch_lora_weights.safetensors")
     parser.add_argument("--dtype", choices=list(_DTYPES), default="float32")
     options = parser.parse_args(args)
+    expand(options, "source", "out")
     source, out = lora.find(options.source), Path(options.out)
     if out.suffix != ".safetensors":
         raise InputError(f"--out: {out} does not end in .safetensors, which diffusers needs: give such a name")

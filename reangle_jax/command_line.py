@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from reangle_jax import config
+from reangle_jax.data.paths import user_path
 from reangle_jax.errors import InputError
 
 USAGE = """\
@@ -66,7 +67,7 @@ def parse(argv: Sequence[str]) -> Command:
     Raises:
         InputError: anything about it that cannot be used.
     """
-    argv = [argv[0], *_config_first([_spell_tuple(argument) for argument in _joined(argv[1:])])]
+    argv = [argv[0], *_config_first([_spell_tuple(_at_home(argument)) for argument in _joined(argv[1:])])]
     _check_config_file(argv)
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=list(argv))
@@ -100,7 +101,7 @@ def parse(argv: Sequence[str]) -> Command:
         raise InputError("--workdir is not set: give the folder to write to, --workdir=runs/first")
     if plan and preview:
         raise InputError("--plan and --preview exclude each other: give one")
-    return Command(settings, workdir, plan, preview)
+    return Command(settings, user_path(workdir, "--workdir"), plan, preview)
 
 
 def _leaves(settings: ml_collections.ConfigDict, prefix: str = "") -> dict[str, object]:
@@ -129,6 +130,12 @@ def _joined(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined + ([waiting] if waiting is not None else [])
+
+
+def _at_home(argument: str) -> str:
+    """``--config=~/mine.py``, which shells leave as it is, with the home written out."""
+    flag, equals, file = argument.partition("=")
+    return f"{flag}={user_path(file, flag)}" if equals and re.fullmatch(r"--?config", flag) else argument
 
 
 def _is_switch(argument: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from reangle_jax.data.paths import user_path
 from reangle_jax.errors import InputError
 
 MODELS = ("tiny", "cogvideox-5b-i2v", "cogvideox1.5-5b-i2v")
@@ -24,6 +25,8 @@ LORA_NAMES = (
     "lora/lora.safetensors",
 )
 LORA_CONFIG = "adapter_config.json"  # PEFT's, beside a file that does not state its alpha
+# Settings that name files or folders, or may do so beside their words.
+PATHS = ("video", "depth", "views", "train_views", "weights", "depth_weights", "loras", "compilation_cache")
 SPATIAL_MULTIPLE = 16  # the VAE's 8 times the transformer's 2 x 2 patch
 # The paper's six motions. Amounts at the last of 49 frames, from the released scripts' rates per frame.
 SIX_MOTIONS = ("left:10", "right:10", "up:8", "down:8", "in:0.15", "out:0.15")
@@ -275,7 +278,7 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
     if kind is float and is_number and math.isfinite(value):
         return float(value)
     if kind is str and isinstance(value, str):
-        return value
+        return user_path(value, name) if name.removeprefix("config.") in PATHS else value
     if kind == (str | float):
         if is_number and math.isfinite(value):
             return float(value)
@@ -285,7 +288,7 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
             except ValueError:
                 return value
     if kind == tuple[str, ...] and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-        return tuple(v.strip() for v in value)
+        return tuple(_convert(v.strip(), str, name) for v in value)
     if kind == tuple[float, ...] and isinstance(value, list | tuple):
         return tuple(_convert(v, float, name) for v in value)
     words = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a string"}

@@ -47,6 +47,17 @@ def test_file_and_changes_in_any_order_and_spelling(write):
     assert (command.workdir, command.plan, command.preview) == ("run", True, False)
 
 
+def test_a_tilde_opens_the_home_and_addresses_are_refused(write, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write()
+    assert parse("--config=~/config.py", "--workdir=~/runs/a").workdir == f"{tmp_path}/runs/a"
+    assert parse("--config", "~/config.py", "--workdir", "~").workdir == str(tmp_path)
+    with pytest.raises(InputError, match=r"^--workdir: gs://bucket/run is an address.* mount the bucket"):
+        parse("--config=~/config.py", "--workdir=gs://bucket/run")
+    with pytest.raises(InputError, match=r"^--config: s3://bucket/config\.py is an address"):
+        parse("--config=s3://bucket/config.py", "--workdir=a")
+
+
 @pytest.mark.parametrize("spelling", ["left:10", "('left:10',)", '["left:10"]', "'left:10',"])
 def test_tuples(write, spelling):
     assert parse(f"--config={write()}", "--workdir=w", f"--config.views={spelling}").config.views == ("left:10",)

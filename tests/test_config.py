@@ -147,3 +147,23 @@ def test_view_folders_follow_the_contract():
 def test_adapters_that_act_on_nothing_are_refused(alpha, steps):
     with pytest.raises(InputError, match=r"config\.finetune\.alpha=.* it must be above 0.*finetune\.steps=0 turns"):
         settings(finetune__alpha=float(alpha), finetune__steps=steps)
+
+
+@pytest.mark.parametrize("key", ["video", "depth", "weights", "depth_weights", "compilation_cache"])
+def test_paths_may_begin_at_the_home_and_may_not_be_addresses(key, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.npy").touch()
+    values = config.get_default().to_dict() | {"video": "clip.mp4"}
+    assert getattr(config.parse(values | {key: "~/a.npy"}), key) == str(tmp_path / "a.npy")
+    with pytest.raises(InputError, match=rf"^config\.{key}: s3://bucket/a\.npy is an address"):
+        config.parse(values | {key: "s3://bucket/a.npy"})
+
+
+def test_loras_may_begin_at_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.safetensors").touch()
+    values = config.get_default().to_dict() | {"video": "clip.mp4"}
+    parsed = config.parse(values | {"loras": ("~/a.safetensors:0.5",)})
+    assert config.lora_choice(parsed.loras[0]) == (tmp_path / "a.safetensors", 0.5)
+    with pytest.raises(InputError, match=r"^config\.loras: gs://bucket/a\.safetensors:0\.5 is an address"):
+        config.parse(values | {"loras": ("gs://bucket/a.safetensors:0.5",)})

@@ -1,5 +1,6 @@
 """What the user writes for a file or a folder."""
 
+import argparse
 import os
 import re
 
@@ -29,3 +30,13 @@ def user_path(text: str, setting: str) -> str:
     if expanded.startswith("~") and not os.path.exists(expanded):
         raise InputError(f"{setting}: {text}: {text.split('/')[0]} is the home of no user: write the path out")
     return expanded
+
+
+def expand(arguments: argparse.Namespace, *names: str) -> None:
+    """`user_path` for those of a command's arguments that are given: ``out`` holds what ``--out`` set."""
+    for name in names:
+        value, flag = getattr(arguments, name), f"--{name.replace('_', '-')}"
+        if isinstance(value, list):
+            setattr(arguments, name, [user_path(text, flag) for text in value])
+        elif value:
+            setattr(arguments, name, user_path(value, flag))

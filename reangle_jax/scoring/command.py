@@ -17,6 +17,7 @@ import cv2
 from reangle_jax import compilation_cache
 from reangle_jax.arrays import Picture
 from reangle_jax.data import files
+from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
 from reangle_jax.scoring.inputs import Notes, iterate_video, moments, read_picture, read_pictures, square
 from reangle_jax.stopping import Stop, Stopped
@@ -103,6 +104,7 @@ def _complain(message: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    expand(arguments, "pictures", "video", "weights", "reference", "out", "save_maps")
     paths = _paths(arguments)
     note = Notes()
     pictures = None if arguments.video else read_pictures(paths, note)
