@@ -1,24 +1,27 @@
-"""Facts about published checkpoints that lie beside the repository: tensor names and shapes, golden numbers."""
+"""Facts about published checkpoints, in facts/: tensor names and shapes, configs, golden numbers."""
 
+import functools
 import json
+import lzma
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from converters.rules import Table, is_ignored, place
 
-FOLDER = Path(__file__).resolve().parents[1].parent / "shared" / "manifests"
+FOLDER = Path(__file__).parent / "facts"
+
+
+@functools.cache
+def _text(name: str) -> bytes:
+    return lzma.decompress((FOLDER / f"{name}.json.xz").read_bytes())
 
 
 def manifest(name: str) -> dict[str, Any]:
-    """The parsed ``../shared/manifests/NAME.json``; the test is skipped where that folder does not exist."""
-    path = FOLDER / f"{name}.json"
-    if not path.exists():
-        pytest.skip(f"{path} is not there: the manifests are not part of the repository")
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The parsed ``facts/NAME.json.xz``, the caller's own to change."""
+    return json.loads(_text(name))
 
 
 def table_faults(tensors: Mapping[str, Any], table: Table, targets: Mapping[str, tuple[int, ...]]) -> list[str]:

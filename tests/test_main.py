@@ -234,14 +234,14 @@ def test_full_disk_is_the_users_to_mend_and_leaves_nothing_half(inputs, one_stag
     assert (inputs / "run" / "out.npz").exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounting a small disk needs root")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="this system mounts for root alone")
 def test_a_disk_that_is_really_full(inputs, capfd):
     small = inputs / "small"
     small.mkdir()
     if subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", small], capture_output=True, check=False
     ).returncode:
-        pytest.skip("this root may not mount")
+        pytest.skip("this system lets its root mount nothing")
     try:
         assert call(inputs, "--preview", workdir="small/run") == 2
         assert "error: no space left on the disk" in capfd.readouterr().err

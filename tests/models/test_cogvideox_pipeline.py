@@ -50,6 +50,7 @@ def test_videos_of_a_prompt_and_a_key(rng, model):
         ({"image": np.zeros((HEIGHT, WIDTH, 3), np.uint8), "num_frames": 6}, "not 1 \\+ 4k: give such as 5"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_arguments(model, arguments, message):
     with pytest.raises(InputError, match=message):
         model(["a cat", "a dog"], key=jax.random.key(0), **arguments)

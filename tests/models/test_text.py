@@ -163,7 +163,8 @@ def test_one_string_or_no_room_is_refused():
 @pytest.fixture(scope="module")
 def spiece(tmp_path_factory):
     """A folder with a small Unigram model of T5's conventions: pad 0, end 1, unknown 2, no beginning."""
-    sentencepiece = pytest.importorskip("sentencepiece")
+    import sentencepiece
+
     folder = tmp_path_factory.mktemp("tokenizer")
     words = ["a cat plays", "the camera moves left around the dog", "hello world", "a red ball rolls down"]
     with (folder / "spiece.model").open("wb") as file:
@@ -196,7 +197,6 @@ def test_sentencepiece_follows_the_same_conventions(spiece):
 
 
 def test_a_missing_or_damaged_model_is_named(tmp_path):
-    pytest.importorskip("sentencepiece")
     with pytest.raises(InputError, match=r"spiece\.model is missing"):
         SentencePieceTokenizer(tmp_path)
     with pytest.raises(InputError, match="nowhere is missing"):

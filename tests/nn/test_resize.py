@@ -1,6 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from reangle_jax.nn.resize import (
     adaptive_mean_matrix,
@@ -70,8 +71,7 @@ def test_adaptive_mean_windows_overlap_where_sizes_do_not_divide():
 @pytest.mark.parametrize("kernel", ["lanczos", "bicubic"])
 @pytest.mark.parametrize(("n", "m"), [(40, 17), (17, 40), (30, 30)])
 def test_pillow(rng, kernel, n, m):
-    image = pytest.importorskip("PIL.Image")
     pixels = rng.uniform(size=(1, n)).astype(np.float32)  # mode F: no rounding to bytes
-    resampling = {"lanczos": image.Resampling.LANCZOS, "bicubic": image.Resampling.BICUBIC}[kernel]
-    want = np.asarray(image.fromarray(pixels).resize((m, 1), resampling))
+    resampling = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}[kernel]
+    want = np.asarray(Image.fromarray(pixels).resize((m, 1), resampling))
     np.testing.assert_allclose(pillow_matrix(n, m, kernel) @ pixels[0], want[0], atol=1e-6)

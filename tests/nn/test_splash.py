@@ -39,6 +39,7 @@ def test_sequences_are_padded_to_whole_blocks():
     assert [padded_length(n) for n in (1, 128, 500, 600, 1024, 17776)] == [128, 128, 512, 1024, 1024, 17920]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_keys_of_another_sequence_are_refused(rng):
     q, k, v = random_inputs(rng, 128)
     with pytest.raises(ValueError, match="128 queries, 64 keys"):

@@ -233,11 +233,12 @@ def original_loader(monkeypatch):
     [((97, 143), 512), ((150, 150), 512), ((600, 800), 512), ((531, 1000), 512), ((97, 143), 224), ((400, 300), 224)],
 )
 def test_preprocess(rng, tmp_path, monkeypatch, shape, size, square_ok):
-    image = pytest.importorskip("PIL.Image")
+    from PIL import Image
+
     loader = original_loader(monkeypatch)
     # Noise and a ramp: the first shows every weight, the second every shift.
     pixels = rng.integers(0, 256, (*shape, 3)) // 2 + np.arange(shape[1])[None, :, None] * 127 // shape[1]
-    image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "a.png")
     loaded = loader.load_images([str(tmp_path / "a.png")], size=size, square_ok=square_ok, verbose=False)
     expected = loaded[0]["img"][0].permute(1, 2, 0).numpy()
     got = preprocess(pixels.astype(np.uint8), image_size=size, square_ok=square_ok)

@@ -1,19 +1,16 @@
 """T5's tokenizer against transformers', on a SentencePiece model trained here."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from reangle_jax.models.text.tokenizers import SentencePieceTokenizer
+from tests.manifests import manifest
 from tests.spiece import WORDS, write_spiece
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")
 
 LENGTH = 226
-MANIFEST = Path(__file__).parents[3] / "shared" / "manifests" / "tokenizers.json"
 
 ODD = {
     "plain": "A cat plays piano in an old house.",
@@ -95,9 +92,7 @@ def test_random_characters(both):
 
 def test_sentinels_are_where_the_published_model_has_them(both):
     """32100 ids of 32000 pieces: the same rule gives 32099 for the first mark."""
-    if not MANIFEST.is_file():
-        pytest.skip(f"{MANIFEST} is not here")
-    facts = json.loads(MANIFEST.read_text())["t5 (CogVideoX tokenizer/, FLUX tokenizer_2/)"]
+    facts = manifest("tokenizers")["t5 (CogVideoX tokenizer/, FLUX tokenizer_2/)"]
     ours, _ = both
     ids = ours(["<extra_id_0><extra_id_99>"], 3)[0]
     offset = facts["pieces"] - 100 - ours.vocab_size

@@ -1,0 +1,77 @@
+"""What is imported is declared in setup.py, and what is declared is imported."""
+
+import ast
+import runpy
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).parents[1]
+OURS = {"reangle_jax", "converters", "training", "benchmarks", "tests"}
+# Where the name that is imported is not the package's.
+PACKAGES = {"absl": "absl-py", "cv2": "opencv-python-headless", "orbax": "orbax-checkpoint"}
+PACKAGES |= {"PIL": "pillow", "skimage": "scikit-image"}
+# Called as programs, a plugin, and what mini-dust3r imports.
+OTHER_USES = {"ruff", "pyright", "pytest-xdist", "einops"}
+# The Makefile installs them without what they ask for.
+BY_THE_MAKEFILE = {"mini-dust3r", "lpips"}
+
+
+def imported(*folders):
+    """The packages that the files of some folders import, late imports and pytest.importorskip included."""
+    found = {}
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            local = OURS | {file.stem for file in path.parent.glob("*.py")} | {p.stem for p in ROOT.glob("tests/*.py")}
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                names = []
+                if isinstance(node, ast.Import):
+                    names = [alias.name for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and not node.level:
+                    names = [node.module]
+                elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("importorskip", "import_module"):
+                    names = [node.args[0].value] if isinstance(node.args[0], ast.Constant) else []
+                for name in {name.partition(".")[0] for name in names} - local - sys.stdlib_module_names:
+                    found.setdefault(PACKAGES.get(name, name).lower().replace("_", "-"), path.relative_to(ROOT))
+    return found
+
+
+@pytest.fixture(scope="module")
+def declared():
+    """Package names by group: ``install`` and the extras."""
+    with mock.patch.object(setuptools, "setup") as setup:
+        runpy.run_path(str(ROOT / "setup.py"))
+    arguments = setup.call_args.kwargs
+    groups = {"install": arguments["install_requires"], **arguments["extras_require"]}
+    return {name: {_name(line) for line in lines} for name, lines in groups.items()}
+
+
+def _name(requirement):
+    for mark in "[<>=!~; ":
+        requirement = requirement.partition(mark)[0]
+    return requirement.lower().replace("_", "-")
+
+
+def test_what_the_packages_import_is_declared(declared):
+    known = declared["install"] | declared["convert"]
+    faults = {f"{path}: {name}" for name, path in imported("reangle_jax", "converters").items() if name not in known}
+    assert not faults
+
+
+def test_what_is_declared_is_imported(declared):
+    unused = declared["install"] - set(imported("reangle_jax", "converters"))
+    assert not unused, "declared in setup.py and never imported"
+    assert not declared["convert"] - set(imported("converters"))
+
+
+def test_what_tests_import_is_declared_too(declared):
+    found = imported("tests", "training", "benchmarks", "configs")
+    known = declared["install"] | declared["test"] | declared["parity"] | BY_THE_MAKEFILE
+    known |= declared.get("training", set()) | declared.get("datasets", set())
+    assert not {f"{path}: {name}" for name, path in found.items() if name not in known}
+    assert not (declared["test"] | declared["parity"]) - set(found) - OTHER_USES
+    makefile = (ROOT / "Makefile").read_text()
+    assert all(f"{name}==" in makefile for name in BY_THE_MAKEFILE)
