@@ -13,6 +13,7 @@ from reangle_jax.data import files
 from reangle_jax.errors import InputError
 
 RECORD = "run.json"
+INDEX = ".hashes.json"  # what was read of files that are untouched need not be read again
 _FORMAT = 1
 
 _log = logging.getLogger(__name__)

@@ -9,15 +9,30 @@ from reangle_jax.data import files
 
 _SMALL = 64 << 20  # bytes of a weights folder that is read whole
 _STRIDE, _BLOCK = 16 << 20, 16 << 10  # of a larger one: a block in every stride
-_Status = tuple[int, int, int, int]
+_Status = tuple[int, ...]
 
 
 class Identities:
-    """Identities of files and folders, each taken once while what it is of is untouched."""
+    """Identities of files and folders, each taken once while what it is of is untouched.
 
-    def __init__(self) -> None:
-        self._hashes: dict[Path, tuple[_Status, str]] = {}
+    A file is untouched while its place on the disk, its size and both of its times are the same.
+
+    Args:
+        index: where the hashes of files are kept for the next process, or None.
+    """
+
+    def __init__(self, index: Path | None = None) -> None:
+        self._index = index
+        self._hashes: dict[Path, tuple[_Status, str]] = _read_index(index) if index else {}
         self._weights: dict[Path, tuple[dict[str, _Status], str]] = {}
+
+    def save(self) -> None:
+        """Writes the index. It is lost without harm, so that no disk need be waited for."""
+        if self._index:
+            found = {str(path): known for path, known in self._hashes.items() if path.exists()}
+            temporary = self._index.with_name(f"{self._index.name}.{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(found), encoding="utf-8")
+            os.replace(temporary, self._index)
 
     def content(self, path: Path) -> str | None:
         """`files.hash_path` of a file or folder; None if there is nothing."""
@@ -62,6 +77,14 @@ class Identities:
 
 def _status(status: os.stat_result) -> _Status:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read_index(path: Path) -> dict[Path, tuple[_Status, str]]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {Path(name): (tuple(map(int, status)), str(known)) for name, (status, known) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return {}
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:

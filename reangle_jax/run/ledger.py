@@ -51,7 +51,7 @@ class Ledger:
         self.root = Path(root).absolute()
         self.settings = settings
         self.record = run_folder.read_record(self.root)
-        self._identities = Identities()
+        self._identities = Identities(self.root / run_folder.INDEX)
 
     @classmethod
     @contextlib.contextmanager
@@ -67,6 +67,8 @@ class Ledger:
             ledger.record["versions"] = measure.versions()
             ledger.save()
             yield ledger
+            with contextlib.suppress(OSError):
+                ledger._identities.save()
 
     def survey(self, stage: Stage, remade: dict[str, str] | None = None) -> list[Verdict]:
         """Judges a stage's units, in order.

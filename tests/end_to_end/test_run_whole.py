@@ -58,7 +58,7 @@ def command(inputs, workdir, *arguments):
 
 def outputs(workdir):
     """Content of everything that a run leaves, but for what tells the time: record, logs, Orbax's own metadata."""
-    skip = (".lock", "run.json", ".scratch", "lora/state", "logs/")
+    skip = (".lock", ".hashes.json", "run.json", ".scratch", "lora/state", "logs/")
     found = {path.relative_to(workdir).as_posix(): path for path in sorted(workdir.rglob("*")) if path.is_file()}
     return {name: files.hash_path(path) for name, path in found.items() if not name.startswith(skip)}
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,9 +80,55 @@ def test_without_a_manifest_small_weights_are_read_whole_and_large_ones_in_place
             with path.open("r+b") as file:
                 file.seek(place)
                 file.write(b"x")
+            os.utime(path, ns=(place, place))  # clocks of file systems are coarse
             now = identities.weights(tmp_path)
             assert now != before
             before = now
+
+
+class TestIndex:
+    """Hashes kept for the next process: a finished run's videos need not be read to say that they are there."""
+
+    def again(self, tmp_path, monkeypatch):
+        """What a new process finds, and what it reads for it."""
+        read = []
+        identities = Identities(tmp_path / "index")
+        with monkeypatch.context() as patch:
+            hash_file = files.hash_file
+            patch.setattr(files, "hash_file", lambda path: read.append(path.name) or hash_file(path))
+            found = identities.content(tmp_path / "folder")
+        identities.save()
+        return found, read
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "folder").mkdir()
+        for name in "ab":
+            (tmp_path / "folder" / name).write_text(name)
+        return tmp_path / "folder"
+
+    def test_what_is_untouched_is_not_read_again(self, tmp_path, folder, monkeypatch):
+        found, read = self.again(tmp_path, monkeypatch)
+        assert (found, read) == (files.hash_path(folder), ["a", "b"])
+        assert self.again(tmp_path, monkeypatch) == (found, [])
+
+    def test_an_edit_of_equal_size_is_seen_though_the_time_is_put_back(self, tmp_path, folder, monkeypatch):
+        found, _ = self.again(tmp_path, monkeypatch)
+        status = (folder / "a").stat()
+        time.sleep(0.05)  # clocks of file systems are coarse
+        (folder / "a").write_text("x")
+        os.utime(folder / "a", ns=(status.st_atime_ns, status.st_mtime_ns))
+        now, read = self.again(tmp_path, monkeypatch)
+        assert now == files.hash_path(folder) != found
+        assert read == ["a"]
+
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[]", "7", '{"a": 1}', '{"a": [[1], 2, 3]}', '{"a": [["x"], "y"]}', "[" * 99999]
+    )
+    def test_a_damaged_one_only_costs_time(self, tmp_path, folder, monkeypatch, text):
+        (tmp_path / "index").write_text(text)
+        assert self.again(tmp_path, monkeypatch) == (files.hash_path(folder), ["a", "b"])
+        assert self.again(tmp_path, monkeypatch)[1] == []
 
 
 def test_a_weights_file_is_read_once_however_many_units_ask(tmp_path, small_weights, opened):
@@ -141,4 +188,5 @@ def test_the_plan_of_a_finished_full_size_folder_reads_kilobytes(tmp_path, monke
     below = [path for path in opened if path.is_relative_to(tmp_path)]
     assert len(below) > 20
     assert sum(path.stat().st_size for path in below if path.exists()) < 300_000
+    assert not [path for path in below if path.is_relative_to(tmp_path / "run") and path.suffix != ".json"]
     assert not [path for path in below if path.parent.parent.name == "params" and path.name != ".zarray"]
