@@ -2,10 +2,14 @@
 
 ``python -m training.train_vae --workdir DIR [--steps N | --minutes M] [--freeze-encoder] [--init FOLDER]``
 
-Data: crops of real clips, photographs under a moving window and, if ``--scenes`` names a folder, rendered clips; half
-of them recoloured.
-Loss: absolute and squared error, plus a little of the Kullback-Leibler divergence that keeps the latents near a unit
-normal. At the end the latents' standard deviation is measured and its inverse becomes the config's scaling factor.
+Another shape: ``--widths 16 32 48 --latent-channels 12 --inherit FOLDER`` compresses 4x4x4 and takes from a trained
+network of other shape whatever fits.
+
+Data: small things that move fast before a still scene, crops of real clips, photographs under a moving window and, if
+``--scenes`` names a folder, rendered clips; half of them recoloured.
+Loss: absolute and squared error, up to four times where things move, plus a little of the Kullback-Leibler divergence
+that keeps the latents near a unit normal. At the end the latents' standard deviation is measured and its inverse
+becomes the config's scaling factor.
 """
 
 import argparse
@@ -24,10 +28,15 @@ from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from training import training
 from training.dataset import load_clips, shards
+from training.movers import moving_things
 from training.pool import ImagePool, load_pool
 
 WEIGHTS = tiny.WEIGHTS / "vae"
 KL_WEIGHT = 3e-4
+MOVERS = 1 / 3  # share of clips in which small things move fast
+MOVING_WEIGHT = 4.0  # of a pixel that is MOVING_LEVELS or more away from its median over time; 1 where it stands still
+MOVING_LEVELS = 40.0
+SQUARED_WEIGHT = 4.0  # of the squared error beside half of the absolute one
 # (clips, frames, height, width) in turn; every further shape is a further program to compile.
 SHAPES = ((1, 9, 64, 64), (1, 9, 64, 64), (1, 9, 64, 64), (6, 1, 64, 96))
 IMAGES = ((8, 1, 64, 96),)
@@ -70,6 +79,9 @@ def make_batch(
     count, frames, height, width = shapes[step % len(shapes)]
     clips = []
     for _ in range(count):
+        if frames > 1 and rng.random() < MOVERS:
+            clips.append(moving_things(pool, rng, frames, height, width))
+            continue
         kind = rng.random()
         if scenes is not None and kind < 0.4:
             clip = scenes[rng.integers(len(scenes))]
@@ -89,6 +101,13 @@ def psnr(a: jax.Array, b: jax.Array) -> jax.Array:
     return 10 * jnp.log10(4.0 / jnp.mean(jnp.square(a - b)))
 
 
+def moving_weights(video: jax.Array) -> jax.Array:
+    """What each pixel [B, T, H, W, 1] of clips in [-1, 1] counts: more where it leaves its median over time; mean 1."""
+    away = jnp.max(jnp.abs(video - jnp.median(video, axis=1, keepdims=True)), axis=-1, keepdims=True) * 127.5
+    weights = 1.0 + (MOVING_WEIGHT - 1.0) * jnp.clip(away / MOVING_LEVELS, 0.0, 1.0)
+    return weights / jnp.mean(weights)
+
+
 def loss(
     parameters: nnx.State, batch: jax.Array, key: jax.Array, *, graphdef: nnx.GraphDef, decoder_only: bool = False
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -102,7 +121,8 @@ def loss(
     output = vae.decode(latents)
     error = output - video
     divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
-    reconstruction = 0.5 * jnp.mean(jnp.abs(error)) + jnp.mean(jnp.square(error))
+    weights = moving_weights(video)
+    reconstruction = 0.5 * jnp.mean(weights * jnp.abs(error)) + SQUARED_WEIGHT * jnp.mean(weights * jnp.square(error))
     value = reconstruction + KL_WEIGHT * divergence
     return value, {"psnr": psnr(output, video), "divergence": divergence, "sigma": jnp.mean(jnp.exp(0.5 * logvar))}
 
@@ -147,6 +167,26 @@ def still_start(parameters: nnx.State) -> tuple[nnx.State, nnx.State]:
     return jax.tree.map(lambda value, f: value * jnp.broadcast_to(f, value.shape), parameters, freedom), freedom
 
 
+def inherit(vae: VAE, source: VAE) -> list[str]:
+    """Fills an autoencoder with what fits of another one; levels correspond counted from the finest.
+
+    Returns:
+        The paths of the parameters that were taken.
+    """
+    theirs = checkpoints.parameter_paths(source)
+    coarser = len(source.config.block_out_channels) - len(vae.config.block_out_channels)
+    taken = []
+    for path, variable in checkpoints.parameter_paths(vae).items():
+        part, name, *rest = path.split(".")
+        if part == "decoder" and name in ("levels", "ups"):  # the decoder's are stored coarsest first
+            rest[0] = str(int(rest[0]) + coarser)
+        found = theirs.get(".".join((part, name, *rest)))
+        if found is not None and found[...].shape == variable[...].shape:
+            variable[...] = jnp.array(found[...])
+            taken.append(path)
+    return taken
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,15 +195,26 @@ def main() -> None:
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone")
     parser.add_argument("--images", action="store_true", help="first part: single images, taps on the past at rest")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
+    parser.add_argument("--widths", type=int, nargs="+", default=None, help="of each resolution, finest first")
+    parser.add_argument("--latent-channels", type=int, default=None)
+    parser.add_argument("--inherit", default=None, help="a weights folder of another shape: what fits is taken")
     parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
+    parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
     args = parser.parse_args()
 
     config = VAEConfig.tiny()
     if args.init:
         config = checkpoints.load_config(args.init, VAEConfig)
+    elif args.widths or args.latent_channels:
+        widths, channels = args.widths or config.block_out_channels, args.latent_channels or config.latent_channels
+        config = dataclasses.replace(config, block_out_channels=tuple(widths), latent_channels=channels)
     vae = VAE(config, rngs=nnx.Rngs(args.seed))
     if args.init:
         checkpoints.load_into(vae, args.init)
+    elif args.inherit:
+        source = VAE(checkpoints.load_config(args.inherit, VAEConfig), rngs=nnx.Rngs(0))
+        checkpoints.load_into(source, args.inherit)
+        print(f"inherited {len(inherit(vae, source))} arrays", flush=True)
     graphdef, parameters = nnx.split(vae)
     pools = load_pool(args.cache)
     scenes = np.concatenate([load_clips(shard)[0] for shard in shards(args.scenes)]) if args.scenes else None
@@ -177,7 +228,13 @@ def main() -> None:
         partial(loss, graphdef=graphdef, decoder_only=args.freeze_encoder),
         parameters,
         partial(make_batch, pool=pools.train, scenes=scenes, shapes=IMAGES if args.images else SHAPES),
-        training.TrainConfig(steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed),
+        training.TrainConfig(
+            steps=args.steps,
+            minutes=args.minutes,
+            learning_rate=args.rate,
+            seed=args.seed,
+            save_every=args.save_every,
+        ),
         args.workdir,
         evaluate=lambda mean: evaluate(graphdef, mean, clips),
         trainable=trainable,
