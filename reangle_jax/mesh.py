@@ -2,7 +2,7 @@
 
 Axes: ``data`` divides the videos of a batch; ``r`` and ``u`` together hold one model's parameters in pieces, and are
 the axes over which attention will divide its sequence. Parameters declare logical axes (``axes=`` of an ``nnx.Param``);
-rules map those to mesh axes. All work is done under a mesh (``jax.set_mesh``), 1x1x1 where there is one device.
+rules map those to mesh axes. All work is done under a mesh (:func:`use`), 1x1x1 where there is one device.
 
 The axis types are Auto: the compiler propagates layouts from the parameters and the batch. Explicit types would have
 every product with a divided kernel, every gather and every reshape of the models say its result's layout, which only
@@ -10,8 +10,9 @@ sequence-parallel attention needs. With a frozen kernel divided by its output (h
 product too, and sums where ``to_out`` and ``down`` contract: no whole parameter is ever gathered.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -21,9 +22,10 @@ from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from reangle_jax.errors import InputError
+from reangle_jax.nn import layouts
+from reangle_jax.nn.layouts import Rules
 
 Tree = TypeVar("Tree")
-Rules = Mapping[str, tuple[str, ...]]
 
 DATA = "data"
 MODEL = ("r", "u")
@@ -33,6 +35,8 @@ AXES = (DATA, *MODEL)
 FROZEN: Rules = {"heads": MODEL, "mlp": MODEL, "vocab": MODEL, "modulation": MODEL, "embed": (), "lora": ()}
 # Both halves of an adapter have the rank's axis: it is what divides them, and with them the optimiser's state.
 ADAPTER: Rules = {name: MODEL if name == "lora" else () for name in FROZEN}
+# What kernels divide: videos, and heads where the kernels of queries, keys and values are divided (FROZEN).
+ACTIVATIONS: Rules = {"batch": (DATA,), "heads": FROZEN["heads"]}
 
 
 def parse(text: str) -> dict[str, int] | None:
@@ -81,8 +85,15 @@ def make_mesh(text: str = "auto", *, batch_size: int = 1, devices: Sequence[Any]
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+@contextlib.contextmanager
+def use(mesh: Mesh) -> Iterator[None]:
+    """All work within it is done on this mesh: ``jax.set_mesh``, and the rules for activations."""
+    with jax.set_mesh(mesh), layouts.activation_rules(ACTIVATIONS):
+        yield
+
+
 def current() -> Mesh | None:
-    """The mesh set with ``jax.set_mesh``; None without one. Not while a function is traced."""
+    """The mesh set with :func:`use`; None without one. Not while a function is traced."""
     mesh = jax.sharding.get_mesh()
     return None if mesh.empty else mesh
 
@@ -93,48 +104,16 @@ def _divided() -> Mapping[str, int] | None:
     return None if mesh.empty or mesh.size == 1 else mesh.shape
 
 
-def spec(
-    axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int], rules: Rules = FROZEN
-) -> PartitionSpec:
-    """Where an array's axes go.
-
-    Args:
-        axes: logical names of the last axes; those before them (a stack's layers) and those named None stay whole.
-        shape: the array's.
-        sizes: of the mesh axes (``mesh.shape``).
-        rules: logical axis to mesh axes. An axis that its mesh axes do not divide evenly stays whole.
-
-    Raises:
-        ValueError: a logical axis without a rule, more of them than the array has, or two that want one mesh axis.
-    """
-    if len(axes) > len(shape):
-        raise ValueError(f"axes {tuple(axes)} are more than the array of shape {tuple(shape)} has")
-    taken: dict[str, str] = {}
-    entries: list[tuple[str, ...] | None] = [None] * (len(shape) - len(axes))
-    for name, length in zip(axes, shape[len(shape) - len(axes) :], strict=True):
-        if name is not None and name not in rules:
-            raise ValueError(f"logical axis {name!r} has no rule: add it to reangle_jax.mesh")
-        wanted = rules[name] if name is not None else ()
-        for axis in wanted:
-            if axis in taken:
-                raise ValueError(f"logical axes {taken[axis]!r} and {name!r} both want the mesh axis {axis!r}")
-            taken[axis] = str(name)
-        entries.append(wanted if wanted and length % math.prod(sizes[axis] for axis in wanted) == 0 else None)
-    while entries and entries[-1] is None:
-        entries.pop()
-    return PartitionSpec(*entries)
-
-
 def spec_for(variable: Any, sizes: Mapping[str, int]) -> PartitionSpec:
     """Where a parameter's axes go, abstract or not; anything that declares none is on every device whole.
 
     Raises:
-        ValueError: as :func:`spec`.
+        ValueError: as :func:`reangle_jax.nn.layouts.spec`.
     """
     if not isinstance(variable, nnx.Variable):
         return PartitionSpec()
     axes = variable.get_metadata().get("axes") or ()
-    return spec(axes, variable.shape, sizes, ADAPTER if isinstance(variable, nnx.LoRAParam) else FROZEN)
+    return layouts.spec(axes, variable.shape, sizes, ADAPTER if isinstance(variable, nnx.LoRAParam) else FROZEN)
 
 
 def sharding_for(variable: Any, mesh: Mesh) -> NamedSharding:

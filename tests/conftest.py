@@ -47,3 +47,9 @@ def optax_promotion():
     """Dtype promotion as optax needs it: its Adam raises a float32 to the power of an int32 count."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    """Programs for GPUs can be traced without one: JAX asks for the installed cuDNN's version while it traces."""
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)

@@ -50,24 +50,6 @@ def test_auto_gives_every_device_an_equal_share_of_the_batch():
             assert meshes.make_mesh(batch_size=batch, devices=devices).shape == (share, 1, 1)
 
 
-def test_rules():
-    assert meshes.spec(("embed", "heads"), (42, 64, 64), SIZES) == P(None, None, ("r", "u"))
-    assert meshes.spec(("heads", "embed"), (42, 64, 64), SIZES) == P(None, ("r", "u"))
-    assert meshes.spec((None, None), (3, 4), SIZES) == P()
-    # Nine do not go into eight: whole.
-    assert meshes.spec(("heads",), (9,), SIZES) == P()
-    assert meshes.spec(("lora", "heads"), (42, 16, 64), SIZES, meshes.ADAPTER) == P(None, ("r", "u"))
-
-
-def test_clashes_and_unknown_axes_raise():
-    with pytest.raises(ValueError, match="'mlp' and 'heads' both want the mesh axis 'r'"):
-        meshes.spec(("mlp", "heads"), (8, 8), SIZES)
-    with pytest.raises(ValueError, match="'color' has no rule"):
-        meshes.spec(("color",), (8,), SIZES)
-    with pytest.raises(ValueError, match="more than the array"):
-        meshes.spec(("mlp", None), (8,), SIZES)
-
-
 @pytest.mark.parametrize(
     ("build", "spread"),
     [

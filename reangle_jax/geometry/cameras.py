@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from reangle_jax.arrays import AnyArray
 from reangle_jax.errors import InputError
+from reangle_jax.nn.products import einsum
 
 # method.md: 260 px at 480x720 in the released scripts.
 _REFERENCE_FOCAL, _REFERENCE_SIDE = 260.0, 480.0
@@ -81,7 +82,7 @@ def identity_cameras(K: Float[AnyArray, "3 3"], num_frames: int) -> Cameras:
 def rigid_inverse(motion: Float[AnyArray, "*batch 4 4"]) -> Float[Array, "*batch 4 4"]:
     """The inverse of rigid motions, without a general matrix inverse and its rounding."""
     rotation = jnp.swapaxes(motion[..., :3, :3], -1, -2)
-    translation = -jnp.einsum("...ij,...j->...i", rotation, motion[..., :3, 3], precision="highest")
+    translation = -einsum("...ij,...j->...i", rotation, motion[..., :3, 3])
     top = jnp.concatenate([rotation, translation[..., None]], axis=-1)
     return jnp.concatenate([top, motion[..., 3:, :]], axis=-2)
 
@@ -89,7 +90,7 @@ def rigid_inverse(motion: Float[AnyArray, "*batch 4 4"]) -> Float[Array, "*batch
 def source_to_target(source: Cameras, target: Cameras) -> Float[Array, "*batch T 4 4"]:
     """The motion that takes points of each source camera's frame into the target camera's."""
     to_target = rigid_inverse(target.camera_to_world)
-    return jnp.einsum("...ij,...jk->...ik", to_target, source.camera_to_world, precision="highest")
+    return einsum("...ij,...jk->...ik", to_target, source.camera_to_world)
 
 
 def save_cameras(path: str | os.PathLike, cameras: Cameras, width: int, height: int) -> None:

@@ -5,17 +5,25 @@ import contextvars
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from reangle_jax.nn.layouts import Axes, on_each_device
+from reangle_jax.nn.products import einsum, matmul, precision
+
 IMPLEMENTATIONS = ("plain", "mapped", "xla", "cudnn", "splash")
 # The platform that kernels of one platform alone need.
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
-# What a rematerialised block keeps of its attention, which costs more to compute again than to keep.
+# What a rematerialised block keeps of its attention, which costs more to compute again than to keep: all that the
+# backward pass needs of the forward one. cuDNN's results have no names; they are known by their primitive.
 SAVED = "attention"
+_CUDNN_FORWARD = "dot_product_attention_fwd"
+_TOKENS: Axes = ("batch", None, "heads", None)
+_LOGITS: Axes = ("batch", "heads", None, None)
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
 
@@ -28,6 +36,12 @@ def compiling_for(platform: str) -> Iterator[None]:
         yield
     finally:
         _target.reset(token)
+
+
+def is_kept(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """The policy of ``jax.checkpoint`` for blocks with attention: keep what attention gave, recompute all else."""
+    named = primitive.name == "name" and parameters["name"] == SAVED
+    return named or primitive.name.startswith(_CUDNN_FORWARD)
 
 
 def attention(
@@ -48,14 +62,15 @@ def attention(
         bias: added to the logits before the softmax; its leading axis is 1 or B.
         scale: factor on the logits; 1/sqrt(D) by default.
         impl: ``plain`` (any platform, materialises the logits in float32), ``mapped`` (one head at a time, without
-            bias: the fastest on CPUs), ``xla`` (jax.nn's, any platform), ``cudnn`` (fused, NVIDIA Ampere and newer,
-            16-bit types) or ``splash`` (fused, TPUs, self-attention without bias).
+            bias: the fastest on CPUs), ``xla`` (jax.nn's, any platform), ``cudnn`` (fused, NVIDIA Ampere and newer)
+            or ``splash`` (fused, TPUs, self-attention without bias). The fused ones are for 16-bit types. On a mesh
+            (``reangle_jax.mesh.use``) each device computes its share of the batch and of the heads.
 
     Returns:
         The mix of values, in the queries' dtype.
 
     Raises:
-        ValueError: ``impl`` is unknown, or cannot take a bias.
+        ValueError: ``impl`` is unknown, or cannot take a bias or the dtype.
         RuntimeError: ``cudnn`` was asked for without a GPU, or ``splash`` without a TPU.
     """
     if impl not in IMPLEMENTATIONS:
@@ -65,26 +80,38 @@ def attention(
         return _plain(q, k, v, bias, scale)
     if impl in ("mapped", "splash") and bias is not None:
         raise ValueError(f"attention impl {impl!r} takes no bias: use 'plain' or 'xla'")
-    if impl == "mapped":
-        return _mapped(q, k, v, scale)
     platform, here = PLATFORMS.get(impl), _target.get() or jax.default_backend()
     if platform and here != platform:
         raise RuntimeError(f"attention impl {impl!r} needs a {platform.upper()}, the backend is {here!r}: use 'xla'")
+    if platform and q.dtype.itemsize != 2:
+        raise ValueError(f"attention impl {impl!r} is for 16-bit types, not {q.dtype}: use 'mapped' or 'xla'")
+    if impl == "xla":
+        return checkpoint_name(_library(q, k, v, bias, scale=scale, impl=impl), SAVED)
     if impl == "splash":
         from reangle_jax.nn.splash import splash  # late: it brings Pallas, half a second for those who need none
 
-        return splash(q, k, v, scale=scale, saved=SAVED)
-    with jax.numpy_dtype_promotion("standard"):  # jax.nn's own code promotes 16-bit types by itself
-        y = jax.nn.dot_product_attention(q, k, v, bias, scale=scale, implementation=impl)  # type: ignore[arg-type]
-    return checkpoint_name(y, SAVED)
+        kernel = functools.partial(splash, scale=scale, saved=SAVED)
+    elif impl == "mapped":
+        kernel = functools.partial(_mapped, scale=scale)
+    else:
+        kernel = functools.partial(_library, scale=scale, impl=impl)
+    operands = [(q, _TOKENS), (k, _TOKENS), (v, _TOKENS)] + ([] if bias is None else [(bias, _LOGITS)])
+    return on_each_device(kernel, _TOKENS, *operands)
+
+
+def _library(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float, impl: Any) -> Array:
+    # jax.nn's own code promotes 16-bit types by itself, and says nothing of the precision of its products.
+    highest = precision(q.dtype).name.lower()
+    with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision(highest):
+        return jax.nn.dot_product_attention(q, k, v, bias, scale=scale, implementation=impl)
 
 
 def _plain(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
-    logits = jnp.einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32) * scale
+    logits = einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32) * scale
     if bias is not None:
         logits = logits + jnp.broadcast_to(bias.astype(jnp.float32), logits.shape)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return checkpoint_name(jnp.einsum("bnqk,bknd->bqnd", weights, v), SAVED)
+    return checkpoint_name(einsum("bnqk,bknd->bqnd", weights, v), SAVED)
 
 
 def _head_major(x: Array) -> Array:  # [B, S, N, D] -> [B * N, S, D]
@@ -99,7 +126,7 @@ def _token_major(x: Array, heads: int) -> Array:  # [B * N, S, D] -> [B, S, N, D
     return x.reshape(-1, heads, *x.shape[1:]).swapaxes(1, 2)
 
 
-_dot = functools.partial(jnp.dot, preferred_element_type=jnp.float32)
+_dot = functools.partial(matmul, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

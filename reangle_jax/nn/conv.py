@@ -1,18 +1,15 @@
-"""Convolutions over channels-last images and videos."""
+"""Convolutions over channels-last images and videos.
+
+Whatever they are computed in, taps and bias are summed in float32 and the sum is rounded once.
+"""
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from reangle_jax.nn.linear import uniform_fan_in
-
-Padding = tuple[tuple[int, int], tuple[int, int]]
-
-
-def _conv2d(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+from reangle_jax.nn.products import Padding, conv2d
 
 
 class Conv2D(nnx.Module):
@@ -40,8 +37,8 @@ class Conv2D(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w out"]:
         """Convolves."""
-        y = _conv2d(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding)
-        return self._plus_bias(y)
+        y = conv2d(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride, self.padding)
+        return _finished(y, self.bias, self.dtype)
 
     def of_doubled(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W out"]:
         """Convolves the image of twice the height and width that repeats every pixel; for 3x3 kernels with padding 1.
@@ -50,16 +47,20 @@ class Conv2D(nnx.Module):
         of the output is a 2x2 convolution of ``x`` itself: 16 products in place of 36, and no doubled image in memory.
         """
         batch, height, width, _ = x.shape
-        x, kernel = x.astype(self.dtype), self.kernel[...]
+        x, kernel = x.astype(self.dtype), self.kernel[...].astype(jnp.float32)
         rows = []
         for i in (0, 1):
             taller = _fold(kernel, i, axis=0)
-            row = [_conv2d(x, _fold(taller, j, axis=1).astype(self.dtype), 1, ((1 - i, i), (1 - j, j))) for j in (0, 1)]
+            row = [conv2d(x, _fold(taller, j, axis=1).astype(self.dtype), 1, ((1 - i, i), (1 - j, j))) for j in (0, 1)]
             rows.append(jnp.stack(row, axis=3).reshape(batch, height, 2 * width, -1))
-        return self._plus_bias(jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1))
+        y = jnp.stack(rows, axis=2).reshape(batch, 2 * height, 2 * width, -1)
+        return _finished(y, self.bias, self.dtype)
 
-    def _plus_bias(self, y: Array) -> Array:
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
+
+def _finished(y: Array, bias: nnx.Param | None, dtype: DTypeLike) -> Array:
+    """The sum of all taps with its bias, rounded."""
+    y = y if bias is None else y + bias[...].astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
+    return y.astype(dtype)
 
 
 def _fold(kernel: Array, parity: int, *, axis: int) -> Array:
@@ -109,14 +110,13 @@ class Conv3D(nnx.Module):
         batch, frames, height, width, channels = x.shape
         frames -= self.kernel_size - 1
         pad = self.kernel_size // 2
-        y = jnp.zeros((), self.dtype)
+        y = None
         for tap in range(self.kernel_size):
             image = x[:, tap : tap + frames].reshape(batch * frames, height, width, channels)
-            term = _conv2d(image, kernel[tap], 1, ((pad, pad), (pad, pad)))
-            y = term if tap == 0 else y + term
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
-        return y.reshape(batch, frames, height, width, -1)
+            term = conv2d(image, kernel[tap], 1, ((pad, pad), (pad, pad)))
+            y = term if y is None else y + term
+        assert y is not None
+        return _finished(y, self.bias, self.dtype).reshape(batch, frames, height, width, -1)
 
     def from_rest(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W out"]:
         """Convolves a video whose first frame stood still before it: as many frames come out as go in.
@@ -130,16 +130,14 @@ class Conv3D(nnx.Module):
         pad = self.kernel_size // 2
         y = None
         for kernel in self.kernel[...].astype(self.dtype):
-            term = _conv2d(images, kernel, 1, ((pad, pad), (pad, pad))).reshape(batch, frames, height, width, -1)
+            term = conv2d(images, kernel, 1, ((pad, pad), (pad, pad))).reshape(batch, frames, height, width, -1)
             y = term if y is None else term + jnp.concatenate([y[:, :1], y[:, :-1]], axis=1)
         assert y is not None
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, 1, -1)
+        return _finished(y, self.bias, self.dtype)
 
     def of_still(self, x: Float[Array, "B 1 H W C"]) -> Float[Array, "B 1 H W out"]:
         """Convolves a video that stands still, given by one frame: the taps in time add up to one 2D kernel."""
-        kernel = jnp.sum(self.kernel[...].astype(self.dtype), axis=0)
+        kernel = jnp.sum(self.kernel[...].astype(jnp.float32), axis=0).astype(self.dtype)
         pad = self.kernel_size // 2
-        y = _conv2d(x[:, 0].astype(self.dtype), kernel, 1, ((pad, pad), (pad, pad)))
-        if self.bias is not None:
-            y = y + self.bias[...].astype(self.dtype).reshape(1, 1, 1, -1)
-        return y[:, None]
+        y = conv2d(x[:, 0].astype(self.dtype), kernel, 1, ((pad, pad), (pad, pad)))
+        return _finished(y, self.bias, self.dtype)[:, None]

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from reangle_jax.nn.conv import Conv2D
 from reangle_jax.nn.linear import uniform_fan_in
+from reangle_jax.nn.products import einsum
 from reangle_jax.nn.resize import resize_bilinear
 
 FACTORS = (4, 2, 1, None)  # how each level is enlarged, shallow to deep; None is a convolution of stride 2
@@ -28,7 +29,7 @@ class UpConv(nnx.Module):
         batch, height, width, _ = x.shape
         kernel = self.kernel[...].astype(self.dtype)
         factor = kernel.shape[0]
-        y = jnp.einsum("bhwc,ijco->bhiwjo", x.astype(self.dtype), kernel)
+        y = einsum("bhwc,ijco->bhiwjo", x.astype(self.dtype), kernel)
         y = y.reshape(batch, height * factor, width * factor, -1)
         return y + self.bias[...].astype(self.dtype)[None, None, None, :]
 

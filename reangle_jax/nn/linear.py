@@ -9,6 +9,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from reangle_jax.nn.products import matmul
+
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
@@ -80,9 +82,10 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """Applies the map."""
         x = x.astype(self.dtype)
-        y = x @ self.kernel[...].astype(self.dtype)
+        y = matmul(x, self.kernel[...].astype(self.dtype))
         if self.bias is not None:
             y = y + jnp.broadcast_to(self.bias[...].astype(self.dtype), y.shape)
         if self.lora_a is not None and self.lora_b is not None:
-            y = y + (x @ self.lora_a[...].astype(self.dtype)) @ self.lora_b[...].astype(self.dtype) * self.lora_scale
+            narrow = matmul(x, self.lora_a[...].astype(self.dtype))
+            y = y + matmul(narrow, self.lora_b[...].astype(self.dtype)) * self.lora_scale
         return y

@@ -6,6 +6,8 @@ from jaxtyping import Array, Float, Float32, Float64, Int
 
 Matrix = Float64[np.ndarray, "{size_out} {size_in}"]
 
+from reangle_jax.nn.products import einsum
+
 
 def nearest_index(size_in: int, size_out: int) -> Int[np.ndarray, " {size_out}"]:
     """Source index of every output position: floor(i * in / out), PyTorch's ``nearest``."""
@@ -93,8 +95,8 @@ def apply_separable(
     x: Float[Array, "B H W C"], rows: Float[np.ndarray, "h H"], columns: Float[np.ndarray, "w W"]
 ) -> Float32[Array, "B h w C"]:
     """Applies ``rows`` [h, H] and ``columns`` [w, W] to the two middle axes, in float32."""
-    y = jnp.einsum("hH,bHWc->bhWc", jnp.asarray(rows, jnp.float32), x.astype(jnp.float32))
-    return jnp.einsum("wW,bhWc->bhwc", jnp.asarray(columns, jnp.float32), y)
+    y = einsum("hH,bHWc->bhWc", jnp.asarray(rows, jnp.float32), x.astype(jnp.float32))
+    return einsum("wW,bhWc->bhwc", jnp.asarray(columns, jnp.float32), y)
 
 
 def resize_bilinear(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reangle_jax.nn.attention import SAVED
+from reangle_jax.nn.attention import is_kept
 
 
 class Stack(nnx.Module):
@@ -94,5 +94,4 @@ class Stack(nnx.Module):
 
     def _rematerialised(self, body: Callable) -> Callable:
         # In a scan the backward pass is another loop: XLA cannot merge the two computations, and needs no guard.
-        policy = jax.checkpoint_policies.save_only_these_names(SAVED)
-        return jax.checkpoint(body, policy=policy, prevent_cse=False) if self.remat else body
+        return jax.checkpoint(body, policy=is_kept, prevent_cse=False) if self.remat else body

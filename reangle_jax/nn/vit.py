@@ -18,6 +18,7 @@ from reangle_jax.nn.conv import Conv2D
 from reangle_jax.nn.embeddings import Rope, rotate_grid
 from reangle_jax.nn.linear import Linear, uniform_fan_in
 from reangle_jax.nn.norms import LayerNorm
+from reangle_jax.nn.products import einsum
 from reangle_jax.nn.resize import apply_separable, bicubic_matrix
 from reangle_jax.nn.stack import Stack
 
@@ -102,7 +103,7 @@ class SelfAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B S C"], rope: Rope | None = None) -> Float[Array, "B S C"]:
         """Attends; ``rope`` turns queries and keys by their places in the grid (see `rotate_grid`)."""
         x = x.astype(self.dtype)
-        qkv = jnp.einsum("bsc,kcd->kbsd", x, self.qkv_kernel[...].astype(self.dtype))
+        qkv = einsum("bsc,kcd->kbsd", x, self.qkv_kernel[...].astype(self.dtype))
         qkv = qkv + self.qkv_bias[...].astype(self.dtype)[:, None, None, :]
         q, k, v = qkv.reshape(3, *x.shape[:2], self.heads, -1)
         if rope is not None:

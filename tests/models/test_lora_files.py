@@ -426,7 +426,7 @@ class TestSeveral:
     def test_state_lies_on_the_mesh(self, two):
         joined = lora.combine([(two[0], 1.0), (two[1], 1.0)])
         config = dataclasses.replace(CONFIG, lora_rank=8, lora_alpha=8.0)
-        with jax.set_mesh(meshes.make_mesh("r:2,u:4")):
+        with meshes.use(meshes.make_mesh("r:2,u:4")):
             state = lora.to_state(joined, config)
             again = lora.from_state(state, config)
         shapes = {leaf.addressable_shards[0].data.shape for leaf in jax.tree.leaves(state)}

@@ -2,8 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from reangle_jax.nn.attention import SAVED, attention
+from reangle_jax import mesh as meshes
+from reangle_jax.nn.attention import attention, compiling_for
+from reangle_jax.nn.stack import Stack
+from tests import jaxprs
 
 SHAPE_Q, SHAPE_K = (2, 7, 3, 8), (2, 5, 3, 8)
 BIASES = {"none": None, "shared": (1, 3, 7, 5), "per_video": (2, 3, 7, 5)}
@@ -75,19 +79,65 @@ def test_mapped_takes_no_bias():
         attention(*([jnp.zeros((1, 1, 1, 8))] * 3), bias=jnp.zeros((1, 1, 1, 1)), impl="mapped")
 
 
-def test_rematerialised_block_keeps_its_attention():
-    """A block's backward pass does not run its attention again: one exponential of the logits, in the gradient."""
+# Two products forward, five backward: the logits are not kept, so that the gradient makes them once more.
+PRODUCTS = {"dot_general": 7}
+FORWARD_ONCE = {
+    "plain": ("cpu", PRODUCTS),
+    "mapped": ("cpu", PRODUCTS),
+    "xla": ("cpu", PRODUCTS),
+    "cudnn": ("gpu", {"dot_product_attention_fwd_wrapper": 1, "dot_product_attention_bwd_wrapper": 1}),
+    "splash": ("tpu", {"splash_mha_fwd_residuals": 1, "splash_mha_dkv_no_residuals": 1}),
+}
 
-    def block(x):
-        return jnp.sum(jnp.sin(attention(jnp.cos(x), x, x, impl="mapped")))
 
-    policy = jax.checkpoint_policies.save_only_these_names(SAVED)
-    x = jnp.ones((1, 4, 2, 8))
-    counts = {
-        remat: str(jax.make_jaxpr(jax.grad(remat(block)))(x)).count("= exp")
-        for remat in (jax.checkpoint, lambda f: jax.checkpoint(f, policy=policy))
-    }
-    assert sorted(counts.values()) == [2, 3]
+@pytest.mark.parametrize("text", ["data:1", "data:2,u:2"])
+@pytest.mark.parametrize("impl", FORWARD_ONCE)
+def test_rematerialised_stack_runs_its_attention_once(cudnn, impl, text):
+    """Whatever else is computed again in the backward pass of a scanned, rematerialised block, attention is not."""
+    platform, expected = FORWARD_ONCE[impl]
+
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.scale = nnx.Param(jnp.ones((64,), jnp.bfloat16))
+
+        def __call__(self, x):
+            q = jnp.sin(x * self.scale[...].reshape(1, 1, 1, -1))
+            return x + jnp.sin(attention(q, jnp.cos(q), 2 * q, impl=impl))
+
+    graphdef, state = nnx.split(Stack(Block, 3, remat=True, rngs=nnx.Rngs(0)))
+
+    def loss(state, x):
+        return jnp.sum(nnx.merge(graphdef, state)(x).astype(jnp.float32))
+
+    with meshes.use(meshes.make_mesh(text)), compiling_for(platform):
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(state, jnp.ones((2, 128, 2, 64), jnp.bfloat16))
+    counts = jaxprs.names(jaxpr.jaxpr)
+    assert {name: counts[name] for name in expected} == expected
+    assert counts["sin"] == 4  # the rest of the block is computed again
+    # Kept of each of the three layers: what came in, what attention gave and, but for two, its softmax's log-sums.
+    loop = next(equation for equation in jaxprs.equations(jaxpr.jaxpr) if equation.primitive.name == "scan")
+    kept = sorted(out.aval.size // 3 for out in loop.outvars if out.aval.shape[0] == 3)
+    assert kept == ([] if impl in ("plain", "xla") else [2 * 128 * 2]) + [2 * 128 * 2 * 64] * 2
+
+
+def test_mapped_on_a_mesh_is_the_same(rng):
+    q, k, v, _ = random_inputs(rng, "none")
+
+    def value_and_gradients(*operands):
+        return jax.jit(jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(attention(*x, impl="mapped"))), (0, 1, 2)))(
+            *operands
+        )
+
+    want = value_and_gradients(q, k, v)
+    with meshes.use(meshes.make_mesh("data:2,r:3")):
+        got = value_and_gradients(q, k, v)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize(("impl", "platform"), [("cudnn", "gpu"), ("splash", "tpu")])
+def test_fused_kernels_take_16_bits(impl, platform):
+    with compiling_for(platform), pytest.raises(ValueError, match="is for 16-bit types, not float32: use 'mapped'"):
+        attention(*([jnp.zeros((1, 1, 1, 64))] * 3), impl=impl)
 
 
 def test_cudnn_needs_a_gpu():

@@ -54,6 +54,6 @@ def test_another_platform_is_refused(rng, impl, platform):
 
 
 def test_programs_for_tpus_are_traced_without_one(rng):
-    q, k, v = random_inputs(rng, 128)
+    q, k, v = (x.astype(jnp.bfloat16) for x in random_inputs(rng, 128))
     with compiling_for("tpu"):
         assert "splash" in str(jax.make_jaxpr(lambda *x: attention(*x, impl="splash"))(q, k, v))

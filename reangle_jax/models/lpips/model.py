@@ -88,12 +88,10 @@ class Lpips(nnx.Module):
         x = (2.0 * images - 1.0 - mean) / deviation
         modules = iter(self.layers)
         taps = []
-        # Published figures are float32's: an accelerator's default would round the factors to fewer bits.
-        with jax.default_matmul_precision("highest"):
-            for stage in self.config.stages:
-                for layer in stage:
-                    x = _pooled(x, layer) if isinstance(layer, Pooling) else jax.nn.relu(next(modules)(x))
-                taps.append(x)
+        for stage in self.config.stages:
+            for layer in stage:
+                x = _pooled(x, layer) if isinstance(layer, Pooling) else jax.nn.relu(next(modules)(x))
+            taps.append(x)
         return taps
 
     def __call__(self, images1: Float[Array, "B H W 3"], images2: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
