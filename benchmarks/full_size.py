@@ -131,7 +131,7 @@ def main() -> None:
     mesh = one_chip(args.topology)
     lower = {"finetune": lower_finetune, "sample": lower_sample, "score": lower_score}[args.program]
     start = time.perf_counter()
-    with jax.set_mesh(mesh), compiling_for("tpu"):
+    with mesh_module.use(mesh), compiling_for("tpu"):
         lowered = lower(args.rank, args.layers, NamedSharding(mesh, PartitionSpec()))
         compiled = lowered.compile()
     memory = compiled.memory_analysis()

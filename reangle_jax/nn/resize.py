@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Int
 
-Matrix = Float64[np.ndarray, "{size_out} {size_in}"]
-
 from reangle_jax.nn.products import einsum
+
+Matrix = Float64[np.ndarray, "{size_out} {size_in}"]
 
 
 def nearest_index(size_in: int, size_out: int) -> Int[np.ndarray, " {size_out}"]:

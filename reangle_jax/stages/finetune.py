@@ -73,7 +73,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def finetune(settings: Settings, run: Run) -> None:
     """Writes lora/: the adapters for this library and for diffusers, and the losses."""
-    with jax.set_mesh(mesh.make_mesh(settings.mesh, batch_size=settings.finetune.batch_size)):
+    with mesh.use(mesh.make_mesh(settings.mesh, batch_size=settings.finetune.batch_size)):
         _finetune(settings, run)
 
 

@@ -52,7 +52,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 def generate(settings: Settings, run: Run) -> None:
     """Writes views/NAME/frames.npz and video.mp4; views/NAME/untuned.npz if asked for."""
     batch_size = 2 if is_guided(settings.sample.guidance_scale) else 1  # guidance compares two videos
-    with jax.set_mesh(mesh.make_mesh(settings.mesh, batch_size=batch_size)):
+    with mesh.use(mesh.make_mesh(settings.mesh, batch_size=batch_size)):
         _generate(settings, run)
 
 

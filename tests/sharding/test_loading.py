@@ -78,13 +78,13 @@ def test_any_mesh(model, folders, form, text):
     kernel = loaded.blocks.layers.attn.to_q.kernel[...]
     ways = mesh.shape["r"] * mesh.shape["u"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 64, 64 // ways)}
-    with jax.set_mesh(mesh):
+    with meshes.use(mesh):
         # 1e-5: sums in another order.
         np.testing.assert_allclose(outputs(loaded), outputs(model), atol=1e-5)
 
 
 def test_saved_from_a_mesh_loaded_without_one(model, folders, tmp_path):
-    with jax.set_mesh(meshes.make_mesh("u:2")):
+    with meshes.use(meshes.make_mesh("u:2")):
         spread = checkpoints.load_into(abstract(), folders / "orbax")
         checkpoints.save_sharded(tmp_path / "again", spread, CONFIG)
     again = checkpoints.load_into(abstract(), tmp_path / "again")

@@ -43,7 +43,7 @@ def load(weights):
 
 def train(weights, text):
     """Losses and adapters after three steps, on the host, and what the layout was."""
-    with jax.set_mesh(meshes.make_mesh(text)):
+    with meshes.use(meshes.make_mesh(text)):
         transformer, vae = load(weights)
         optimiser = finetune.make_optimiser(OPTIONS)
         step = finetune.make_step(transformer, vae, OPTIONS, optimiser)
@@ -89,7 +89,7 @@ def test_training_equals_one_devices(small_weights, one_device, text):
 
 
 def sample(weights, text):
-    with jax.set_mesh(meshes.make_mesh(text)):
+    with meshes.use(meshes.make_mesh(text)):
         transformer, vae = load(weights)
         lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
         sampler = Sampler(transformer, vae, generate.SCHEDULE, num_frames=FRAMES, steps=3, guidance_scale=4.0,
@@ -132,7 +132,7 @@ def test_the_small_family_on_a_mesh():
 
     want = run(lora, base, latents, text)
     mesh = meshes.make_mesh("data:2,u:4")
-    with jax.set_mesh(mesh):
+    with meshes.use(mesh):
         places = jax.device_put((lora, base), meshes.shardings((lora, base), mesh))
         got = run(*places, *meshes.split_batch((latents, text)))
     np.testing.assert_allclose(got[0], want[0], rtol=1e-5)

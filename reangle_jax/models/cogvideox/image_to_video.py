@@ -18,6 +18,7 @@ from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.text import tokenizers
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
+from reangle_jax.nn.attention import PLATFORMS
 
 # Rows and columns of a tile, and the most pixels that "auto" codes whole: the published models' native size.
 TILE_SAMPLE = (240, 360)
@@ -78,11 +79,10 @@ def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float) -> Netw
 
 def attention_for_device(config: TransformerConfig) -> str:
     """The attention to use here: the platform's fused kernel where the dtype allows it; on a CPU the config's own."""
-    if jax.default_backend() == "tpu":
-        return "splash"
-    if jax.default_backend() != "gpu":
+    kernels = {platform: impl for impl, platform in PLATFORMS.items()}
+    if jax.default_backend() not in kernels:
         return config.attention_impl
-    return "cudnn" if config.dtype in ("bfloat16", "float16") else "xla"
+    return kernels[jax.default_backend()] if jnp.dtype(config.dtype).itemsize == 2 else "mapped"
 
 
 def init_lora(config: TransformerConfig, *, key: Array) -> nnx.State:
