@@ -42,9 +42,9 @@ from flax import nnx
 from benchmarks.diffusers_steps import GUIDANCE, SAMPLING_STEPS, Theirs
 from converters import command
 from reangle_jax import checkpoints, config, measure, mesh
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox import lora as lora_file
 from reangle_jax.diffusion import guidance, samplers
-from reangle_jax.models.cogvideox import image_to_video as i2v
-from reangle_jax.models.cogvideox import lora as lora_file
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE

@@ -28,9 +28,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reangle_jax import config as settings_module
 from reangle_jax import mesh as mesh_module
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.diffusion import guidance, samplers
 from reangle_jax.diffusion.schedule import Schedule
-from reangle_jax.models.cogvideox import image_to_video as i2v
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE

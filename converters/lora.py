@@ -8,10 +8,10 @@ import ml_dtypes
 import numpy as np
 
 from reangle_jax import checkpoints
+from reangle_jax.backbones.cogvideox import lora, lora_layouts
 from reangle_jax.data import files, safetensors
 from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
-from reangle_jax.models.cogvideox import lora, lora_layouts
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
 # Of each width and depth one: a LoRA does not tell 5b, 5b-i2v and 1.5 apart, and is laid out alike for them.

@@ -14,11 +14,11 @@ import jax
 from flax import nnx
 
 from reangle_jax import checkpoints, measure, weights
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.config import Settings
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
-from reangle_jax.models.cogvideox import image_to_video as i2v
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig

@@ -203,7 +203,7 @@ def _chunk_sizes(params: Path, tensors: dict[str, Any]) -> dict[str, int]:
 
 def _check_loras(settings: Settings, transformer: Path) -> None:
     from reangle_jax import checkpoints  # late: they bring jax
-    from reangle_jax.models.cogvideox import lora
+    from reangle_jax.backbones.cogvideox import lora
     from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
     config = checkpoints.load_config(transformer, TransformerConfig)

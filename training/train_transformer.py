@@ -18,10 +18,10 @@ import numpy as np
 from flax import nnx
 
 from reangle_jax import checkpoints, tiny
+from reangle_jax.backbones.cogvideox import image_to_video
 from reangle_jax.data.files import atomic_savez
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
-from reangle_jax.models.cogvideox import image_to_video
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from training import training

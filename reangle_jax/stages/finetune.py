@@ -17,13 +17,13 @@ from jaxtyping import Array, Float
 from tensorboardX import SummaryWriter
 
 from reangle_jax import mesh
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox import lora as lora_file
 from reangle_jax.config import Finetune, Settings
 from reangle_jax.data import files
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.geometry import masks, trajectories
-from reangle_jax.models.cogvideox import image_to_video as i2v
-from reangle_jax.models.cogvideox import lora as lora_file
 from reangle_jax.progress import progress
 from reangle_jax.run import Run, Stage, Unit, view_file
 

@@ -13,13 +13,13 @@ from flax import nnx
 
 from reangle_jax import checkpoints, mesh
 from reangle_jax.arrays import Picture
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox import lora as lora_file
+from reangle_jax.backbones.cogvideox.sampling import Sampler
 from reangle_jax.config import Settings, lora_choice
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.geometry import trajectories
-from reangle_jax.models.cogvideox import image_to_video as i2v
-from reangle_jax.models.cogvideox import lora as lora_file
-from reangle_jax.models.cogvideox.sampling import Sampler
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.progress import progress
 from reangle_jax.run import Run, Stage, Unit, view_file

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 
 from converters.rules import convert, revert
 from converters.tables import cogvideox_transformer
+from reangle_jax.backbones.cogvideox import lora
 from reangle_jax.checkpoints import abstract, fill, parameter_paths
-from reangle_jax.models.cogvideox import lora
 from reangle_jax.models.cogvideox.positions import rope_table, sincos_table
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig

@@ -8,7 +8,7 @@ from flax import nnx
 
 from converters import lora as command
 from reangle_jax import checkpoints
-from reangle_jax.models.cogvideox import lora
+from reangle_jax.backbones.cogvideox import lora
 from reangle_jax.models.cogvideox.transformer import Transformer
 from tests.parity.test_cogvideox_transformer import T2V, WHOLE, apply, error, inputs, load, original, run_original
 

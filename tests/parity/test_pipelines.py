@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from reangle_jax.models.cogvideox import sampling
-from reangle_jax.models.cogvideox.pipeline import CogVideoX
+from reangle_jax.backbones.cogvideox import sampling
+from reangle_jax.backbones.cogvideox.pipeline import CogVideoX
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.text.t5 import T5Config

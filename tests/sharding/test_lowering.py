@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from reangle_jax import mesh as meshes
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox.sampling import Sampler
 from reangle_jax.diffusion.samplers import init_state
-from reangle_jax.models.cogvideox import image_to_video as i2v
-from reangle_jax.models.cogvideox.sampling import Sampler
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.nn.attention import compiling_for

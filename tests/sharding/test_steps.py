@@ -10,8 +10,8 @@ from flax import nnx
 
 from reangle_jax import checkpoints
 from reangle_jax import mesh as meshes
-from reangle_jax.models.cogvideox import image_to_video as i2v
-from reangle_jax.models.cogvideox.sampling import Sampler
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox.sampling import Sampler
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.stages import finetune, generate

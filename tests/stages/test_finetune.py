@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.config import Finetune
-from reangle_jax.models.cogvideox import image_to_video as i2v
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.stages import finetune
 from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH

@@ -1,1 +1,1 @@
-"""CogVideoX: the image-to-video transformer and its causal 3D autoencoder."""
+"""CogVideoX's networks: the transformer and its causal 3D autoencoder."""

@@ -15,12 +15,12 @@ from jax.typing import DTypeLike
 
 from reangle_jax import checkpoints
 from reangle_jax import mesh as meshes
+from reangle_jax.backbones.cogvideox import lora_layouts
+from reangle_jax.backbones.cogvideox.lora_layouts import TARGETS
 from reangle_jax.config import LORA_NAMES
 from reangle_jax.data import files, safetensors
 from reangle_jax.errors import InputError
-from reangle_jax.models.cogvideox import lora_layouts
 from reangle_jax.models.cogvideox.heads import to_halves, to_pairs
-from reangle_jax.models.cogvideox.lora_layouts import TARGETS
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
@@ -211,7 +211,7 @@ def check(path: str | os.PathLike, config: TransformerConfig, *, alpha: float | 
 def read(
     path: str | os.PathLike, config: TransformerConfig, *, alpha: float | None = None, stated: bool = False
 ) -> Adapters:
-    """Reads a LoRA in any of the layouts of :mod:`reangle_jax.models.cogvideox.lora_layouts`.
+    """Reads a LoRA in any of the layouts of :mod:`reangle_jax.backbones.cogvideox.lora_layouts`.
 
     Args:
         path: as :func:`find` takes it.

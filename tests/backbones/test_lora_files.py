@@ -15,9 +15,9 @@ from flax import nnx
 from converters import lora as command
 from reangle_jax import checkpoints
 from reangle_jax import mesh as meshes
+from reangle_jax.backbones.cogvideox import lora
 from reangle_jax.data import safetensors
 from reangle_jax.errors import InputError
-from reangle_jax.models.cogvideox import lora
 from reangle_jax.models.cogvideox.transformer import Transformer
 from tests.networks import TRANSFORMER_SMALL, fill_randomly
 

@@ -1,7 +1,6 @@
 """From noise, text and perhaps a first frame to a video: what the published pipelines do around their networks.
 
-One program encodes, one makes every step, one decodes; each is compiled once for all videos of a size. This module and
-``pipeline.py`` are the two of the model that know of ``diffusion/``; the networks do not.
+One program encodes, one makes every step, one decodes; each is compiled once for all videos of a size.
 """
 
 from collections.abc import Callable
@@ -14,9 +13,9 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from reangle_jax import mesh
+from reangle_jax.backbones.cogvideox.image_to_video import Network, image_condition, predictor, to_bytes, to_unit
 from reangle_jax.diffusion import guidance, samplers
 from reangle_jax.diffusion.schedule import Schedule
-from reangle_jax.models.cogvideox.image_to_video import Network, image_condition, predictor, to_bytes, to_unit
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig

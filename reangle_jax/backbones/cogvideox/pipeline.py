@@ -1,7 +1,7 @@
 """CogVideoX for its own sake: a folder of converted weights, a prompt, perhaps an image, and out comes a video.
 
     import cv2, jax
-    from reangle_jax.models.cogvideox.pipeline import CogVideoX
+    from reangle_jax.backbones.cogvideox.pipeline import CogVideoX
 
     model = CogVideoX.load("weights/cogvideox-5b-i2v")
     image = cv2.resize(cv2.imread("cat.png"), (720, 480))[..., ::-1]
@@ -19,10 +19,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, UInt8
 
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox.sampling import Sampler
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.errors import InputError
-from reangle_jax.models.cogvideox import image_to_video as i2v
-from reangle_jax.models.cogvideox.sampling import Sampler
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
 SCHEDULER = "scheduler_config.json"

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from networks import FRAMES, HEIGHT, WIDTH
 
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox.pipeline import CogVideoX, load_schedule
+from reangle_jax.backbones.cogvideox.sampling import latent_frames
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.errors import InputError
-from reangle_jax.models.cogvideox import image_to_video as i2v
-from reangle_jax.models.cogvideox.pipeline import CogVideoX, load_schedule
-from reangle_jax.models.cogvideox.sampling import latent_frames
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 
