@@ -118,8 +118,8 @@ def write_weights(folder: Path, case: Case) -> None:
     model = checkpoints.abstract(lambda: Transformer(case.adapted, rngs=nnx.Rngs(0)))
     rng, variables = np.random.default_rng(1), checkpoints.parameter_paths(nnx.state(model, nnx.LoRAParam))
     arrays = {path: rng.normal(0, 0.02, value.shape).astype(np.float32) for path, value in variables.items()}
-    lora = lora_file.to_state(lora_file.Adapters(arrays, case.rank, float(case.rank)), case.adapted)
-    lora_file.export_lora_safetensors(folder / "lora.safetensors", lora, case.adapted)
+    adapters = lora_file.Adapters(arrays, case.rank, float(case.rank))
+    lora_file.export_lora_safetensors(folder / "lora.safetensors", adapters, case.adapted)
 
 
 def training_set(case: Case) -> finetune.TrainingSet:
@@ -190,7 +190,7 @@ class Ours:
 
     def adapters(self) -> dict[str, np.ndarray]:
         """As they stand now, under their published names."""
-        return lora_file.published_lora(self.lora, self.config)
+        return lora_file.published_lora(lora_file.from_state(self.lora, self.config), self.config)
 
 
 class Pair:
