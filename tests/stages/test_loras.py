@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.models.test_lora_files import published, write
 
 from reangle_jax import checkpoints, config
 from reangle_jax.backbones.cogvideox import lora
 from reangle_jax.run import Run, Stage
 from reangle_jax.stages import generate
+from tests.backbones.test_lora_files import published, write
 from tests.networks import TRANSFORMER_SMALL
 
 
