@@ -9,19 +9,17 @@ import logging
 import math
 import os
 from collections.abc import Generator, Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import cv2
 import numpy as np
 from av.error import FFmpegError
 from jaxtyping import Int, Shaped, UInt8
 
 from reangle_jax.arrays import Picture
-from reangle_jax.data import files, paths, pictures
-from reangle_jax.data.decoding import Decoded, Upright, VideoFile, filter_graph
+from reangle_jax.data import encoding, files, paths, pictures
+from reangle_jax.data.decoding import Decoded, Upright, VideoFile
 from reangle_jax.errors import InputError
 
 DEFAULT_FPS = 24.0  # of a source that does not say: a folder of frames, raw streams
@@ -342,38 +340,19 @@ def write_video(path: str | os.PathLike[str], frames: UInt8[np.ndarray, "T H W 3
         fps: frames per second.
 
     Raises:
-        OSError: with errno ENOSPC when the disk is full.
-        RuntimeError: the encoder failed otherwise (with its own words).
+        OSError: with errno ENOSPC and the file's name when the disk is full.
+        RuntimeError: the encoder failed (with its own words).
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames must be uint8 [T>0, H, W, 3], not {frames.dtype} {frames.shape}")
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     try:
-        with files.atomic_path(path) as temporary:
-            _encode(temporary, frames, Fraction(fps).limit_denominator(1_000_000))
+        content = encoding.encode_mp4(frames, fps)
     except FFmpegError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
         raise RuntimeError(f"the encoder failed on {path}: {error}") from error
-
-
-def _encode(path: Path, frames: UInt8[np.ndarray, "T H W 3"], fps: Fraction) -> None:
-    options = {"movflags": "+faststart", "fflags": "+bitexact"}
-    with av.open(f"file:{path}", "w", format="mp4", options=options) as container:
-        # Without macroblock trees: x264's AVX-512 code for them gives other bytes for equal frames now and then.
-        quality = {"preset": "medium", "crf": "16", "flags": "+bitexact", "x264-params": "mbtree=0"}
-        stream = container.add_stream("libx264", rate=fps, options=quality)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        # The tags say what the conversion does; players guess otherwise.
-        context.color_range, context.colorspace, context.color_primaries, context.color_trc = 1, 1, 1, 1
-        conversion = "flags=bicubic+accurate_rnd+full_chroma_inp:out_color_matrix=bt709:out_range=tv"
-        graph = None
-        for index, rgb in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), "rgb24")
-            frame.pts, frame.time_base = index, 1 / fps
-            graph = graph or filter_graph(frame, ("scale", conversion), ("format", "pix_fmts=yuv420p"))
-            graph.push(frame)
-            container.mux(stream.encode(graph.vpull()))
-        container.mux(stream.encode())
+    try:
+        files.atomic_write_bytes(path, content)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None

@@ -6,7 +6,7 @@ Host-side NumPy: it runs once for a clip.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from reangle_jax.arrays import AnyArray
 from reangle_jax.errors import InputError
@@ -46,11 +46,13 @@ def scene_depth(
         z, float32, finite and above 0.
 
     Raises:
-        InputError: wrong shape, not finite, negative or constant; the line names ``depth``.
+        InputError: wrong shape, not finite, negative, constant, or zero in the whole of a frame; the line names
+            ``depth``.
     """
     if kind not in DEPTH_KINDS:
         raise InputError(f"depth_kind: {kind!r} is unknown; use {' or '.join(DEPTH_KINDS)}")
     values = _checked(depth, expect_shape)
+    _check_frames(values > (0 if kind == "metric" else 1e-6 * values.max()))
     if kind == "metric":
         measured = values[values > 0]
         far = _RANGE * float(np.median(measured))
@@ -81,6 +83,17 @@ def _checked(depth: AnyArray, expect_shape: tuple[int, int, int] | None) -> Floa
     if values.max() - values.min() <= 1e-6 * values.max():
         raise InputError("depth: is constant over the whole clip, so nothing lies before anything; give a real depth")
     return values
+
+
+def _check_frames(known: Bool[np.ndarray, "T H W"]) -> None:
+    """Refuses frames of which nothing is known: their points would lie at the far limit, and the pivot with them."""
+    empty = np.flatnonzero(~known.any(axis=(1, 2)))
+    if empty.size:
+        which = f"frame {empty[0]} is" if empty.size == 1 else f"{empty.size} frames, the first of them {empty[0]}, are"
+        raise InputError(
+            f"depth: {which} zero everywhere (counted from 0, of {len(known)}), and zero is no depth: give depth for "
+            "every frame, or take a part of the clip that has it (config.start)"
+        )
 
 
 def align_frames(inverse: Float[np.ndarray, "T H W"]) -> Float[np.ndarray, "T H W"]:
@@ -126,15 +139,20 @@ def pivot_depth(depth: Float[AnyArray, "T H W"]) -> float:
 
     The subject is taken to be the nearer half of the frame's middle (the central half of its rows and columns), and its
     distance the median there: the middle's lower quartile. So neither the wall behind a person counts nor the ground at
-    the lower edge.
+    the lower edge. Nor does what lies at the far limit, the sky or what was not measured: if there is nothing else in
+    the middle, the rest of the frame is looked at, and then the clip.
 
     Args:
-        depth: scene depth z; only the first frame is used.
+        depth: scene depth z.
 
     Returns:
         The pivot's z in scene units.
     """
-    first = np.asarray(depth)[0]
-    height, width = first.shape
-    middle = first[height // 4 : height - height // 4, width // 4 : width - width // 4]
-    return float(np.quantile(middle, 0.25))
+    depth = np.asarray(depth)
+    height, width = depth.shape[1:]
+    middle = np.s_[0, height // 4 : height - height // 4, width // 4 : width - width // 4]
+    near = depth < depth.max()
+    if not near.any() or depth.max() < _RANGE / 2 * np.median(depth[near]):
+        near[:] = True  # nothing lies at the limit
+    where = next(where for where in (middle, 0, ...) if near[where].any())
+    return float(np.quantile(depth[where][near[where]], 0.25))

@@ -17,22 +17,32 @@ _log = logging.getLogger(__name__)
 
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One for the whole clip: its frames share one scale."""
-    size = ("num_frames", "height", "width")
     if settings.depth == "model":
         return (Unit(inputs=("input/frames.npz",), weights=("depth",), outputs=("input/depth.npz",)),)
-    return (Unit(settings=(*size, "depth_kind"), external=("depth",), outputs=("input/depth.npz",)),)
+    return (
+        Unit(
+            settings=("depth_kind",),
+            inputs=("input/frames.npz",),  # which of the source's frames were taken
+            external=("depth",),
+            outputs=("input/depth.npz",),
+        ),
+    )
 
 
 def depth(settings: Settings, run: Run) -> None:
     """Writes input/depth.npz."""
-    frames = run.load_npz("input/frames.npz")["frames"]
+    clip = run.load_npz("input/frames.npz")
+    shape = clip["frames"].shape[:3]
     from_model = settings.depth == "model"
     if from_model:
-        values, kind = _estimate(run, frames)
+        values, kind = _estimate(run, clip["frames"])
     else:
         values, kind = depth_file.load_depth(settings.depth), settings.depth_kind
     try:
-        z = geometry.scene_depth(values, kind, expect_shape=frames.shape[:3])
+        if not from_model:
+            source = clip["source_indices"], tuple(clip["source_size"].tolist()), float(clip["pixel_aspect"])
+            values = depth_file.fit_depth(values, shape, *source)
+        z = geometry.scene_depth(values, kind, expect_shape=shape)
     except InputError as error:
         words = str(error).removeprefix("depth: ")
         if from_model:
@@ -62,4 +72,4 @@ def _estimate(run: Run, frames: np.ndarray) -> tuple[np.ndarray, str]:
     return values, "inverse" if config.max_depth is None else "metric"
 
 
-STAGE = Stage("depth", version=1, units=units, run=depth)
+STAGE = Stage("depth", version=2, units=units, run=depth)

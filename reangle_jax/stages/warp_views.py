@@ -56,4 +56,4 @@ def warp_views(settings: Settings, run: Run) -> None:
         run.finish(unit)
 
 
-STAGE = Stage("warp_views", version=1, units=units, run=warp_views)
+STAGE = Stage("warp_views", version=2, units=units, run=warp_views)

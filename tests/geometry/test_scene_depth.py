@@ -75,6 +75,35 @@ def test_pivot_is_the_subject_in_the_middle():
     assert pivot_depth(np.full((1, 48, 72), 7.0)) == 7.0
 
 
+@pytest.mark.parametrize("kind", ["inverse", "metric"])
+def test_a_frame_without_depth_is_refused(kind):
+    clip = _clip() if kind == "inverse" else 1 / _clip()
+    clip[0] = 0
+    with pytest.raises(InputError, match=r"^depth: frame 0 is zero everywhere \(counted from 0, of 9\).*config\.start"):
+        scene_depth(clip, kind)
+    clip[4:6] = 0
+    with pytest.raises(InputError, match=r"^depth: 3 frames, the first of them 0, are zero everywhere"):
+        scene_depth(clip, kind)
+    clip[[0, 4, 5], 20, 30] = 1  # one measured pixel is enough to place the rest behind it
+    scene_depth(clip, kind)
+
+
+@pytest.mark.parametrize("kind", ["inverse", "metric"])
+def test_the_pivot_is_nothing_that_was_not_measured(kind):
+    clip = np.full((9, 48, 72), 10.0)
+    clip[:, 20:28, 30:42] = 4.0  # a tenth of the middle; around it nothing was measured in the first frame
+    clip[0] = np.where(clip[0] == 4, 4, 0)
+    if kind == "inverse":
+        clip[clip > 0] = 40 / clip[clip > 0]
+    depth = scene_depth(clip, kind, align=False)
+    assert pivot_depth(depth) == pytest.approx(depth[1, 24, 36])
+    assert depth[1, 24, 36] < 0.5 * depth[1, 0, 0]
+    beside = np.roll(depth, 30, axis=2)  # nothing known in the middle of the first frame, but beside it
+    assert pivot_depth(beside) == pytest.approx(depth[1, 24, 36])
+    beside[0] = depth.max()  # nor there
+    assert pivot_depth(beside) == pytest.approx(np.quantile(depth[1:], 0.25))
+
+
 def _with(value):
     clip = _clip()
     clip[2, 3, 4] = value

@@ -67,3 +67,37 @@ def test_weights_of_another_size(metric_weights, run_stage, tmp_path):
     path.write_text(path.read_text().replace('"width": 32', '"width": 64'))
     with pytest.raises(InputError, match=r"config\.depth_weights: .*does not fit the model"):
         run_stage(tmp_path / "depth")
+
+
+@pytest.fixture
+def from_file(tmp_path):
+    """Runs the stage on frames 3, 5, 7, 9, 11 of a clip of 64x96, shown at 32x48, with a depth file."""
+
+    def from_file(values, kind="metric"):
+        np.save(tmp_path / "depth.npy", values)
+        changes = {"video": "x", "num_frames": 5, "height": 32, "width": 48, "depth_kind": kind}
+        settings = config.parse(config.get_default().to_dict() | changes | {"depth": str(tmp_path / "depth.npy")})
+        with Run.opened(tmp_path / "run", settings) as run:
+            source = {"source_indices": np.arange(3, 12, 2), "source_size": (64, 96), "pixel_aspect": 1.0}
+            run.save_npz("input/frames.npz", frames=np.zeros((5, 32, 48, 3), np.uint8), fps=8.0, **source)
+            run.run_stage(depth.STAGE)
+            return run.load_npz("input/depth.npz")["depth"]
+
+    return from_file
+
+
+def test_depth_of_the_whole_clip_from_a_file(from_file):
+    whole = np.arange(20.0)[:, None, None] + np.linspace(1, 2, 96) * np.ones((64, 1))
+    np.testing.assert_allclose(from_file(whole), whole[3:12:2, ::2, ::2], atol=0.02)
+
+
+def test_a_depth_file_that_cannot_be_used(from_file, tmp_path):
+    empty = np.ones((5, 32, 48)) + np.arange(48)
+    empty[0] = 0
+    for kind in ("metric", "inverse"):
+        with pytest.raises(InputError, match=rf"^config\.depth: {tmp_path}/depth\.npy: frame 0 is zero everywhere"):
+            from_file(empty, kind)
+    with pytest.raises(InputError, match=r"^config\.depth: .*depth\.npy: its shape is \(7, 32, 48\).*frame 11 is"):
+        from_file(np.ones((7, 32, 48)) + np.arange(48))
+    with pytest.raises(InputError, match=r"^config\.depth: .*depth\.npy: .* of shape \(32, 48\) is no depth"):
+        from_file(np.ones((32, 48)))
