@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 DEMO ?= runs/demo
 ARGS ?=
 
-.PHONY: demo test test-fast lint format bench clean
+.PHONY: demo test test-fast lint format docs bench clean
 
 demo: $(VENV)/.runtime
 	$(PY) -m reangle_jax.main --config configs/demo.py --workdir $(DEMO) $(ARGS)
@@ -30,6 +30,9 @@ lint: $(VENV)/.test
 format: $(VENV)/.test
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: $(VENV)/.runtime
+	$(PY) -m reangle_jax.config.table > docs/settings.md
 
 # All that run on any machine; full_size.py needs libtpu, against_diffusers.py PyTorch.
 NOT_ALONE := full_size against_diffusers diffusers_steps

@@ -9,7 +9,7 @@ import numpy as np
 
 from reangle_jax import checkpoints
 from reangle_jax.backbones.cogvideox import lora, lora_layouts
-from reangle_jax.data import files, safetensors
+from reangle_jax.data import files, lora_files, safetensors
 from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
@@ -32,7 +32,7 @@ def import_command(args: list[str]) -> int:
     parser.add_argument("--transformer", help="folder of the converted transformer; recognised by its sizes otherwise")
     options = parser.parse_args(args)
     expand(options, "source", "out", "transformer")
-    source, out = lora.find(options.source), Path(options.out)
+    source, out = lora_files.find(options.source), Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: {out} exists: give another folder, or remove it")
     config = _transformer(source, options.transformer)
@@ -56,7 +56,7 @@ def export_command(args: list[str]) -> int:
     parser.add_argument("--dtype", choices=list(_DTYPES), default="float32")
     options = parser.parse_args(args)
     expand(options, "source", "out")
-    source, out = lora.find(options.source), Path(options.out)
+    source, out = lora_files.find(options.source), Path(options.out)
     if out.suffix != ".safetensors":
         raise InputError(f"--out: {out} does not end in .safetensors, which diffusers needs: give such a name")
     config = _transformer(source, None)

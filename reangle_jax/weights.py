@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from reangle_jax.config import Settings, lora_choice
+from reangle_jax.config import Settings
+from reangle_jax.data import lora_files
 from reangle_jax.errors import InputError
 from reangle_jax.models.text import tokenizers
 from reangle_jax.tiny import WEIGHTS as TINY_WEIGHTS
@@ -209,6 +210,6 @@ def _check_loras(settings: Settings, transformer: Path) -> None:
     config = checkpoints.load_config(transformer, TransformerConfig)
     for text in settings.loras:
         try:
-            lora.check(lora_choice(text)[0], config)
+            lora.check(lora_files.choice(text)[0], config)
         except InputError as error:
             raise InputError(f"config.loras: {error}") from None

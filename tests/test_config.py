@@ -1,8 +1,11 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from reangle_jax import config
+from reangle_jax.config import reading, table
+from reangle_jax.data import lora_files
 from reangle_jax.errors import InputError
 
 
@@ -134,6 +137,52 @@ def test_flatten_covers_every_key():
     assert len(flat) == len(config.get_default()) - 3 + nested
 
 
+def test_each_setting_says_what_it_means():
+    for key, field in reading.leaves():
+        assert field.metadata["meaning"], key
+        assert field.type in reading.KINDS, key
+        rule, default = field.metadata["rule"], field.default
+        assert rule is None or rule.holds(default), key
+
+
+def test_the_docs_table_is_up_to_date():
+    """`make docs` writes it."""
+    written = (Path(__file__).parents[1] / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert written == table.markdown()
+    assert all(f"`{key}`" in written for key in config.flatten(settings()))
+
+
+def test_bounds_are_spelt_whole():
+    with pytest.raises(InputError, match=r"config\.seed=4294967296 .* from 0 to 4294967295$"):
+        settings(seed=2**32)
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("seed", "3", 3),
+        ("fps", "2.5", 2.5),
+        ("infill", "True", True),
+        ("infill", "0", False),
+        ("focal", "260", "260"),  # parse makes a number of it
+        ("caption", "3", "3"),
+        ("views", "left:10, up:5", ("left:10", "up:5")),
+        ("views", "('left:10',)", ("left:10",)),
+        ("loras", "", ()),
+        ("finetune.betas", "0.8,0.9", (0.8, 0.9)),
+        ("finetune.betas", "[0.8, 0.9]", (0.8, 0.9)),
+    ],
+)
+def test_words_of_the_command_line(key, text, value):
+    assert config.from_text(key, text) == value
+
+
+@pytest.mark.parametrize(("key", "text"), [("views", "('left:10'"), ("finetune.betas", "a,b"), ("seed", "1.5")])
+def test_words_of_another_type_are_refused(key, text):
+    with pytest.raises(InputError, match=rf"^config\.{key}=.* has the wrong type: it must be a "):
+        config.from_text(key, text)
+
+
 def test_view_folders_follow_the_contract():
     assert [config.view_folder(v) for v in ("left:10", "in:0.15", "left:10+up:5")] == [
         "left_10",
@@ -164,6 +213,6 @@ def test_loras_may_begin_at_the_home(tmp_path, monkeypatch):
     (tmp_path / "a.safetensors").touch()
     values = config.get_default().to_dict() | {"video": "clip.mp4"}
     parsed = config.parse(values | {"loras": ("~/a.safetensors:0.5",)})
-    assert config.lora_choice(parsed.loras[0]) == (tmp_path / "a.safetensors", 0.5)
+    assert lora_files.choice(parsed.loras[0]) == (tmp_path / "a.safetensors", 0.5)
     with pytest.raises(InputError, match=r"^config\.loras: gs://bucket/a\.safetensors:0\.5 is an address"):
         config.parse(values | {"loras": ("gs://bucket/a.safetensors:0.5",)})

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from reangle_jax import checkpoints, config, weights
-from reangle_jax.data import safetensors
+from reangle_jax.data import lora_files, safetensors
 from reangle_jax.errors import InputError
 from reangle_jax.models.text.t5 import T5Encoder
 from tests.networks import TEXT_SMALL, TRANSFORMER_SMALL, fill_randomly
@@ -138,15 +138,15 @@ class TestLoras:
             self.settings(loras=(str(file),))
         file.touch()
         assert self.settings(loras=(str(file), f"{file}:-0.5")).loras == (str(file), f"{file}:-0.5")
-        assert config.lora_choice(str(file)) == (file, 1.0)
-        assert config.lora_choice(f"{file}:0.5") == (file, 0.5)
+        assert lora_files.choice(str(file)) == (file, 1.0)
+        assert lora_files.choice(f"{file}:0.5") == (file, 0.5)
         with pytest.raises(InputError, match="no such file"):
-            config.lora_choice(f"{file}:inf")
+            lora_files.choice(f"{file}:inf")
         with pytest.raises(InputError, match="holds no lora"):
-            config.lora_choice(str(tmp_path))
+            lora_files.choice(str(tmp_path))
         (tmp_path / "lora").mkdir()
         (tmp_path / "lora/lora.safetensors").touch()
-        assert config.lora_choice(f"{tmp_path}:2") == (tmp_path / "lora/lora.safetensors", 2.0)
+        assert lora_files.choice(f"{tmp_path}:2") == (tmp_path / "lora/lora.safetensors", 2.0)
 
     def test_one_that_does_not_fit_is_found_before_any_work(self, small_weights, tmp_path):
         file = tmp_path / "other.safetensors"

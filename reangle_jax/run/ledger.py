@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from reangle_jax import config, measure, weights
 from reangle_jax.config import Settings
-from reangle_jax.data import files
+from reangle_jax.data import files, lora_files
 from reangle_jax.run import folder as run_folder
 from reangle_jax.run.identity import Identities
 from reangle_jax.run.stage import Stage, Unit
@@ -161,8 +161,8 @@ class Ledger:
         depends |= {path: self._identities.content(self.root / path) for path in unit.inputs}
         for key in unit.external:
             if key == "loras":
-                lora_files = [file for text in self.settings.loras for file in config.lora_files(text)]
-                found = [self._identities.content(file) for file in lora_files]
+                read = [file for text in self.settings.loras for file in lora_files.read_from(text)]
+                found = [self._identities.content(file) for file in read]
                 depends["the content of config.loras"] = found
             elif key == "video":
                 depends["the content of config.video"] = self._video_identity(Path(flat[key]))

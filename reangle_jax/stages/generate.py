@@ -16,7 +16,8 @@ from reangle_jax.arrays import Picture
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.backbones.cogvideox import lora as lora_file
 from reangle_jax.backbones.cogvideox.sampling import Sampler
-from reangle_jax.config import Settings, lora_choice
+from reangle_jax.config import Settings
+from reangle_jax.data import lora_files
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.geometry import trajectories
@@ -98,7 +99,7 @@ def _tuned(settings: Settings, run: Run) -> tuple[i2v.Network, nnx.State]:
     with ocp.StandardCheckpointer() as checkpointer:
         lora = checkpointer.restore(run.path("lora") / lora_file.STATE, lora)
     if settings.loras:
-        parts = [(lora_file.read(path, config), weight) for path, weight in map(lora_choice, settings.loras)]
+        parts = [(lora_file.read(path, config), weight) for path, weight in map(lora_files.choice, settings.loras)]
         # Adapters that were never trained are zero: they need no room.
         own = [(lora_file.from_state(lora, config), 1.0)] if options.steps else []
         joined = lora_file.combine([*own, *parts])

@@ -350,9 +350,9 @@ class TestRefusals:
         self.refused(tmp_path / "c.safetensors", "is truncated")
         (tmp_path / "c.safetensors").write_bytes(b"\xff" * 64)
         self.refused(tmp_path / "c.safetensors", "is no safetensors file")
-        self.refused(tmp_path / "none", "does not exist: give a LoRA's .safetensors file")
+        self.refused(tmp_path / "none", "none; give a LoRA's .safetensors file")
         self.refused(
-            tmp_path, "has no lora.safetensors or pytorch_lora_weights.safetensors or adapter_model.safetensors"
+            tmp_path, "holds no lora.safetensors or pytorch_lora_weights.safetensors or adapter_model.safetensors"
         )
         arrays = {"lora_adapter_metadata": "{"}
         (tmp_path / "d.safetensors").write_bytes(safetensors.to_bytes(published(), arrays))

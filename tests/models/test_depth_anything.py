@@ -103,6 +103,7 @@ def test_backbone_serves_without_layer_scale_and_at_another_patch_size(rng):
     np.testing.assert_allclose(jnp.mean(tokens, -1), 0.0, atol=1e-5)  # the final norm
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_values_are_refused(model):
     with pytest.raises(ValueError, match="multiple of the patch size 14"):
         model(jnp.zeros((1, 28, 30, 3)))

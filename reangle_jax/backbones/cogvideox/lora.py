@@ -17,8 +17,7 @@ from reangle_jax import checkpoints
 from reangle_jax import mesh as meshes
 from reangle_jax.backbones.cogvideox import lora_layouts
 from reangle_jax.backbones.cogvideox.lora_layouts import TARGETS
-from reangle_jax.config import LORA_NAMES
-from reangle_jax.data import files, safetensors
+from reangle_jax.data import files, lora_files, safetensors
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.heads import to_halves, to_pairs
 from reangle_jax.models.cogvideox.transformer import Transformer
@@ -185,20 +184,6 @@ def combine(parts: Sequence[tuple[Adapters, float]]) -> Adapters:
     return Adapters(arrays, rank, float(rank))
 
 
-def find(path: str | os.PathLike) -> Path:
-    """The safetensors file of a LoRA given as a file, as a run's ``lora/`` or its run, or as diffusers' folder.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(path)
-    found = [path] if path.is_file() else [path / name for name in LORA_NAMES if (path / name).is_file()]
-    if not found:
-        what = f"has no {' or '.join(LORA_NAMES)}" if path.is_dir() else "does not exist"
-        raise InputError(f"{path} {what}: give a LoRA's .safetensors file, or its folder")
-    return found[0]
-
-
 def check(path: str | os.PathLike, config: TransformerConfig, *, alpha: float | None = None) -> int:
     """Reads a LoRA as :func:`read` does, and gives its rank alone.
 
@@ -214,7 +199,7 @@ def read(
     """Reads a LoRA in any of the layouts of :mod:`reangle_jax.backbones.cogvideox.lora_layouts`.
 
     Args:
-        path: as :func:`find` takes it.
+        path: as `reangle_jax.data.lora_files.find` takes it.
         config: the transformer's that it is for; its own rank and alpha do not matter.
         alpha: for a file that does not state it. Without either the scale is 1, as in diffusers, with a warning.
         stated: refuse a file that does not state it.
@@ -227,7 +212,7 @@ def read(
         InputError: the file is missing or damaged, does not fit (`lora_layouts.read_header` says how), or has values
             that are not finite.
     """
-    file = find(path)
+    file = lora_files.find(path)
     tensors, metadata = safetensors.read_header(file)
     adapters = lora_layouts.read_header(file, tensors, metadata, layers=config.num_layers, width=config.inner_dim)
     strengths = {(each.rank, each.alpha) for each in adapters.values()}

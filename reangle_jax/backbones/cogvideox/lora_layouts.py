@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from reangle_jax.config import LORA_CONFIG
 from reangle_jax.data import safetensors
+from reangle_jax.data.lora_files import PEFT_CONFIG
 from reangle_jax.data.safetensors import Tensor
 from reangle_jax.errors import InputError
 
@@ -206,7 +206,7 @@ def _patterns(fields: Mapping[str, Any] | None, kind: Callable[[Any], Any]) -> l
 
 def _described(path: Path, metadata: Mapping[str, str]) -> _Description:
     """What a file says of itself: in its header, else in the adapter_config.json beside it."""
-    where, beside = "its header", path.parent / LORA_CONFIG
+    where, beside = "its header", path.parent / PEFT_CONFIG
     try:
         if "lora_adapter_metadata" in metadata:
             where = "its lora_adapter_metadata"

@@ -31,12 +31,12 @@ class DPTHead(nnx.Module):
         self.conv3 = Conv2D(config.head_width, 1, 1, rngs=rngs, **dtypes)
         self.patch_size = config.patch_size
 
-    def levels(self, taps: Sequence[Float[Array, "B S C"]], rows: int, columns: int) -> list[Float[Array, "B h w F"]]:
+    def levels(self, taps: Sequence[Float[Array, "B S C"]], rows: int, columns: int) -> list[Float[Array, "B _ _ F"]]:
         """The four levels before fusion, shallow to deep; the taps' class tokens are dropped."""
         maps = [tap[:, 1:].reshape(tap.shape[0], rows, columns, -1) for tap in taps]
         return [conv(reassemble(x)) for x, reassemble, conv in zip(maps, self.reassemble, self.convs, strict=True)]
 
-    def fuse(self, levels: Sequence[Float[Array, "B h w F"]]) -> Float[Array, "B H W F"]:
+    def fuse(self, levels: Sequence[Float[Array, "B _ _ F"]]) -> Float[Array, "B H W F"]:
         """Fuses the levels, deep to shallow; the result is twice the shallowest one's size."""
         deep = list(levels)[::-1]
         path, level = deep[0], None

@@ -82,7 +82,7 @@ class DPTHead(nnx.Module):
         self.conv2 = Conv2D(width, width, 3, padding=1, rngs=rngs, **dtypes)
         self.conv3 = Conv2D(width, 4, 1, rngs=rngs, **dtypes)
 
-    def fuse(self, levels: Sequence[Float[Array, "B h w F"]]) -> Float[Array, "B H W F"]:
+    def fuse(self, levels: Sequence[Float[Array, "B _ _ F"]]) -> Float[Array, "B H W F"]:
         """Fuses the levels, deep to shallow; the result is twice the shallowest one's size."""
         path = level = None
         for block, below in zip(self.fusion, list(levels)[::-1], strict=True):

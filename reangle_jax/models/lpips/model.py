@@ -82,7 +82,7 @@ class Lpips(nnx.Module):
         self.heads = nnx.List(heads)
         self.config = config
 
-    def features(self, images: Float[Array, "B H W 3"]) -> list[Float[Array, "B h w C"]]:
+    def features(self, images: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
         """What the backbone sees at every tap, after its ReLU, in images of values 0 to 1."""
         mean, deviation = (jnp.asarray(x, images.dtype).reshape(1, 1, 1, 3) for x in (_MEAN, _DEVIATION))
         x = (2.0 * images - 1.0 - mean) / deviation

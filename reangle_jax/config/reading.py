@@ -1,0 +1,214 @@
+"""From a ConfigDict, a dict or the words of a command line to `Settings`; what is impossible is refused here."""
+
+import ast
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from reangle_jax.config.settings import Settings
+from reangle_jax.data import lora_files
+from reangle_jax.data.paths import user_path
+from reangle_jax.errors import InputError
+
+# The types of settings, in words.
+KINDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    str | float: "a word or a number",
+    tuple[str, ...]: "a tuple of strings, ('left:10', 'up:8')",
+    tuple[float, ...]: "a tuple of numbers, (0.9, 0.95)",
+}
+_SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+def leaves(cls: type = Settings, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Dotted key and field of every setting, in order; see `reangle_jax.config.settings.setting`."""
+    for field in dataclasses.fields(cls):
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            yield from leaves(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field
+
+
+def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Settings:
+    """Checks a ConfigDict (or nested dict) and gives typed settings.
+
+    Values are converted only where nothing is lost: an int for a float, a float that is whole for an int, a list for a
+    tuple, ``"260"`` for a number where a word is also allowed.
+
+    Raises:
+        InputError: an unknown or missing key, a wrong type, an impossible value; it names ``config.KEY``, what it got,
+            and what is allowed.
+    """
+    values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+    settings = _build(Settings, values, "config")
+    if not settings.video:
+        raise InputError("config.video is not set: give a video file or a folder of frames, --config.video=FILE")
+    flat = flatten(settings)
+    for key, field in leaves():
+        rule = field.metadata["rule"]
+        if rule is not None and not rule.holds(flat[key]):
+            words = f"it must be {rule.words}{rule.mend(flat[key])}"
+            raise InputError(f"config.{key}={flat[key]!r} is not possible: {words}")
+    _check_depth(settings)
+    _check_cameras(settings)
+    _check_devices(settings)
+    for lora in settings.loras:
+        lora_files.choice(lora)
+    return settings
+
+
+def type_of(key: str) -> Any:
+    """The type of a setting, by its dotted key without ``config.``; None if there is no such setting."""
+    return next((field.type for name, field in leaves() if name == key), None)
+
+
+def from_text(key: str, text: str) -> Any:
+    """The value that a command line gives to a setting.
+
+    Args:
+        key: dotted, without ``config.``.
+        text: ``true``, ``17``, ``left:10,up:5`` or ``('left:10', 'up:5')``, as the setting's type has it.
+
+    Raises:
+        InputError: there is no such setting, or the text is of another type.
+    """
+    kinds: dict[str, Any] = {name: field.type for name, field in leaves()}
+    name = f"config.{key}"
+    if key not in kinds:
+        group = next((known for known in kinds if known.startswith(f"{key}.")), None)
+        if group is not None:
+            raise InputError(f"{name}={text!r} has the wrong type: set it key by key, as in --config.{group}=...")
+        raise _unknown("config", key, kinds)
+    kind = kinds[key]
+    try:
+        if kind is bool:
+            return _SWITCH[text.lower()]
+        if kind in (int, float):
+            return kind(text)
+        if kind in (tuple[str, ...], tuple[float, ...]):
+            return _tuple(text, is_number=kind == tuple[float, ...])
+    except (KeyError, ValueError, SyntaxError):
+        raise InputError(f"{name}={text!r} has the wrong type: it must be {KINDS[kind]}") from None
+    return text
+
+
+def flatten(settings: Settings) -> dict[str, Any]:
+    """Dotted key to plain JSON value, for run.json and fingerprints."""
+    flat = {}
+    for key, _ in leaves():
+        value: Any = settings
+        for name in key.split("."):
+            value = getattr(value, name)
+        flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def view_folder(view: str) -> str:
+    """A view's NAME in the run's folder: every character outside A-Z a-z 0-9 becomes ``_``."""
+    return "".join(c if c.isascii() and c.isalnum() else "_" for c in view)
+
+
+def _unknown(prefix: str, key: str, known: Iterable[str]) -> InputError:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    words = f"did you mean {prefix}.{close[0]}?" if close else f"there are {', '.join(known)}"
+    return InputError(f"{prefix}.{key} is not a setting: {words}")
+
+
+def _tuple(text: str, *, is_number: bool) -> tuple:
+    if text.strip()[:1] in ("(", "[", "'", '"'):
+        value = ast.literal_eval(text.strip())
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    return tuple(float(part) for part in parts) if is_number else tuple(parts)
+
+
+def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise _unknown(prefix, str(key), fields)
+    result = {}
+    for key, field in fields.items():
+        name = f"{prefix}.{key}"
+        if key not in values:
+            raise InputError(f"{name} is missing: start the config from reangle_jax.config.get_default()")
+        value = values[key]
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{name} is a group of settings, not {value!r}: set its keys one by one")
+            result[key] = _build(field.type, value, name)
+        else:
+            result[key] = _convert(value, field.type, name, is_path=field.metadata["is_path"])
+    return cls(**result)
+
+
+def _convert(value: Any, kind: Any, name: str, *, is_path: bool = False) -> Any:
+    if kind is bool and isinstance(value, bool):
+        return value
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int and is_number and value == int(value):
+        return int(value)
+    if kind in (float, str | float) and is_number:
+        return float(value)
+    if kind is str and isinstance(value, str):
+        return user_path(value, name) if is_path else value
+    if kind == (str | float) and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    if kind == tuple[str, ...] and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        return tuple(_convert(v.strip(), str, name, is_path=is_path) for v in value)
+    if kind == tuple[float, ...] and isinstance(value, list | tuple):
+        return tuple(_convert(v, float, name) for v in value)
+    raise InputError(f"{name}={value!r} has the wrong type ({type(value).__name__}): it must be {KINDS[kind]}")
+
+
+def _check_depth(s: Settings) -> None:
+    if s.depth == "model":
+        return
+    if Path(s.depth).suffix.lower() not in (".npy", ".npz"):
+        words = "it must be model, or a .npy or .npz file of T,H,W"
+        raise InputError(f"config.depth={s.depth!r} is not possible: {words}")
+    if not Path(s.depth).is_file():
+        raise InputError(f"config.depth: no such file: {s.depth}")
+
+
+def _check_cameras(s: Settings) -> None:
+    if s.mode == "static":
+        raise InputError("config.mode='static' is not available yet: use config.mode=dynamic")
+    if not s.views:
+        raise InputError("config.views is empty: give at least one, such as left:10")
+    for key in ("views", "train_views"):
+        _check_views(key, getattr(s, key))
+
+
+def _check_views(key: str, views: tuple[str, ...]) -> None:
+    from reangle_jax.geometry import trajectories  # late: it brings jax
+
+    folders: dict[str, str] = {}
+    for view in views:
+        if Path(view).suffix.lower() in (".json", ".npz", ".txt") or Path(view).is_dir():
+            raise InputError(f"config.{key}: {view!r}: camera files are not available yet: use motions such as left:10")
+        try:
+            trajectories.parse_view(view)
+        except InputError as error:
+            raise InputError(f"config.{key}: {str(error).removeprefix('views: ')}") from None
+        folder = view_folder(view)
+        if folder in folders:
+            raise InputError(f"config.{key}: {folders[folder]!r} and {view!r} share the folder {folder}: keep one")
+        folders[folder] = view
+
+
+def _check_devices(s: Settings) -> None:
+    from reangle_jax import mesh  # late: it brings jax
+
+    mesh.parse(s.mesh)

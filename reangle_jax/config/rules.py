@@ -1,0 +1,74 @@
+"""What a setting may be: a test, and the words for it in errors, ``--help`` and docs/settings.md."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A bound of a setting's value.
+
+    Attributes:
+        words: what is allowed, after "it must be".
+        holds: whether a value, of the setting's type, is allowed.
+        mend: what to add in an error about a value.
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+    mend: Callable[[Any], str] = lambda value: ""
+
+
+def at_least(low: float) -> Rule:
+    """No less than ``low``."""
+    return Rule(f"at least {_spelt(low)}", lambda value: value >= low)
+
+
+def between(low: float, high: float) -> Rule:
+    """From ``low`` to ``high``, both allowed."""
+    return Rule(f"from {_spelt(low)} to {_spelt(high)}", lambda value: low <= value <= high)
+
+
+def above(low: float, mend: str = "") -> Rule:
+    """More than ``low``; ``mend`` ends the error."""
+    return Rule(f"above {_spelt(low)}", lambda value: value > low, lambda value: mend)
+
+
+def one_of(*words: str) -> Rule:
+    """One of some words."""
+
+    def closest(value: Any) -> str:
+        close = difflib.get_close_matches(str(value), words, n=1)
+        return f" (did you mean {close[0]}?)" if close else ""
+
+    return Rule(f"one of {', '.join(words)}", lambda value: value in words, closest)
+
+
+def multiple_of(step: int, *, plus: int = 0) -> Rule:
+    """``plus`` and any number of times ``step``, at least once where nothing is added."""
+
+    def nearest(value: int) -> str:
+        low = max(plus or step, (value - plus) // step * step + plus)
+        return f", such as {low} or {low + step}"
+
+    words = f"{plus} + {step}k" if plus else f"a multiple of {step}"
+    return Rule(words, lambda value: value >= (plus or step) and value % step == plus % step, nearest)
+
+
+def auto_or_above(low: float) -> Rule:
+    """The word auto, or a finite number above ``low``."""
+    words = f"auto or a number above {_spelt(low)}"
+    return Rule(words, lambda value: value == "auto" or (isinstance(value, float) and low < value < math.inf))
+
+
+def pair_below(high: float) -> Rule:
+    """Two numbers from 0 to below ``high``."""
+    words = f"two numbers from 0 to below {_spelt(high)}"
+    return Rule(words, lambda values: len(values) == 2 and all(0 <= value < high for value in values))
+
+
+def _spelt(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:g}"
