@@ -41,7 +41,7 @@ from flax import nnx
 
 from benchmarks.diffusers_steps import GUIDANCE, SAMPLING_STEPS, Theirs
 from converters import command
-from reangle_jax import checkpoints, config, measure, mesh
+from reangle_jax import checkpoints, config, learning, measure, mesh
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.backbones.cogvideox import lora as lora_file
 from reangle_jax.diffusion import guidance, samplers
@@ -164,9 +164,9 @@ class Ours:
         self.transformer = i2v.load_transformer(
             folder / "ours" / "transformer", lora_rank=case.rank, lora_alpha=float(case.rank)
         )
-        self.lora = lora_file.to_state(lora_file.read(folder / "lora.safetensors", self.config), self.config)
+        lora = lora_file.to_state(lora_file.read(folder / "lora.safetensors", self.config), self.config)
         optimiser = finetune.make_optimiser(case.options)
-        self.moments = optimiser.init(self.lora)
+        self.state = learning.init(lora, optimiser)
         self.step = finetune.make_step(self.transformer, self.vae, case.options, optimiser)
         scales = guidance.guidance_scales(schedule.timesteps(SAMPLING_STEPS), SAMPLING_STEPS, GUIDANCE, False)
         denoise = guidance.guided(i2v.predictor(self.transformer.graphdef), scales)
@@ -174,8 +174,8 @@ class Ours:
 
     def finetune(self, key: jax.Array) -> float:
         """One step; its loss."""
-        self.lora, self.moments, loss = self.step(*self.arguments(key))
-        return float(jax.block_until_ready((self.lora, loss))[1])
+        self.state, numbers = self.step(*self.arguments(key))
+        return float(jax.block_until_ready((self.state, numbers))[1]["loss"])
 
     def sample(self, latents: jax.Array, index: int, *both: jax.Array) -> jax.Array:
         """The latents after one guided step; condition and text of both passes."""
@@ -184,13 +184,13 @@ class Ours:
     def arguments(self, *call: Any) -> tuple[Any, ...]:
         """Of the compiled program, for a call of :meth:`finetune` or :meth:`sample`."""
         if len(call) == 1:
-            return (self.lora, self.moments, self.transformer.state, self.vae.state, self.data, *call)
+            return (self.state, self.transformer.state, self.vae.state, self.data, *call)
         start = (samplers.init_state(call[0]), jnp.int32(call[1]), jax.random.key(0))
-        return (*start, self.lora, self.transformer.state, *call[2:])
+        return (*start, self.state.parameters, self.transformer.state, *call[2:])
 
     def adapters(self) -> dict[str, np.ndarray]:
         """As they stand now, under their published names."""
-        return lora_file.published_lora(lora_file.from_state(self.lora, self.config), self.config)
+        return lora_file.published_lora(lora_file.from_state(self.state.parameters, self.config), self.config)
 
 
 class Pair:

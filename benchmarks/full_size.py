@@ -27,6 +27,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from reangle_jax import config as settings_module
+from reangle_jax import learning
 from reangle_jax import mesh as mesh_module
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.diffusion import guidance, samplers
@@ -73,8 +74,8 @@ def lower_finetune(rank: int, layers: int | None, where: NamedSharding):
     settings = settings_module.get_default()
     settings.video = "clip.mp4"
     options = settings_module.parse(settings).finetune
-    optimiser = finetune.make_optimiser(options)
-    step = finetune.make_step(transformer, vae, options, optimiser)
+    optimiser, encoder = finetune.make_optimiser(options), i2v.encoder_alone(vae)
+    step = finetune.make_step(transformer, encoder, options, optimiser)
     latents, text = (7, 13, 60, 90, 16), (7, 226, 4096)
     data = finetune.TrainingSet(
         mean=jax.ShapeDtypeStruct(latents, jnp.float32),
@@ -83,9 +84,8 @@ def lower_finetune(rank: int, layers: int | None, where: NamedSharding):
         text=jax.ShapeDtypeStruct(text, jnp.float32),
         first=jax.ShapeDtypeStruct((7, 480, 720, 3), jnp.uint8),
     )
-    moments = jax.eval_shape(optimiser.init, lora)
-    key = jax.eval_shape(jax.random.key, 0)
-    arguments = (lora, moments, transformer.state, vae.state, data, key)
+    state = jax.eval_shape(lambda lora: learning.init(lora, optimiser), lora)
+    arguments = (state, transformer.state, encoder.state, data, jax.eval_shape(jax.random.key, 0))
     return step.lower(*(abstract(argument, where) for argument in arguments))
 
 

@@ -11,3 +11,11 @@ class InputError(ValueError):
 
 class TooSmallError(ValueError):
     """A side is too short for what a metric looks at around each pixel."""
+
+
+class NotFiniteError(ArithmeticError):
+    """Numbers that were computed are not finite (NaN, infinity): work that goes on with them is lost.
+
+    The message is a single line that says where and how to mend it; the command prints it as ``error: <message>`` and
+    exits with status 1.
+    """

@@ -4,14 +4,13 @@ python -m reangle_jax.main --config FILE [--config.KEY=VALUE ...] --workdir DIR 
 """
 
 import contextlib
-import errno
 import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
 
-from reangle_jax import command_line, compilation_cache, config, stopping, weights
-from reangle_jax.errors import InputError
+from reangle_jax import command_line, compilation_cache, config, faults, stopping, weights
+from reangle_jax.errors import InputError, NotFiniteError
 from reangle_jax.measure import human_seconds
 from reangle_jax.run import Run, Stage
 from reangle_jax.stopping import Stop, Stopped
@@ -52,7 +51,8 @@ def stages(*, preview: bool = False) -> Iterator[Stage]:
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code: 0 done, 2 unusable input, 143 or 130 stopped by a signal.
 
-    Anything else that goes wrong is raised: it is a bug, and Python exits with 1.
+    It is 1 where numbers came out that are not finite. Anything else that goes wrong is raised: it is a bug, and Python
+    exits with 1.
     """
     if command_line.wants_help(argv):
         print(command_line.usage())
@@ -84,28 +84,18 @@ def main(argv: Sequence[str]) -> int:
     except Stopped as stopped:
         print(f"stopped by {stopped}: the same command continues", file=sys.stderr)
         return stopped.exit_code
+    except NotFiniteError as error:
+        return _complain(str(error), code=1)
     except Exception as error:
-        full = _disk_full(error)
+        full = faults.disk_full(error)
         if full is None:
             raise
         return _complain(f"no space left on the disk{full}: free some, or choose another --workdir, and run it again")
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, *, code: int = 2) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
-
-
-def _disk_full(error: BaseException) -> str | None:
-    """Where the disk was full (`` while writing FILE``), if that is at the bottom of an error; libraries wrap it."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f" while writing {link.filename}" if link.filename else ""
-        if "No space left on device" in str(link):
-            return ""
-        link = link.__cause__ or link.__context__
-    return None
+    return code
 
 
 @contextlib.contextmanager

@@ -81,6 +81,12 @@ class Meter:
             self._largest = max(now, self._largest or 0)
 
 
+def together(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """What two parts of one piece of work took, each as `Meter.read` gives it: their time, and the larger peaks."""
+    found = {key: max(filter(None, (first.get(key), value)), default=None) for key, value in second.items()}
+    return {**found, "seconds": round(first["seconds"] + second["seconds"], 3)}
+
+
 def peak_bytes(record: Mapping[str, Any]) -> int:
     """The most memory that work took, of what `Meter.read` gave: on the device if that is known, on the host if not."""
     return record.get("peak_device_bytes") or record.get("sampled_device_bytes") or record["peak_host_bytes"]
@@ -101,15 +107,25 @@ def device_bytes(statistic: str) -> int | None:
 
 
 def device_limit_bytes() -> int | None:
-    """Memory of one local device in bytes; the machine's memory where the device is the CPU; None if unknown."""
+    """Memory of one local device in bytes; what this process may use where the device is the CPU; None if unknown."""
     import jax
 
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    if limit is None and jax.default_backend() == "cpu":
-        with contextlib.suppress(OSError, StopIteration, ValueError):
-            lines = Path("/proc/meminfo").read_text().splitlines()
-            return int(next(line for line in lines if line.startswith("MemTotal:")).split()[1]) * 1024
-    return limit
+    return host_limit_bytes() if limit is None and jax.default_backend() == "cpu" else limit
+
+
+def host_limit_bytes() -> int | None:
+    """Memory that this process may use: the machine's, its container's or its own limit (``ulimit -v``)."""
+    limits = []
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        limits.append(int(next(line for line in lines if line.startswith("MemTotal:")).split()[1]) * 1024)
+    with contextlib.suppress(OSError, ValueError):  # "max" where there is none
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    own, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if own != resource.RLIM_INFINITY:
+        limits.append(own)
+    return min(limits, default=None)
 
 
 def versions() -> dict[str, str]:
@@ -139,7 +155,7 @@ def human_bytes(count: float) -> str:
         if count < 1024:
             return f"{count:.0f} {unit}"
         count /= 1024
-    return f"{count:.1f} GiB"
+    return f"{count:.1f} GiB" if count < 10240 else f"{count / 1024:.1f} TiB"
 
 
 def human_seconds(seconds: float) -> str:

@@ -21,6 +21,7 @@ from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.depth_anything import DepthAnythingConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
@@ -34,6 +35,9 @@ _RATES = {
     "v5p": 459e12 * 0.3,
     "v6 lite": 918e12 * 0.13,
 }
+# Temporary bytes of coding a pixel, for each channel of the finest level: seven float32 arrays, as XLA plans it
+# (docs/measured.md: 10.6 GiB for nine frames of 480x720).
+_CODING = 7 * 4
 _CPU_RATE = 5e10  # float32, per core
 
 _TRANSFORMERS = {
@@ -48,12 +52,17 @@ class Needs:
     """What a unit of work needs.
 
     Attributes:
-        peak_bytes: device memory.
+        phases: device memory of each of its phases, bytes: everything that is there at once.
         flops: operations.
     """
 
-    peak_bytes: float
+    phases: dict[str, float]
     flops: float
+
+    @property
+    def peak_bytes(self) -> float:
+        """The most device memory of any phase."""
+        return max(self.phases.values())
 
 
 def table(run: Run, stages: Sequence[Stage]) -> str:
@@ -126,21 +135,35 @@ def estimate(settings: Settings) -> dict[str, Needs]:
     coded = pixels  # at once: of every frame a tile or the whole
     if i2v.in_tiles(settings.vae_tiles, (settings.height, settings.width)):
         coded = min(pixels, settings.num_frames * i2v.TILE_SAMPLE[0] * i2v.TILE_SAMPLE[1])
-    vae_bytes = coded * min(1.0, 8 / settings.num_frames) * vae.block_out_channels[0] * 4 * 3
     text = float(text_encoder_bytes(t5))
+    encoder, decoder = vae_bytes(vae)
+    # Of nine frames at once, the first chunk; one is encoded alone, as the condition.
+    nine, one = (
+        coded * min(1.0, count / settings.num_frames) * _CODING * vae.block_out_channels[0] for count in (9, 1)
+    )
     encode, decode = vae_flops(vae, pixels)
     # The base is frozen: no gradient of its weights. With remat each block keeps its input and what its attention gave,
     # and runs twice.
     kept = transformer.num_layers * (2 if transformer.remat else 14) * block
     train = Needs(
-        # Beside the float32 adapters lie their gradient and AdamW's two moments.
-        max(text, base + 4.0 * adapters + f.batch_size * (kept + 20 * block + 2 * logits), vae_bytes),
+        {
+            "text": text,
+            "encode": encoder + decoder + nine,
+            # Beside the float32 adapters lie their gradient and AdamW's two moments.
+            "train": base + 4.0 * adapters + encoder + f.batch_size * max(kept + 20 * block + 2 * logits, one),
+        },
         f.steps * f.batch_size * forward * (3.6 if transformer.remat else 2.6)
         + encode * (1 + len(settings.train_views)),
     )
     guided = 2 if is_guided(settings.sample.guidance_scale) else 1
+    variants = 2 if settings.evaluate.untuned else 1  # of the adapters
     sample = Needs(
-        max(text, base + adapters + guided * (10 * block + 2 * logits), vae_bytes),
+        {
+            "text": text,
+            "condition": encoder + decoder + one,
+            "sample": base + variants * adapters + guided * (10 * block + 2 * logits),
+            "decode": encoder + decoder + nine,
+        },
         settings.sample.steps * guided * forward + decode,
     )
     needs = {"finetune": train, "generate": sample}
@@ -149,7 +172,7 @@ def estimate(settings: Settings) -> dict[str, Needs]:
         per_frame = side**2 * max(settings.height, settings.width) / min(settings.height, settings.width)
         backbone = depth.depth * 12 * depth.width**2
         needs["depth"] = Needs(
-            backbone * 4 * 1.4 + 4 * per_frame * depth.patch_size**2 * depth.fusion_width * 4 * 2,
+            {"depth": backbone * 4 * 1.4 + 4 * per_frame * depth.patch_size**2 * depth.fusion_width * 4 * 2},
             settings.num_frames * per_frame * (2 * backbone + 4 * depth.depth * per_frame * depth.width) * 2,
         )
     return needs
@@ -169,6 +192,17 @@ def _bytes(build: Callable[[], nnx.Module]) -> tuple[int, int]:
 def transformer_bytes(config: TransformerConfig) -> tuple[int, int]:
     """Bytes of a transformer's base and of its adapters."""
     return _bytes(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+
+
+@functools.cache
+def vae_bytes(config: VAEConfig) -> tuple[int, int]:
+    """Bytes of an autoencoder's encoder and of its decoder."""
+    model = checkpoints.abstract(lambda: VAE(config, rngs=nnx.Rngs(0)))
+    encoder, decoder = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(part, nnx.Param)))
+        for part in (model.encoder, model.decoder)
+    )
+    return encoder, decoder
 
 
 @functools.cache

@@ -350,6 +350,42 @@ def test_plan_counts_guidance_as_sampling_does():
     assert flops[0.0] == flops[0.5] == flops[1.0] < 0.6 * flops[1.5]
 
 
+def test_plan_adds_what_is_in_memory_at_once(monkeypatch):
+    """At full size on a GPU, whose attention keeps no logits; GiB."""
+    from reangle_jax import plan
+
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    values = config.get_default().to_dict() | {"video": "x", "weights": "none"}
+    needs = plan.estimate(config.parse(values))
+    found = {stage: {name: round(b / 2**30, 1) for name, b in needs[stage].phases.items()} for stage in needs}
+    assert found["generate"] == {"text": 8.9, "condition": 2.0, "sample": 13.0, "decode": 11.2}
+    assert found["finetune"] == {"text": 8.9, "encode": 11.2, "train": 23.4}
+    assert round(needs["generate"].peak_bytes / 2**30, 1) == 13.0
+    # The untuned model has adapters of its own.
+    values["evaluate"]["untuned"] = True
+    assert plan.estimate(config.parse(values))["generate"].phases["sample"] > needs["generate"].phases["sample"]
+
+
+def test_too_little_memory_is_the_users_line_and_numbers_that_are_not_finite_end_with_1(inputs, one_stage, capfd):
+    from reangle_jax.errors import NotFiniteError
+
+    def large(settings, run):
+        np.empty(1 << 50, np.uint8)
+
+    one_stage(large)
+    assert call(inputs, "--preview") == 2
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: work: out of memory: 1024.0 TiB were asked for at once, of ")
+    assert f"config.num_frames={T} (lower), config.height={H} (lower), config.width={W} (lower)" in line
+
+    def broken(settings, run):
+        raise NotFiniteError("finetune: the loss of step 7 is nan: lower the rate")
+
+    one_stage(broken)
+    assert call(inputs, "--preview") == 1
+    assert "error: finetune: the loss of step 7 is nan: lower the rate" in capfd.readouterr().err
+
+
 def test_the_configs_can_be_used():
     for name in ("demo", "tiny_dynamic", "dynamic"):
         path = ROOT / "configs" / f"{name}.py"

@@ -64,6 +64,11 @@ class Run(Ledger):
         assert self.work
         self.work.finish(unit)
 
+    def finish_part(self, unit: Unit) -> None:
+        """See `work.Work.finish_part`."""
+        assert self.work
+        self.work.finish_part(unit)
+
     def scratch(self, unit: Unit) -> Path:
         """See `work.Work.scratch`."""
         assert self.work

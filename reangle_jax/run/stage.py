@@ -32,12 +32,21 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage: its name, the version of its code's results, its units for given settings, and its function."""
+    """A stage.
+
+    Attributes:
+        name: of the stage.
+        version: of its code's results.
+        units: its units for given settings.
+        run: its function.
+        smaller: settings that lower the memory it needs, of `faults.SMALLER`.
+    """
 
     name: str
     version: int
     units: Callable[[Settings], tuple[Unit, ...]]
     run: Callable[..., Any]
+    smaller: tuple[str, ...] = ("num_frames", "height", "width")
 
     def full_name(self, unit: Unit) -> str:
         """A unit's name in run.json: ``generate/left_10``, or the stage's alone where it has one unit."""

@@ -1,16 +1,20 @@
 """A stage at work: what it must do, unit after unit, each entered into the ledger when it is done."""
 
 import contextlib
+import json
 import logging
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from reangle_jax import measure
-from reangle_jax.config import view_folder
+from reangle_jax import faults, measure
+from reangle_jax.config import flatten, view_folder
+from reangle_jax.data import files
 from reangle_jax.run.ledger import Ledger, Verdict, fingerprint
 from reangle_jax.run.stage import Stage, Unit
 from reangle_jax.stopping import Stop
+
+MEASURED = "measured.json"  # in a unit's scratch
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +25,8 @@ def run_stage(stage: Stage, ledger: Ledger, *, stop: Stop | None = None) -> bool
     work = Work(stage, ledger, verdicts, stop or Stop())
     if not work.todo:
         return False
-    with contextlib.closing(work):
+    smaller = faults.memory_explained(stage.name, flatten(ledger.settings), stage.smaller)
+    with smaller, contextlib.closing(work):
         stage.run(ledger.settings, work)
         work.end()
     return True
@@ -67,14 +72,22 @@ class Work(Collection[Unit]):
             if unit not in self._settled:
                 self.finish(unit)
 
+    def finish_part(self, unit: Unit) -> None:
+        """Keeps in a unit's scratch what a part of its work took since the last was finished; `finish` adds it."""
+        files.atomic_write_json(self.scratch(unit) / MEASURED, self._meter.read())
+        self._meter.start()
+
     def finish(self, unit: Unit) -> None:
         """Enters a unit as done, with time and memory since it was begun, or the one before was finished.
 
         Raises:
             RuntimeError: an output that the unit promised was not written.
         """
-        name = self._stage.full_name(unit)
-        self._ledger.enter(name, unit, self._begun[unit].depends, self._meter.read())
+        name, depends = self._stage.full_name(unit), self._begun[unit].depends
+        took, part = self._meter.read(), self._scratch(unit) / fingerprint(depends) / MEASURED
+        if part.exists():
+            took = measure.together(json.loads(part.read_text(encoding="utf-8")), took)
+        self._ledger.enter(name, unit, depends, took)
         self._settled.add(unit)
         shutil.rmtree(self._scratch(unit), ignore_errors=True)
         self._meter.start()

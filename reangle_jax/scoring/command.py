@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import cv2
 
-from reangle_jax import compilation_cache
+from reangle_jax import compilation_cache, faults
 from reangle_jax.arrays import Picture
 from reangle_jax.data import files
 from reangle_jax.data.paths import expand
@@ -32,6 +32,8 @@ Pictures are resized so that the shorter side is --size, and their centre is cro
 common has no score (null) and is left out of the mean. For videos, temporal_flickering is VBench's (1: nothing
 changes), of each at its own size.
 """
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,8 +92,13 @@ def main(argv: Sequence[str]) -> int:
     except Stopped as stopped:
         print(f"stopped by {stopped}: no report was written", file=sys.stderr)
         return stopped.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    except Exception as error:
+        words = faults.out_of_memory(error)
+        if words is not None:
+            return _complain(
+                f"out of memory: {words}; what helps: a smaller --size, fewer inputs at a time, shorter videos"
+            )
+        if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
             raise
         where = f" ({error.filename})" if error.filename else ""
         return _complain(f"cannot write: {error.strerror}{where}; mend that, or choose another --out or --save-maps")

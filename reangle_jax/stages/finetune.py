@@ -11,12 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Float
-from tensorboardX import SummaryWriter
 
-from reangle_jax import mesh
+from reangle_jax import learning, mesh
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.backbones.cogvideox import lora as lora_file
 from reangle_jax.config import Finetune, Settings
@@ -30,7 +28,6 @@ from reangle_jax.run import Run, Stage, Unit, view_file
 SCHEDULE = Schedule.cogvideox_5b()
 # The noise on the conditioning frame: sigma = exp(N(mean, deviation)).
 LOG_SIGMA_MEAN, LOG_SIGMA_DEVIATION = -3.0, 0.5
-LOG_EVERY = 10  # steps
 # The options that the adapters depend on: not how often a state is saved.
 DECISIVE = tuple(field.name for field in dataclasses.fields(Finetune) if field.name != "checkpoint_every")
 
@@ -79,23 +76,64 @@ def finetune(settings: Settings, run: Run) -> None:
 
 def _finetune(settings: Settings, run: Run) -> None:
     (unit,) = run.todo
-    scratch = run.scratch(unit)
     options = settings.finetune
-    transformer = i2v.load_transformer(run.weights("transformer"), lora_rank=options.rank, lora_alpha=options.alpha)
-    lora = i2v.init_lora(transformer.config, key=run.key("finetune", "init"))
-    optimiser = make_optimiser(options)
-    state = TrainState(lora, optimiser.init(lora), np.zeros(options.steps, np.float32), 0)
-    if options.steps:  # without any, there is nothing to encode: config.loras may act alone
-        vae = i2v.load_vae(run.weights("vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width))
-        data = _training_set(settings, run, vae, transformer.config.max_text_seq_length, scratch)
-        seen = 100 * float(data.mask.mean())
-        _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), seen)
-        step = make_step(transformer, vae, options, optimiser)
-        state = _train(step, state, transformer.state, vae.state, mesh.replicate(data), run, scratch, options)
+    config = i2v.describe_transformer(
+        run.weights("transformer"), lora_rank=options.rank, lora_alpha=options.alpha
+    ).config
+    lora = i2v.init_lora(config, key=run.key("finetune", "init"))
+    losses: list[float] = []
+    # Without steps there is nothing to encode: config.loras may act alone.
+    learn = _prepared(settings, run, run.scratch(unit), lora) if options.steps else None
+    # A signal in the last step waits until what was learnt is on the disk.
+    with run.stop_at_safe_points() as stop:
+        if learn:
+            state, history = learn(stop=stop)
+            lora, losses = state.parameters, history["loss"]
+        with run.save_folder("lora") as folder:
+            lora_file.save_folder(folder, lora, config)
+            files.atomic_write_json(folder / "losses.json", losses)
+        run.finish(unit)
 
-    with run.save_folder("lora") as folder:
-        lora_file.save_folder(folder, state.lora, transformer.config)
-        files.atomic_write_json(folder / "losses.json", [float(loss) for loss in state.losses])
+
+def _prepared(settings: Settings, run: Run, scratch: Path, lora: nnx.State) -> Callable[..., Any]:
+    """`learning.train` with everything but the stop. Each network is loaded when it is needed and dropped after."""
+    options = settings.finetune
+    data = _training_set(settings, run, scratch)
+    seen = 100 * float(data.mask.mean())
+    _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), seen)
+    encoder = i2v.encoder_alone(_load_vae(settings, run))
+    transformer = i2v.load_transformer(run.weights("transformer"), lora_rank=options.rank, lora_alpha=options.alpha)
+    optimiser, schedule = make_optimiser(options), learning_rate(options)
+    key, data = run.key("finetune", "steps"), mesh.replicate(data)
+    return functools.partial(
+        learning.train,
+        make_step(transformer, encoder, options, optimiser),
+        learning.init(lora, optimiser),
+        lambda number: (transformer.state, encoder.state, data, jax.random.fold_in(key, number)),
+        name="finetune",
+        steps=options.steps,
+        checkpoints=scratch / "steps",
+        checkpoint_every=options.checkpoint_every,
+        logs=run.path("logs/finetune"),
+        rate=lambda number: np.asarray(schedule(number)).item() if callable(schedule) else schedule,
+        mend=functools.partial(_mend, options, transformer.config.dtype),
+    )
+
+
+def _mend(options: Finetune, dtype: str, number: int) -> str:
+    if number == 0:
+        return (
+            f"the weights or the input hold values that are not finite, or too large for {dtype}: convert the weights "
+            "again, with --dtype float32, or give another video"
+        )
+    return (
+        f"lower config.finetune.learning_rate={options.learning_rate:g}, or convert the weights with --dtype float32 "
+        f"(they are computed in {dtype}); the state before it is kept"
+    )
+
+
+def _load_vae(settings: Settings, run: Run) -> i2v.Network:
+    return i2v.load_vae(run.weights("vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width))
 
 
 def prompts(settings: Settings) -> list[str]:
@@ -104,7 +142,7 @@ def prompts(settings: Settings) -> list[str]:
     return [settings.caption] + [view.prompt(settings.caption, settings.mode) for view in views]
 
 
-def _training_set(settings: Settings, run: Run, vae: i2v.Network, text_length: int, scratch: Path) -> TrainingSet:
+def _training_set(settings: Settings, run: Run, scratch: Path) -> TrainingSet:
     cached = scratch / "encoded.npz"
     if cached.exists():
         return TrainingSet(**{name: jnp.asarray(value) for name, value in files.load_npz(cached).items()})
@@ -114,8 +152,9 @@ def _training_set(settings: Settings, run: Run, vae: i2v.Network, text_length: i
         warp = run.load_npz(view_file(view, "warp.npz"))
         videos.append(warp["frames"])
         visible.append(warp["visible"])
-    data = encode_videos(vae, np.stack(videos), np.stack(visible))
-    text = i2v.embed_prompts(run.weights("text_encoder"), prompts(settings), text_length)
+    length = i2v.describe_transformer(run.weights("transformer")).config.max_text_seq_length
+    text = i2v.embed_prompts(run.weights("text_encoder"), prompts(settings), length)
+    data = encode_videos(_load_vae(settings, run), np.stack(videos), np.stack(visible))
     data = data._replace(text=jnp.asarray(text))
     files.atomic_savez(cached, **{name: np.asarray(value) for name, value in data._asdict().items()})
     return data
@@ -190,85 +229,17 @@ def motion_loss(model: Any, vae: Any, data: TrainingSet, options: Finetune, *, k
     return masked_v_loss(v, SCHEDULE.velocity(z, eps, t), mask if options.masked else None)
 
 
-class TrainState(NamedTuple):
-    """What a step changes, the losses so far and the number of steps done."""
-
-    lora: Any
-    optimiser: Any
-    losses: np.ndarray
-    done: int
-
-
 def make_step(
     transformer: i2v.Network, vae: i2v.Network, options: Finetune, optimiser: optax.GradientTransformation
-) -> Callable[..., tuple[Any, Any, Array]]:
-    """The training step ``(lora, opt_state, base, vae_state, data, key) -> (lora, opt_state, loss)``, jitted.
+) -> Callable[..., tuple[learning.State, dict[str, Array]]]:
+    """The training step ``(state, base, vae_state, data, key) -> (state, numbers)``; see `learning.make_step`."""
 
-    The frozen base is an argument that nothing is differentiated by: no gradient and no copy of it is ever made.
-    """
+    def loss(lora: Any, base: Any, vae_state: Any, data: TrainingSet, key: Array) -> Array:
+        model = nnx.merge(transformer.graphdef, lora, base)
+        return motion_loss(model, nnx.merge(vae.graphdef, vae_state), data, options, key=key)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(lora: Any, opt_state: Any, base: Any, vae_state: Any, data: TrainingSet, key: Array):
-        def loss_of(lora: Any) -> Array:
-            model = nnx.merge(transformer.graphdef, lora, base)
-            return motion_loss(model, nnx.merge(vae.graphdef, vae_state), data, options, key=key)
-
-        loss, gradients = jax.value_and_grad(loss_of)(lora)
-        updates, opt_state = optimiser.update(gradients, opt_state, lora)
-        lora = optax.apply_updates(lora, updates)
-        # In the layout they came in: one program serves all steps.
-        return mesh.constrain(lora), mesh.constrain(opt_state), loss
-
-    return step
+    return learning.make_step(loss, optimiser)
 
 
-def _train(step, state: TrainState, base, vae_state, data: TrainingSet, run: Run, scratch: Path, options: Finetune):
-    key = run.key("finetune", "steps")
-    manager = ocp.CheckpointManager(scratch / "steps", options=ocp.CheckpointManagerOptions(max_to_keep=1))
-    latest = manager.latest_step()
-    if latest is not None:
-        restored = manager.restore(latest, args=ocp.args.StandardRestore(_as_tree(state)))
-        state = TrainState(restored["lora"], restored["optimiser"], np.array(restored["losses"]), latest)
-        _log.info("finetune goes on after step %d", latest)
-    lora, opt_state, losses = state.lora, state.optimiser, state.losses
-    pending: list[Array] = []
-    schedule = learning_rate(options)
-
-    def rate(number: int) -> float:
-        return np.asarray(schedule(number)).item() if callable(schedule) else schedule
-
-    def settle(done: int) -> None:
-        # Losses stay on the device until they are wanted: the next step need not wait for the number.
-        losses[done - len(pending) : done] = [float(loss) for loss in pending]
-        for number, loss in enumerate(losses[done - len(pending) : done], start=done - len(pending)):
-            writer.add_scalar("finetune/loss", float(loss), number)
-            writer.add_scalar("finetune/learning_rate", rate(number), number)
-        pending.clear()
-
-    writer = SummaryWriter(str(run.path("logs/finetune")), purge_step=state.done)
-    with manager, run.stop_at_safe_points() as stop, progress(options.steps, "finetune", initial=state.done) as bar:
-        for number in range(state.done, options.steps):
-            lora, opt_state, loss = step(lora, opt_state, base, vae_state, data, jax.random.fold_in(key, number))
-            pending.append(loss)
-            done = number + 1
-            if done % LOG_EVERY == 0 or done == options.steps or stop.requested:
-                settle(done)
-                bar.set(loss=float(losses[max(0, done - 50) : done].mean()), rate=rate(number))
-            bar.update()
-            due = options.checkpoint_every and done % options.checkpoint_every == 0
-            if done < options.steps and (due or stop.requested):
-                settle(done)
-                manager.save(done, args=ocp.args.StandardSave(_as_tree(TrainState(lora, opt_state, losses, done))))
-            if stop.requested:
-                manager.wait_until_finished()
-                stop.now()
-        manager.wait_until_finished()
-    writer.close()
-    return TrainState(lora, opt_state, losses, options.steps)
-
-
-def _as_tree(state: TrainState) -> dict[str, Any]:
-    return {"lora": state.lora, "optimiser": state.optimiser, "losses": state.losses}
-
-
-STAGE = Stage("finetune", version=1, units=units, run=finetune)
+SMALLER = ("finetune.batch_size", "finetune.rank", "mesh", "vae_tiles", "base_dtype", "num_frames", "height", "width")
+STAGE = Stage("finetune", version=1, units=units, run=finetune, smaller=SMALLER)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from jaxtyping import Float
 
 from reangle_jax import checkpoints, mesh
 from reangle_jax.arrays import Picture
@@ -17,9 +19,10 @@ from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.backbones.cogvideox import lora as lora_file
 from reangle_jax.backbones.cogvideox.sampling import Sampler
 from reangle_jax.config import Settings
-from reangle_jax.data import lora_files
+from reangle_jax.data import files, lora_files
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.diffusion.schedule import Schedule
+from reangle_jax.errors import NotFiniteError
 from reangle_jax.geometry import trajectories
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.progress import progress
@@ -58,36 +61,87 @@ def generate(settings: Settings, run: Run) -> None:
 
 
 def _generate(settings: Settings, run: Run) -> None:
+    # Each network is loaded when it is needed and dropped after: together they would not fit where each does.
+    waiting = [unit for unit in run.todo if not _latents(run, unit).exists()]
+    if waiting:
+        text = _text(settings, run, waiting)
+        conditions = _conditions(settings, run, waiting)
+        _sample(settings, run, waiting, text, conditions)
+    _decode(settings, run)
+
+
+def _latents(run: Run, unit: Unit) -> Path:
+    """Where a unit's sampled latents wait to be decoded."""
+    return run.scratch(unit) / "latents.npz"
+
+
+def _text(settings: Settings, run: Run, units: list[Unit]) -> Float[np.ndarray, "N L D"]:
+    """Embeddings of the empty text and of each unit's prompt."""
+    texts = ["", *(trajectories.parse_view(unit.view).prompt(settings.caption, settings.mode) for unit in units)]
+    length = i2v.describe_transformer(run.weights("transformer")).config.max_text_seq_length
+    return i2v.embed_prompts(run.weights("text_encoder"), texts, length)
+
+
+def _conditions(settings: Settings, run: Run, units: list[Unit]) -> list[np.ndarray]:
+    """Each unit's first frame, encoded."""
     vae = i2v.load_vae(run.weights("vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width))
+    sampler = _sampler(settings, i2v.describe_transformer(run.weights("transformer")), vae)
+    images = [read_png(run.view_path(unit.view, "first_frame.png"))[None] for unit in units]
+    return [
+        np.asarray(sampler.condition(vae.state, image, key=run.key("generate", unit.view)))
+        for unit, image in zip(units, images, strict=True)
+    ]
+
+
+def _sample(settings: Settings, run: Run, units: list[Unit], text: np.ndarray, conditions: list[np.ndarray]) -> None:
+    """Keeps the latents of each unit in its scratch."""
     transformer, tuned = _tuned(settings, run)
-    fresh = jax.tree.map(jnp.zeros_like, tuned)  # changes nothing: the untuned model
-    texts = ["", *(trajectories.parse_view(unit.view).prompt(settings.caption, settings.mode) for unit in run.todo)]
-    text = i2v.embed_prompts(run.weights("text_encoder"), texts, transformer.config.max_text_seq_length)
-    fps = float(run.load_npz("input/frames.npz")["fps"])
-    sampler = Sampler(transformer, vae, SCHEDULE, num_frames=settings.num_frames, **dataclasses.asdict(settings.sample))
-    with progress(len(run.todo) * settings.sample.steps, "generate") as bar:
-        for k, unit in enumerate(run.todo, start=1):
+    # Zeros change nothing: the untuned model.
+    fresh = None if all(ADAPTERS in unit.inputs for unit in units) else jax.tree.map(jnp.zeros_like, tuned)
+    sampler = _sampler(settings, transformer, i2v.describe_vae(run.weights("vae")))
+    done = (len(run.todo) - len(units)) * settings.sample.steps
+    with progress(len(run.todo) * settings.sample.steps, "generate", initial=done) as bar:
+        for unit, prompt, condition in zip(units, text[1:], conditions, strict=True):
             bar.set(view=unit.name)
-            lora = tuned if ADAPTERS in unit.inputs else fresh
-            image = read_png(run.view_path(unit.view, "first_frame.png"))
             # The untuned model starts from the same noise: the two differ by the adapters alone.
             key = run.key("generate", unit.view)
-            noise, condition = sampler.start(vae.state, image[None], key=key)
             latents = sampler.denoise(
-                lora,
+                tuned if ADAPTERS in unit.inputs else fresh,
                 transformer.state,
-                noise,
-                condition,
-                text[k : k + 1],
+                sampler.noise((1, settings.height, settings.width), key=key),
+                jnp.asarray(condition),
+                prompt[None],
                 text[:1],
                 key=jax.random.fold_in(key, 1),
                 on_step=bar.update,
             )
-            frames = np.asarray(sampler.decode(vae.state, latents))[0]
-            run.save_npz(unit.outputs[0], frames=frames)
-            if len(unit.outputs) > 1:
-                run.save_video(unit.outputs[1], frames, fps)
-            run.finish(unit)
+            found = np.asarray(latents, np.float32)
+            if not np.isfinite(found).all():
+                raise NotFiniteError(
+                    f"generate: the latents of {unit.name} are not finite: lower config.finetune.learning_rate, leave "
+                    "out config.loras, or convert the weights with --dtype float32 (they are computed in "
+                    f"{transformer.config.dtype})"
+                )
+            files.atomic_savez(_latents(run, unit), latents=found)
+            run.finish_part(unit)
+
+
+def _decode(settings: Settings, run: Run) -> None:
+    """Writes each unit's frames."""
+    vae = i2v.load_vae(run.weights("vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width))
+    sampler = _sampler(settings, i2v.describe_transformer(run.weights("transformer")), vae)
+    fps = float(run.load_npz("input/frames.npz")["fps"])
+    for unit in progress(run.todo, "generate: decode", unit="video"):
+        latents = files.load_npz(_latents(run, unit))["latents"]
+        frames = np.asarray(sampler.decode(vae.state, jnp.asarray(latents)))[0]
+        run.save_npz(unit.outputs[0], frames=frames)
+        if len(unit.outputs) > 1:
+            run.save_video(unit.outputs[1], frames, fps)
+        run.finish(unit)
+
+
+def _sampler(settings: Settings, transformer: i2v.Network, vae: i2v.Network) -> Sampler:
+    return Sampler(transformer, vae, SCHEDULE, num_frames=settings.num_frames, **dataclasses.asdict(settings.sample))
 
 
 def _tuned(settings: Settings, run: Run) -> tuple[i2v.Network, nnx.State]:
@@ -115,4 +169,5 @@ def read_png(path: Any) -> Picture:
     return np.ascontiguousarray(image[..., ::-1])
 
 
-STAGE = Stage("generate", version=2, units=units, run=generate)
+SMALLER = ("mesh", "vae_tiles", "base_dtype", "num_frames", "height", "width")
+STAGE = Stage("generate", version=2, units=units, run=generate, smaller=SMALLER)

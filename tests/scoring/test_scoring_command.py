@@ -335,3 +335,15 @@ def test_videos_against_a_reference(capsys, tmp_path):
     assert row["frames"] == 3
     assert row["per_frame"]["psnr"][0] == psnr(frames[2], frames[0])
     assert row["per_frame"]["psnr"][1] is None  # the middle frame is its own counterpart
+
+
+def test_too_little_memory_is_one_line(capsys, weights, pictures, monkeypatch):
+    def large(*_, **__):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 65454971592 bytes.")
+
+    monkeypatch.setattr(networks, "load", large)
+    code, report, err = run(capsys, pictures / "a.png", pictures / "b.png", *quick(weights))
+    assert (code, report) == (2, None)
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: out of memory: 61.0 GiB were asked for at once, of ")
+    assert "--size" in line

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, learning
 from reangle_jax import mesh as meshes
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.backbones.cogvideox.sampling import Sampler
@@ -47,20 +47,20 @@ def train(weights, text):
         transformer, vae = load(weights)
         optimiser = finetune.make_optimiser(OPTIONS)
         step = finetune.make_step(transformer, vae, OPTIONS, optimiser)
-        lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
-        state, data, losses = optimiser.init(lora), meshes.replicate(training_set()), []
-        before = [array.sharding for array in jax.tree.leaves((lora, state))]
+        state = learning.init(i2v.init_lora(transformer.config, key=jax.random.key(1)), optimiser)
+        data, losses = meshes.replicate(training_set()), []
+        before = [array.sharding for array in jax.tree.leaves(state)]
         for number in range(3):
-            lora, state, loss = step(lora, state, transformer.state, vae.state, data, jax.random.key(number))
-            losses.append(float(loss))
-        after = [array.sharding for array in jax.tree.leaves((lora, state))]
+            state, numbers = step(state, transformer.state, vae.state, data, jax.random.key(number))
+            losses.append(float(numbers["loss"]))
+        after = [array.sharding for array in jax.tree.leaves(state)]
         assert all(a.is_equivalent_to(b, 3) for a, b in zip(before, after, strict=True))
         programs = step._cache_size()
-    arrays = {path: np.asarray(value[...]) for path, value in checkpoints.parameter_paths(lora).items()}
+    arrays = {path: np.asarray(value[...]) for path, value in checkpoints.parameter_paths(state.parameters).items()}
     shares = {
         "base": transformer.state["blocks"]["layers"]["ff"]["up"]["kernel"][...].addressable_shards[0].data.size,
-        "lora": jax.tree.leaves(lora)[0].addressable_shards[0].data.size,
-        "adam": sum(array.addressable_shards[0].data.size for array in jax.tree.leaves(state)),
+        "lora": jax.tree.leaves(state.parameters)[0].addressable_shards[0].data.size,
+        "adam": sum(array.addressable_shards[0].data.size for array in jax.tree.leaves(state.optimiser)),
     }
     return losses, arrays, shares, programs
 
@@ -96,7 +96,8 @@ def sample(weights, text):
                           dynamic_guidance=False, sampler="ddim")  # fmt: skip
         data = training_set()
         text = np.asarray(data.text)  # as embed_prompts gives it
-        noise, condition = sampler.start(vae.state, np.asarray(data.first[:1]), key=jax.random.key(0))
+        noise = sampler.noise((1, HEIGHT, WIDTH), key=jax.random.key(0))
+        condition = sampler.condition(vae.state, np.asarray(data.first[:1]), key=jax.random.key(0))
         latents = sampler.denoise(lora, transformer.state, noise, condition, text[:1], text[1:2],
                                   key=jax.random.key(1))  # fmt: skip
         assert sampler._step._cache_size() == 1

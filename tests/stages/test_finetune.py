@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from reangle_jax import learning
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.config import Finetune
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
@@ -60,16 +61,14 @@ def test_encoded_set_has_latent_shapes_and_masks(data):
 
 def run_steps(networks, data, count, options=OPTIONS):
     transformer, vae = networks
-    lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
     optimiser = finetune.make_optimiser(options)
     step = finetune.make_step(transformer, vae, options, optimiser)
-    opt_state, losses = optimiser.init(lora), []
+    state, losses = learning.init(i2v.init_lora(transformer.config, key=jax.random.key(1)), optimiser), []
     for number in range(count):
-        lora, opt_state, loss = step(
-            lora, opt_state, transformer.state, vae.state, data, jax.random.fold_in(jax.random.key(2), number)
-        )
-        losses.append(float(loss))
-    return lora, losses, step
+        key = jax.random.fold_in(jax.random.key(2), number)
+        state, numbers = step(state, transformer.state, vae.state, data, key)
+        losses.append(float(numbers["loss"]))
+    return state.parameters, losses, step
 
 
 def test_the_rate_is_constant_or_falls_to_zero_at_the_end():

@@ -33,6 +33,14 @@ class Network(NamedTuple):
     state: nnx.State
 
 
+def describe_vae(folder: Path, *, tiles: str = "off", size: tuple[int, int] | None = None) -> Network:
+    """:func:`load_vae` without its parameters: shapes stand in their place."""
+    config = checkpoints.load_config(folder, VAEConfig)
+    if in_tiles(tiles, size):
+        config = config.tiled(TILE_SAMPLE)
+    return Network(config, *nnx.split(checkpoints.abstract(lambda: VAE(config, rngs=nnx.Rngs(0)))))
+
+
 def load_vae(folder: Path, *, tiles: str = "off", size: tuple[int, int] | None = None) -> Network:
     """The autoencoder of a weights folder.
 
@@ -44,11 +52,8 @@ def load_vae(folder: Path, *, tiles: str = "off", size: tuple[int, int] | None =
     Raises:
         InputError: the folder is missing or damaged, or holds another model.
     """
-    config = checkpoints.load_config(folder, VAEConfig)
-    if in_tiles(tiles, size):
-        config = config.tiled(TILE_SAMPLE)
-    model = checkpoints.load_into(checkpoints.abstract(lambda: VAE(config, rngs=nnx.Rngs(0))), folder)
-    return Network(config, *nnx.split(model))
+    config, graphdef, state = describe_vae(folder, tiles=tiles, size=size)
+    return Network(config, *nnx.split(checkpoints.load_into(nnx.merge(graphdef, state), folder)))
 
 
 def in_tiles(tiles: str, size: tuple[int, int] | None) -> bool:
@@ -61,6 +66,19 @@ def in_tiles(tiles: str, size: tuple[int, int] | None) -> bool:
     return tiles == "on" or (tiles == "auto" and size is not None and size[0] * size[1] > WHOLE_PIXELS)
 
 
+def describe_transformer(folder: Path, *, lora_rank: int = 0, lora_alpha: float = 0.0) -> Network:
+    """:func:`load_transformer` without its parameters: shapes stand in their place.
+
+    Raises:
+        InputError: the folder is missing, or its config.json damaged or another model's.
+    """
+    config = checkpoints.load_config(folder, TransformerConfig)
+    impl = attention_for_device(config)
+    config = dataclasses.replace(config, lora_rank=lora_rank, lora_alpha=lora_alpha, attention_impl=impl)
+    graphdef, _, base = nnx.split(_abstract(config), nnx.LoRAParam, ...)
+    return Network(config, graphdef, base)
+
+
 def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float) -> Network:
     """The transformer of a weights folder with room for adapters; its state is the frozen base alone.
 
@@ -69,12 +87,20 @@ def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float) -> Netw
     Raises:
         InputError: the folder is missing or damaged, or holds another model.
     """
-    config = checkpoints.load_config(folder, TransformerConfig)
-    impl = attention_for_device(config)
-    config = dataclasses.replace(config, lora_rank=lora_rank, lora_alpha=lora_alpha, attention_impl=impl)
-    model = checkpoints.load_into(checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0))), folder)
-    graphdef, _, base = nnx.split(model, nnx.LoRAParam, ...)
+    config = describe_transformer(folder, lora_rank=lora_rank, lora_alpha=lora_alpha).config
+    graphdef, _, base = nnx.split(checkpoints.load_into(_abstract(config), folder), nnx.LoRAParam, ...)
     return Network(config, graphdef, base)
+
+
+def _abstract(config: TransformerConfig) -> Transformer:
+    return checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+
+
+def encoder_alone(vae: Network) -> Network:
+    """An autoencoder that encodes only: its decoder's parameters are dropped."""
+    model = nnx.merge(vae.graphdef, vae.state)
+    del model.decoder
+    return Network(vae.config, *nnx.split(model))
 
 
 def attention_for_device(config: TransformerConfig) -> str:

@@ -132,7 +132,8 @@ class CogVideoX:
         run = self._samplers[options]
         texts = i2v.embed_prompts(self.text_encoder, [negative_prompt, *prompts], config.max_text_seq_length)
         negative = np.repeat(texts[:1], len(prompts), axis=0)
-        noise, condition = run.start(self.vae.state, start, key=key)
+        noise = run.noise(start if isinstance(start, tuple) else start.shape[:3], key=key)
+        condition = None if isinstance(start, tuple) else run.condition(self.vae.state, start, key=key)
         latents = run.denoise(
             nnx.State({}), self.transformer.state, noise, condition, texts[1:], negative, key=jax.random.fold_in(key, 1)
         )

@@ -48,7 +48,7 @@ def decode_latents(
 
 
 class Sampler:
-    """A video from its noise, in three steps: ``start``, ``denoise``, ``decode``.
+    """A video from its noise, in steps: ``condition``, ``noise``, ``denoise``, ``decode``.
 
     Args:
         transformer: the transformer's configuration and graph; it may have adapters.
@@ -97,29 +97,29 @@ class Sampler:
 
         self._condition, self._decode = condition, decode
 
-    def start(
-        self, vae_state: Any, image: UInt8[Array | np.ndarray, "B H W 3"] | tuple[int, int, int], *, key: Array
-    ) -> tuple[Float[Array, "B t h w C"], Float[Array, "B t h w C"] | None]:
-        """The noise to begin with and the image's condition.
+    def noise(self, size: tuple[int, int, int], *, key: Array) -> Float[Array, "B t h w C"]:
+        """The noise to begin with, in the transformer's dtype.
+
+        Args:
+            size: the batch's size, height and width in pixels.
+            key: the videos'; the same goes to ``condition``.
+        """
+        batch, height, width = size
+        ratio, channels = self._vae_config.spatial_compression_ratio, self._vae_config.latent_channels
+        shape = (batch, self._latent_frames, height // ratio, width // ratio, channels)
+        return jax.random.normal(jax.random.split(key)[0], shape, jnp.float32).astype(self._config.dtype)
+
+    def condition(
+        self, vae_state: Any, image: UInt8[Array | np.ndarray, "B H W 3"], *, key: Array
+    ) -> Float[Array, "B t h w C"]:
+        """First frames as the condition that stands beside the noise, in the transformer's dtype.
 
         Args:
             vae_state: the autoencoder's parameters.
-            image: first frames; for text to video the batch's size, height and width in pixels.
-            key: of the noise and of the draw from the image's posterior.
-
-        Returns:
-            Noise and condition, in the transformer's dtype; the condition is None without images.
+            image: first frames.
+            key: the videos'; a part of it draws from the image's posterior.
         """
-        noise_key, image_key = jax.random.split(key)
-        if isinstance(image, tuple):
-            batch, height, width = image
-            condition = None
-        else:
-            batch, height, width = image.shape[:3]
-            condition = self._condition(vae_state, jnp.asarray(image), image_key)
-        ratio, channels = self._vae_config.spatial_compression_ratio, self._vae_config.latent_channels
-        shape = (batch, self._latent_frames, height // ratio, width // ratio, channels)
-        return jax.random.normal(noise_key, shape, jnp.float32).astype(self._config.dtype), condition
+        return self._condition(vae_state, jnp.asarray(image), jax.random.split(key)[1])
 
     def denoise(
         self,
@@ -138,8 +138,8 @@ class Sampler:
         Args:
             lora: the transformer's adapters; an empty state without any.
             base: its other parameters.
-            noise: from ``start``.
-            condition: from ``start``.
+            noise: from ``noise``.
+            condition: from ``condition``; None for text to video.
             text: embeddings of the prompts.
             negative: those that guidance leads away from, usually of the empty text; None will do without guidance.
             key: of the noise that ``dpm`` adds.

@@ -1,0 +1,214 @@
+"""The one training loop: a guarded step, resumed, stopped and logged, and ended where the numbers are not finite.
+
+step = make_step(loss, optimiser)              # loss(parameters, *arguments) -> scalar, or (scalar, numbers)
+state, history = train(step, init(parameters, optimiser), lambda number: (data, key_of(number)), ...)
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+from jaxtyping import Array, Bool
+from tensorboardX import SummaryWriter
+
+from reangle_jax import mesh
+from reangle_jax.errors import NotFiniteError
+from reangle_jax.progress import progress
+from reangle_jax.stopping import Stop
+
+LOG_EVERY = 10  # steps between two looks at the numbers: what is not finite is seen within so many
+SHOWN = 50  # steps whose mean loss the bar shows
+
+_log = logging.getLogger(__name__)
+
+History = dict[str, list[float]]
+"""Each number of each step done: ``loss``, ``gradient_norm``, ``update_norm`` and what else the loss gives."""
+
+
+class State(NamedTuple):
+    """What a step changes.
+
+    Attributes:
+        parameters: a pytree of arrays or variables.
+        optimiser: its state.
+        healthy: False from the first step on whose loss or gradient is not finite; that step and those after it change
+            nothing, so that the last good state is at hand when the numbers are looked at.
+    """
+
+    parameters: Any
+    optimiser: Any
+    healthy: Bool[Array, ""]
+
+
+def init(parameters: Any, optimiser: optax.GradientTransformation) -> State:
+    """The state before the first step."""
+    return State(parameters, optimiser.init(parameters), jnp.ones((), bool))
+
+
+def make_step(
+    loss: Callable[..., Any], optimiser: optax.GradientTransformation, *, has_aux: bool = False
+) -> Callable[..., tuple[State, dict[str, Array]]]:
+    """The step ``(state, *arguments) -> (state, numbers)``, jitted; the state is donated.
+
+    Args:
+        loss: ``loss(parameters, *arguments)``: what is minimised by the parameters alone. Frozen weights are arguments:
+            no gradient and no copy of them is ever made.
+        optimiser: its updates are added.
+        has_aux: the loss gives further numbers too, ``(scalar, {name: scalar})``.
+
+    Returns:
+        The step. Its numbers are ``loss``, the global norms ``gradient_norm`` (before any clipping) and
+        ``update_norm``, and the loss's own, float32 scalars on the device.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: State, *arguments: Any) -> tuple[State, dict[str, Array]]:
+        value, gradients = jax.value_and_grad(loss, has_aux=has_aux)(state.parameters, *arguments)
+        value, further = value if has_aux else (value, {})
+        updates, moments = optimiser.update(gradients, state.optimiser, state.parameters)
+        parameters = optax.apply_updates(state.parameters, updates)
+        numbers = {"loss": value, "gradient_norm": optax.tree.norm(gradients), "update_norm": optax.tree.norm(updates)}
+        healthy = state.healthy & jnp.isfinite(value) & jnp.isfinite(numbers["gradient_norm"])
+        new = State(parameters, moments, healthy)
+        kept = jax.tree.map(lambda after, before: jnp.where(healthy, after, before), new, state)
+        # In the layout they came in: one program serves all steps.
+        return mesh.constrain(kept._replace(healthy=healthy)), {**numbers, **further}
+
+    return step
+
+
+def train(
+    step: Callable[..., tuple[State, dict[str, Array]]],
+    state: State,
+    arguments: Callable[[int], tuple],
+    *,
+    name: str,
+    steps: int,
+    checkpoints: Path,
+    checkpoint_every: int,
+    logs: Path,
+    stop: Stop,
+    rate: Callable[[int], float],
+    mend: Callable[[int], str],
+) -> tuple[State, History]:
+    """Takes the steps that are not done yet.
+
+    Call it inside of ``Stop.at_safe_points``, and save what it gives inside of the same block: a signal in the last
+    step then ends the process after that.
+
+    Args:
+        step: from :func:`make_step`.
+        state: where training starts if nothing is saved; its layout is the saved one's.
+        arguments: of the step with a number, from 0; all of them on the device already.
+        name: of the work, for the bar and the logs.
+        steps: how many in all.
+        checkpoints: folder of the saved state: the newest alone, with the numbers of all steps before.
+        checkpoint_every: steps between two saved states; 0 saves one only when the work is stopped.
+        logs: folder of TensorBoard's events; those of an earlier start are written anew, so that none is there twice.
+        stop: asked after every step.
+        rate: the learning rate of the step with a number, for the logs.
+        mend: what to do, in words, if the numbers of the step with this number are the first that are not finite.
+
+    Returns:
+        The state after the last step, and the numbers of every step.
+
+    Raises:
+        NotFiniteError: a loss or a gradient; the state before that step is saved.
+        Stopped: a signal came before the last step; the state is saved.
+    """
+    options = ocp.CheckpointManagerOptions(max_to_keep=1)
+    with ocp.CheckpointManager(checkpoints, options=options) as manager:
+        state, history = _restored(manager, state)
+        done = len(history["loss"]) if history else 0
+        if done:
+            _log.info("%s goes on after step %d", name, done)
+        pending: list[dict[str, Array]] = []
+        with _events(logs, name, rate, history) as write, progress(steps, name, initial=done) as bar:
+
+            def settle(state: State) -> None:
+                """Brings the numbers to the host: they stay on the device until then, so that no step waits."""
+                first = number = len(history.get("loss", ()))
+                for one in jax.device_get(pending):
+                    for key in ("loss", "gradient_norm"):
+                        if not np.isfinite(one[key]):
+                            write(first, history)
+                            _save(manager, state, history)
+                            word = f"the {key.replace('_', ' ')} of step {number + 1} is {one[key]}"
+                            raise NotFiniteError(f"{name}: {word}: {mend(number)}")
+                    for key, value in one.items():
+                        history.setdefault(key, []).append(float(value))
+                    number += 1
+                pending.clear()
+                write(first, history)
+                bar.set(loss=float(np.mean(history["loss"][-SHOWN:])), rate=rate(number - 1))
+
+            for number in range(done, steps):
+                inputs = arguments(number)
+                with jax.transfer_guard("disallow"):
+                    state, numbers = step(state, *inputs)
+                pending.append(numbers)
+                done, halt = number + 1, stop.requested
+                due = bool(checkpoint_every) and done % checkpoint_every == 0
+                if done % LOG_EVERY == 0 or done == steps or due or halt:
+                    settle(state)
+                bar.update()
+                if done < steps and (due or halt):
+                    _save(manager, state, history)
+                if done < steps and halt:
+                    manager.wait_until_finished()
+                    stop.now()
+    return state, history
+
+
+def _save(manager: ocp.CheckpointManager, state: State, history: History) -> None:
+    done = len(history.get("loss", ()))
+    if done and done != manager.latest_step():
+        tree = {"parameters": state.parameters, "optimiser": state.optimiser}
+        numbers = {key: list(values) for key, values in history.items()}  # written while further steps are taken
+        manager.save(
+            done, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), history=ocp.args.JsonSave(numbers))
+        )
+
+
+def _restored(manager: ocp.CheckpointManager, state: State) -> tuple[State, History]:
+    latest = manager.latest_step()
+    if latest is None:
+        return state, {}
+    tree = {"parameters": state.parameters, "optimiser": state.optimiser}
+    found = manager.restore(
+        latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree), history=ocp.args.JsonRestore())
+    )
+    return state._replace(**found["state"]), found["history"]
+
+
+@contextlib.contextmanager
+def _events(
+    folder: Path, name: str, rate: Callable[[int], float], history: History
+) -> Iterator[Callable[[int, History], None]]:
+    """Gives ``write(first, history)``, which writes TensorBoard's events of the steps from ``first`` on to the disk.
+
+    What an earlier start has written goes, and those of ``history`` take its place: steps after its last saved state
+    are taken again, and would be there twice.
+    """
+    for path in folder.glob("events.out.tfevents.*"):
+        path.unlink()
+    writer = SummaryWriter(str(folder))
+
+    def write(first: int, history: History) -> None:
+        for number in range(first, len(history.get("loss", ()))):
+            for key, values in history.items():
+                writer.add_scalar(f"{name}/{key}", values[number], number)
+            writer.add_scalar(f"{name}/learning_rate", rate(number), number)
+        writer.flush()
+
+    with contextlib.closing(writer):
+        write(0, history)
+        yield write
