@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import av
+import cv2
 import numpy as np
 from av.container import InputContainer
 from av.error import EOFError as EndOfFile
 from av.error import FFmpegError
 from av.filter import Graph
 from av.video.stream import VideoStream
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 
 from reangle_jax.data import colour
 from reangle_jax.errors import InputError
@@ -92,6 +93,7 @@ class VideoFile:
         aspect = float(self._stream.sample_aspect_ratio or 1)
         self._aspect = aspect if 1 / _WIDEST_PIXEL <= aspect <= _WIDEST_PIXEL else 1.0
         self._converter: tuple[tuple, Graph] | None = None
+        self._turns: dict[int, np.ndarray] = {}
 
     def close(self) -> None:
         """Closes the file."""
@@ -118,7 +120,12 @@ class VideoFile:
     def _picture(self, frame: av.VideoFrame, shown: av.VideoFrame) -> Upright:
         to_sdr = colour.to_sdr(frame.color_trc, frame.color_primaries)
         pixels = self._convert(shown, self._scaling(frame), "rgb24" if to_sdr is None else "rgb48le")
-        pixels, transposed = _upright(pixels, frame)
+        # A frame that has been asked for its side data is freed by the garbage collector alone: too late for 4K. So
+        # only the first of each rotation is asked.
+        turn = frame.rotation
+        if turn not in self._turns:
+            self._turns[turn] = _display_matrix(frame)
+        pixels, transposed = _upright(pixels, self._turns[turn])
         aspect = 1 / self._aspect if transposed else self._aspect
         return Upright(pixels, aspect) if to_sdr is None else Upright(pixels, aspect, to_sdr)
 
@@ -249,14 +256,20 @@ def _layout(frame: av.VideoFrame) -> tuple[int, int, str]:
     return frame.width, frame.height, frame.format.name
 
 
-def _upright(pixels: np.ndarray, frame: av.VideoFrame) -> tuple[np.ndarray, bool]:
-    """Turned and mirrored to the nearest right angle of the display matrix; whether rows became columns."""
+def _display_matrix(frame: av.VideoFrame) -> Int[np.ndarray, "2 2"]:
+    """[[a, b], [c, d]]: column x and row y are shown at column a x + c y and row b x + d y, but for scale and shift."""
     stored = frame.side_data.get("DISPLAYMATRIX")
     if stored is None:
-        return pixels, False
-    # Column x and row y are shown at column a x + c y and row b x + d y, but for a shift.
-    (a, b), (c, d) = np.frombuffer(bytes(stored), np.int32).reshape(3, 3)[:2, :2].astype(int)
+        return np.eye(2, dtype=int)
+    return np.frombuffer(bytes(stored), np.int32).reshape(3, 3)[:2, :2].astype(int)
+
+
+def _upright(pixels: np.ndarray, display: Int[np.ndarray, "2 2"]) -> tuple[np.ndarray, bool]:
+    """Turned and mirrored to the nearest right angle of the display matrix; whether rows became columns."""
+    (a, b), (c, d) = display
     transposed = bool(abs(b) + abs(c) > abs(a) + abs(d))
     if transposed:
-        pixels, a, d = pixels.swapaxes(0, 1), c, b
-    return np.ascontiguousarray(pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]), transposed
+        pixels, a, d = cv2.transpose(pixels), c, b
+    if a < 0 or d < 0:
+        pixels = cv2.flip(pixels, -1 if a < 0 and d < 0 else 1 if a < 0 else 0)
+    return pixels, transposed

@@ -3,14 +3,11 @@
 import contextlib
 import dataclasses
 import errno
-import functools
 import itertools
 import logging
 import math
 import os
-from collections.abc import Generator, Iterator
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Generator
 
 import cv2
 import numpy as np
@@ -18,11 +15,11 @@ from av.error import FFmpegError
 from jaxtyping import Int, Shaped, UInt8
 
 from reangle_jax.arrays import Picture
-from reangle_jax.data import encoding, files, paths, pictures
-from reangle_jax.data.decoding import Decoded, Upright, VideoFile
+from reangle_jax.data import encoding, files
+from reangle_jax.data.decoding import Decoded, Upright
+from reangle_jax.data.sources import DEFAULT_FPS, Source, Watched, open_source
 from reangle_jax.errors import InputError
 
-DEFAULT_FPS = 24.0  # of a source that does not say: a folder of frames, raw streams
 _ROUNDING = 2e-3  # s; Matroska's time stamps are whole milliseconds: differences of that size mean nothing
 _MUCH = 0.2  # a share of the picture whose loss is worth a warning; 16:9 loses 0.16 at 3:2
 
@@ -122,13 +119,13 @@ def read_video(
         InputError: no such file, not a video, no frame, fewer frames than asked for, a frame that cannot be read, or
             damage in one that is taken.
     """
-    source = _open_source(path)
+    source = open_source(path)
     known = source.fps or fps or DEFAULT_FPS
     if fps and fps > 1.01 * known:
         _log.warning("config.fps=%g is above the source's %g: frames will repeat", fps, known)
     frames, indices, seconds = [], [], []
     fitted = picture = None
-    with contextlib.closing(_Watched(source)) as watched:
+    with contextlib.closing(Watched(source)) as watched:
         for index, frame in _choose(watched, start, num_frames, fps if source.fps else None):
             if not indices or index != indices[-1]:
                 picture = frame.picture()
@@ -154,8 +151,8 @@ def iterate_frames(path: str | os.PathLike[str]) -> Generator[Picture, None, Non
     Raises:
         InputError: at the first frame: no such file, not a video, or no frame; later: a frame that cannot be read.
     """
-    source = _open_source(path)
-    with contextlib.closing(_Watched(source)) as watched:
+    source = open_source(path)
+    with contextlib.closing(Watched(source)) as watched:
         for frame in watched:
             picture = frame.picture()
             rows, columns = picture.pixels.shape[:2]
@@ -165,55 +162,8 @@ def iterate_frames(path: str | os.PathLike[str]) -> Generator[Picture, None, Non
     watched.complain([])
 
 
-class _Source(NamedTuple):
-    path: Path
-    fps: float  # 0: the source does not say
-    count: int  # frames that the source promises; 0: it does not say
-    frames: Generator[Decoded, None, None]
-
-
-class _Watched:
-    """A source's frames, counted, and what is damaged among them."""
-
-    def __init__(self, source: _Source):
-        self.count = 0
-        self._source = source
-        self._damaged: list[int] = []
-
-    def __iter__(self) -> Iterator[Decoded]:
-        for frame in self._source.frames:
-            if frame.damaged:
-                self._damaged.append(self.count)
-            self.count += 1
-            yield frame
-
-    def close(self) -> None:
-        self._source.frames.close()
-
-    def complain(self, taken: list[int]) -> None:
-        """Refuses damage in the frames that are taken, and warns of it in others."""
-        if not self._damaged:
-            return
-        what = f"config.video: {self._source.path} is damaged: frames {_ranges(self._damaged)} (counted from 0)"
-        hit = sorted(set(self._damaged) & set(taken))
-        if hit:
-            raise InputError(
-                f"{what} cannot be decoded as they were, and {_ranges(hit)} would be taken: take another part "
-                "(config.start, config.num_frames), or get an undamaged copy"
-            )
-        _log.warning("%s cannot be decoded as they were%s", what, "; none of them is taken" if taken else "")
-
-
-def _ranges(indices: list[int]) -> str:
-    """[3, 4, 5, 9] as "3 to 5, 9"."""
-    runs = [
-        [index for _, index in run] for _, run in itertools.groupby(enumerate(indices), lambda pair: pair[1] - pair[0])
-    ]
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
-
-
 def _choose(
-    frames: _Watched, start: int, num_frames: int, fps: float | None
+    frames: Watched, start: int, num_frames: int, fps: float | None
 ) -> Generator[tuple[int, Decoded], None, None]:
     """The chosen frames with their indices, in order; see `read_video`. Fewer, if the source ends before."""
     numbered = itertools.islice(enumerate(frames), start, None)
@@ -268,7 +218,7 @@ def _say_what_is_lost(picture: Upright, height: int, width: int) -> None:
 
 
 def _too_short(
-    source: _Source, count: int, got: int, start: int, num_frames: int, known: float, fps: float | None
+    source: Source, count: int, got: int, start: int, num_frames: int, known: float, fps: float | None
 ) -> str:
     if count == 0:
         return f"config.video: {source.path} holds no frame that can be decoded: is it damaged or empty?"
@@ -281,54 +231,6 @@ def _too_short(
         )
     mend = f"config.num_frames={(got - 1) // 4 * 4 + 1} would fit" if got else f"lower config.start (below {count})"
     return f"config.video: {source.path} has {count} frames, but {asked} need {wanted}: {mend}"
-
-
-def _open_source(given: str | os.PathLike[str]) -> _Source:
-    path = Path(paths.user_path(os.fspath(given), "config.video"))
-    if path.is_dir():
-        return _folder(path)
-    if not path.is_file():
-        raise InputError(f"config.video: no such file or folder: {path}")
-    if path.suffix.lower() in pictures.PICTURE_SUFFIXES:
-        what = "an animated WebP, which cannot be read: convert it to mp4 or gif"
-        if not pictures.is_animated_webp(path):
-            what = "a single picture: give a video, or the folder with all frames"
-        raise InputError(f"config.video: {path} is {what}")
-    return _file(path)
-
-
-def _folder(path: Path) -> _Source:
-    found = pictures.in_folder(path)
-    if not found:
-        suffixes = ", ".join(pictures.PICTURE_SUFFIXES)
-        raise InputError(f"config.video: the folder {path} holds no frames ({suffixes})")
-
-    def frames() -> Generator[Decoded, None, None]:
-        shape = None
-        for index, name in enumerate(found):
-            try:
-                frame = pictures.read(name)
-            except InputError as error:
-                raise InputError(f"config.video: {error}") from None
-            shape = shape or frame.shape
-            if frame.shape != shape:
-                raise InputError(
-                    f"config.video: {name} is {frame.shape[1]}x{frame.shape[0]}, the frames before it "
-                    f"{shape[1]}x{shape[0]}: all frames of a folder must have one size"
-                )
-            yield Decoded(index / DEFAULT_FPS, 1 / DEFAULT_FPS, False, functools.partial(Upright, frame))
-
-    return _Source(path, 0.0, len(found), frames())
-
-
-def _file(path: Path) -> _Source:
-    file = VideoFile(path)
-
-    def frames() -> Generator[Decoded, None, None]:
-        with contextlib.closing(file):
-            yield from file.frames()
-
-    return _Source(path, file.fps, file.count, frames())
 
 
 def write_video(path: str | os.PathLike[str], frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
