@@ -248,7 +248,7 @@ def test_a_disk_that_is_really_full(inputs, capfd):
         whole = {path.name for path in (small / "run").rglob("*") if path.is_file()}
         assert not {name for name in whole if name.endswith(".tmp")}
     finally:
-        subprocess.run(["umount", small], check=True)
+        subprocess.run(["umount", "--lazy", small], check=True)
 
 
 @pytest.mark.parametrize("wrap", ["cause", "message"])

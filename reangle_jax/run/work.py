@@ -32,7 +32,7 @@ def run_stage(stage: Stage, ledger: Ledger, *, stop: Stop | None = None) -> bool
     return True
 
 
-class Work(Collection[Unit]):
+class Work:
     """The units that a running stage must do.
 
     Iterating gives one after the other, each judged when its turn comes if it depends on those before, and enters each
@@ -40,6 +40,8 @@ class Work(Collection[Unit]):
 
         for unit in work:
             ...  # writes unit.outputs
+
+    To look at the units without beginning any, see `todo`.
 
     Attributes:
         todo: all of them, those too that may turn out to be done once those before them are.
