@@ -17,7 +17,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import cv2
@@ -36,6 +36,8 @@ _MAX_THREADS = 8  # each holds a frame or more: 4K in 10 bits takes 25 MB
 # Matrices (AVColorSpace) that the scale filter knows; 2 is "not stated", 0 is RGB.
 _MATRICES = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020"}
 _RANGES = {1: "tv", 2: "pc"}
+# Titles that are not UTF-8 are replaced: from av 19 on by itself.
+_LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _ATTACHED_PICTURE = 0x400  # AV_DISPOSITION_ATTACHED_PIC: a cover, beside sound
 _WIDEST_PIXEL = 8.0  # beyond it, the aspect is taken for a mistake
 
@@ -46,7 +48,8 @@ class Decoded(NamedTuple):
     Attributes:
         seconds: when it is shown; never decreases.
         duration: for how long, in seconds.
-        damaged: what the decoder made up for lost data is in it, or in a frame that it was predicted from.
+        damaged: what the decoder made up for lost data is in it, or in a frame that it was predicted from, as far as
+            the decoder notices: H.264's nearly always does, HEVC's seldom.
         picture: makes its picture; may be called once, before or after the next frame is decoded.
     """
 
@@ -158,7 +161,7 @@ class VideoFile:
 def _open(path: Path) -> InputContainer:
     try:
         # "file:" keeps a colon in the name from being read as a protocol.
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        container = av.open(f"file:{path}", **_LENIENT)
     except PermissionError:
         raise InputError(f"config.video: {path} may not be read: check its permissions") from None
     except (FFmpegError, OSError):

@@ -11,6 +11,8 @@ from reangle_jax.arrays import Picture
 from reangle_jax.errors import InputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# Where the log is set, in OpenCV 5 and 4.
+_LOGGING = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
 
 
 def in_folder(folder: Path) -> list[Path]:
@@ -26,14 +28,14 @@ def read(path: Path) -> Picture:
     Raises:
         InputError: it cannot be read; the line begins with the path.
     """
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # its own words would bury our one line
+    level = _LOGGING.getLogLevel()
+    _LOGGING.setLogLevel(0)  # silent: OpenCV's own words would bury our one line
     try:
         picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
     except cv2.error:  # larger than OpenCV's limit
         picture = None
     finally:
-        cv2.utils.logging.setLogLevel(level)
+        _LOGGING.setLogLevel(level)
     if picture is None:
         raise InputError(f"{path} {_why_not(path)}")
     return np.ascontiguousarray(picture[..., ::-1])

@@ -28,12 +28,33 @@ def test_mirrored_tiffs_are_upright(tmp_path, orientation, rows, columns):
     np.testing.assert_array_equal(pictures.read(tmp_path / "1.tif"), clip(1)[0][::rows, ::columns])
 
 
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_tiffs_on_their_side_are_refused_in_one_line(tmp_path, orientation, capfd):
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [
+        (5, lambda image: image.swapaxes(0, 1)),
+        (6, lambda image: np.rot90(image, -1)),
+        (7, lambda image: np.rot90(image.swapaxes(0, 1), 2)),
+        (8, np.rot90),
+    ],
+)
+def test_tiffs_on_their_side_are_upright_or_refused_in_one_line(tmp_path, orientation, turn, capfd):
+    """OpenCV 4.10 turns them, later ones fail."""
     (tmp_path / "1.tif").write_bytes(tiff(clip(1)[0], orientation))
-    with pytest.raises(InputError, match=r"config\.video: .*1\.tif is a TIFF .* on its side.*: save it upright"):
-        video.read_video(tmp_path, num_frames=1, height=64, width=96)
+    found = outcome(tmp_path / "1.tif")
+    if isinstance(found, str):
+        assert (
+            "1.tif is a TIFF that is stored on its side, which OpenCV cannot turn: save it upright, or as PNG" in found
+        )
+    else:
+        np.testing.assert_array_equal(found, turn(clip(1)[0]))
     assert capfd.readouterr().err == ""
+
+
+def outcome(path):
+    try:
+        return pictures.read(path)
+    except InputError as error:
+        return str(error)
 
 
 def test_a_broken_tiff(tmp_path, capfd):
