@@ -17,14 +17,13 @@ RUNTIME = [
     "absl-py>=2.1",
     "huggingface_hub>=0.30",  # downloads published weights
     "jaxtyping>=0.2.36",
-    "safetensors>=0.5",
     "sentencepiece>=0.2",
-    "tensorstore>=0.1.71",
+    "tensorstore>=0.1.71",  # reads and writes what Orbax keeps; Orbax brings it
     "tensorboardX>=2.6",  # writes the event files that TensorBoard reads, without TensorFlow
     "tqdm>=4.66",
 ]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "scikit-image>=0.24", "ruff>=0.14", "pyright>=1.1.400"]
-TEST += ["pillow>=10", "setuptools>=68"]
+TEST += ["pillow>=10", "setuptools>=68", "safetensors>=0.5"]
 TEST += ["imageio-ffmpeg>=0.6"]  # the ffmpeg program, which makes the clips that decoding is tested on
 # PyTorch originals, for parity alone. torch is pinned so that no open range pulls a CUDA build.
 # einops is what mini-dust3r (DUSt3R's original) imports; the Makefile installs that one and lpips by themselves: both

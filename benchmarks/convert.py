@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from converters import check, registry
+from converters import registry, rules
 from reangle_jax import checkpoints
 
 NAME = "cogvideox-5b-i2v/transformer"
@@ -39,8 +39,8 @@ def published_tensors(layers: int) -> dict[str, tuple[int, ...]]:
     table = part.layouts[0].table(config)
     tensors = {}
     for path, variable in checkpoints.parameter_paths(model).items():
-        for index, (rule, name) in check.pieces(path, tuple(variable.shape), table).items():
-            shape = check.published_shape(rule, tuple(variable.shape)[len(index) :])
+        for index, (rule, name) in rules.pieces(path, tuple(variable.shape), table).items():
+            shape = rules.published_shape(rule, tuple(variable.shape)[len(index) :])
             assert shape is not None
             tensors[name] = shape
     return tensors

@@ -6,7 +6,6 @@ Nothing but headers is read and nothing is allocated: the model is abstract.
 import collections
 import dataclasses
 import functools
-import math
 import types
 import typing
 from collections.abc import Mapping
@@ -16,31 +15,13 @@ import numpy as np
 
 from converters.errors import SourceError
 from converters.registry import Layout, Part, relatives
-from converters.rules import Rule, Table, is_ignored, place
+from converters.rules import Move, match, place
 from converters.sources.folder import Opened
 from reangle_jax import checkpoints
 from reangle_jax.data.safetensors import DTYPES, Tensor
 from reangle_jax.errors import InputError
 
 MAX_SIZE = 1_000_000  # of any number in a config.json
-MAX_PIECES = 10_000  # tensors that fill one parameter
-
-
-@dataclasses.dataclass(frozen=True)
-class Move:
-    """One tensor's way into the model.
-
-    Attributes:
-        tensor: where it comes from.
-        rule: that takes it.
-        path: of the parameter.
-        index: into the parameter's leading axes.
-    """
-
-    tensor: Tensor
-    rule: Rule
-    path: str
-    index: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +70,8 @@ def plan(name: str, part: Part, opened: Opened) -> Plan:
             f"{where}:{_looks_like(name, part, opened) or f' is no {part.name} of {name}'}: it has no tensor {marks}",
             tuple(faults),
         )
-    moves, ignored, targets, misplaced = _match(tensors, layout.table(config), _targets(part.build, config))
+    targets = _targets(part.build, config)
+    moves, ignored, misplaced = match(tensors, layout.table(config), targets)
     dtype, notes, dtype_faults = _dtypes([move.tensor for move in moves], layout)
     faults = [*faults, *misplaced, *dtype_faults]
     if faults:
@@ -155,72 +137,6 @@ def _targets(part_build: Any, config: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _match(
-    tensors: Mapping[str, Tensor], table: Table, targets: Mapping[str, tuple[int, ...]]
-) -> tuple[list[Move], list[str], Mapping[str, tuple[int, ...]], list[str]]:
-    moves, ignored, faults = [], [], []
-    filled: dict[str, dict[tuple[int, ...], str]] = {path: {} for path in targets}
-    for tensor in tensors.values():
-        placed = place(tensor.name, table)
-        if placed is None:
-            if is_ignored(tensor.name, table):
-                ignored.append(tensor.name)
-            else:
-                faults.append(f"{tensor.name}: the model knows no such tensor")
-            continue
-        rule, path, index = placed
-        depth = len(index)
-        if path not in targets:
-            faults.append(f"{tensor.name}: this model has no such tensor ({path})")
-        elif any(i >= n for i, n in zip(index, targets[path], strict=False)):
-            faults.append(f"{tensor.name}: the model has {targets[path][0]} layers only")
-        elif index in filled[path]:
-            faults.append(f"{tensor.name}: is the same parameter as {filled[path][index]}")
-        else:
-            filled[path][index] = tensor.name
-            want = published_shape(rule, targets[path][depth:])
-            if want is not None and want != tensor.shape:
-                faults.append(f"{tensor.name}: shape {list(tensor.shape)}, the model has {list(want)}")
-            elif _moved(rule, tensor.shape) != targets[path][depth:]:
-                faults.append(f"{tensor.name}: shape {list(tensor.shape)} does not fit {list(targets[path][depth:])}")
-            moves.append(Move(tensor, rule, path, index))
-    for path, indices in filled.items():
-        if math.prod(targets[path][: len(next(iter(indices), ()))]) > MAX_PIECES:
-            return moves, ignored, targets, [*faults, f"config.json: {path} would have {targets[path][0]} layers"]
-        expected = pieces(path, targets[path], table)
-        faults += [f"{name}: missing" for index, (_, name) in expected.items() if index not in indices]
-        faults += [] if expected else [f"{path}: no rule of the table fills it"]
-    return moves, ignored, targets, faults
-
-
-def _moved(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape after a rule's transform, from an array that takes no memory."""
-    try:
-        return rule.transform.forward(np.broadcast_to(np.uint8(0), shape)).shape
-    except (ValueError, IndexError):
-        return None
-
-
-def published_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape before it; None where that cannot be said."""
-    try:
-        return rule.transform.inverse(np.broadcast_to(np.uint8(0), shape)).shape
-    except (ValueError, IndexError):
-        return None
-
-
-def pieces(path: str, shape: tuple[int, ...], table: Table) -> dict[tuple[int, ...], tuple[Rule, str]]:
-    """Rule and published name of every piece of a parameter, by its index; empty where no rule fills it."""
-    found: dict[tuple[int, ...], tuple[Rule, str]] = {}
-    for rule in table.rules:
-        numbers = rule.match_target(path)
-        if numbers is not None:
-            for index in np.ndindex(*shape[: len(rule.stacked)]):
-                values = {**numbers, **dict(zip(rule.stacked, map(str, index), strict=True))}
-                found.setdefault(index + rule.part, (rule, rule.source.format(**values)))
-    return found
-
-
 def _dtypes(tensors: list[Tensor], layout: Layout) -> tuple[np.dtype, list[str], list[str]]:
     """The published dtype, a note if it is not the usual one, a fault for each tensor that differs from the rest."""
     usual = next(dtype for dtype in DTYPES.values() if dtype.name == layout.dtype)
@@ -249,7 +165,7 @@ def _looks_like(name: str, part: Part, opened: Opened) -> str:
             return None
         try:
             config, wrong = _config(other, opened.config)
-            return len(wrong) + len(_match(tensors, layout.table(config), _targets(other.build, config))[3])
+            return len(wrong) + len(match(tensors, layout.table(config), _targets(other.build, config))[2])
         except (InputError, ValueError):
             return None
 

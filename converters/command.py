@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"stopped by {stopped}: the same command continues", file=sys.stderr)
         return stopped.exit_code
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
             raise
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: --out: {error.strerror}{where}; mend that, and the same command continues", file=sys.stderr)

@@ -1,11 +1,10 @@
-"""The threads of a conversion: one hashes what was read, one writes and syncs; errors come back to the caller."""
+"""Hashing what is read, in a thread whose errors come back to the caller."""
 
 import hashlib
-import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -15,8 +14,6 @@ from converters.sources.tensors import Source
 from reangle_jax.data.safetensors import Tensor
 
 Item = TypeVar("Item")
-SYNC_BYTES = 256 << 20  # what an interruption costs at most
-SYNC_FILES = 200  # open at once
 _END = object()
 
 
@@ -92,75 +89,3 @@ class Hasher:
             file: digest.hexdigest() if self._ends[file] == os.stat(file).st_size else hash_file(file)
             for file, digest in self._digests.items()
         }
-
-
-class Files:
-    """Writes files under a folder, syncs them in batches, and only then notes in the journal what they complete.
-
-    Give `take` pairs of a file's name and values, or of a line for the journal and None. Syncing has a thread of its
-    own, so that reading and writing go on meanwhile.
-    """
-
-    def __init__(self, folder: Path, journal: str):
-        self._folder, self._journal = folder, folder / journal
-        self._handles: list[int] = []
-        self._lines: list[str] = []
-        self._size = 0
-        self._syncing = Worker("sync", self._sync, 1)
-
-    def __enter__(self) -> "Files":
-        self._syncing.__enter__()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: Any) -> None:
-        try:
-            self._hand_over()  # also on the way out of an error: what is complete is kept
-        finally:
-            self._syncing.__exit__(kind, *rest)
-
-    def take(self, item: tuple[str, np.ndarray | None]) -> None:
-        """The next file, or line."""
-        name, values = item
-        if values is None:
-            self._lines.append(name)
-            if self._size >= SYNC_BYTES or len(self._handles) >= SYNC_FILES:
-                self._hand_over()
-            return
-        handle = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._handles.append(handle)
-        view = values.reshape(-1).view(np.uint8).data
-        while view:
-            view = view[os.write(handle, view) :]
-        self._size += values.nbytes
-
-    def _hand_over(self) -> None:
-        batch = self._handles, self._lines
-        self._handles, self._lines, self._size = [], [], 0
-        try:
-            self._syncing.put(batch)
-        except BaseException:
-            close(batch[0])
-            raise
-
-    def _sync(self, batch: tuple[list[int], list[str]]) -> None:
-        handles, lines = batch
-        try:
-            for handle in handles:
-                os.fsync(handle)
-        finally:
-            close(handles)
-        append_lines(self._journal, lines)
-
-
-def close(handles: list[int]) -> None:
-    """Closes file descriptors and forgets them."""
-    while handles:
-        os.close(handles.pop())
-
-
-def append_lines(file: Path, values: Iterable[Any]) -> None:
-    """Adds a line of JSON for each value, for good."""
-    with open(file, "a", encoding="utf-8") as handle:
-        handle.writelines(json.dumps(value) + "\n" for value in values)
-        handle.flush()
-        os.fsync(handle.fileno())

@@ -1,4 +1,4 @@
-"""The rule engine: published tensor names to parameter paths and back, checked whole before anything is used.
+"""The rule engine: published tensor names to parameter paths and back, checked whole before a value is read.
 
 A table is a list of rules. A rule is a pair of name templates with placeholders such as ``{i}`` for numbers, and a
 transform. A placeholder that the target lacks is an index into the leading axis of a stacked parameter.
@@ -6,14 +6,15 @@ transform. A placeholder that the target lacks is an index into the leading axis
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from reangle_jax.data.safetensors import Tensor
 
-class ConversionError(ValueError):
-    """Everything that does not fit, together: one line for each tensor."""
+MAX_PIECES = 10_000  # tensors that fill one parameter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,86 +112,99 @@ def is_ignored(name: str, table: Table) -> bool:
     return any(_fullmatch(template, name) for template in table.ignored)
 
 
-def convert(
-    source: Mapping[str, np.ndarray], table: Table, targets: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
-    """Converts published tensors to parameters.
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """One tensor's way into the model.
+
+    Attributes:
+        tensor: where it comes from.
+        rule: that takes it.
+        path: of the parameter.
+        index: into the parameter's leading axes.
+    """
+
+    tensor: Tensor
+    rule: Rule
+    path: str
+    index: tuple[int, ...]
+
+    def forward(self, values: np.ndarray) -> np.ndarray:
+        """The tensor's values as the parameter has them."""
+        return self.rule.transform.forward(values)
+
+
+def match(
+    tensors: Mapping[str, Tensor], table: Table, targets: Mapping[str, tuple[int, ...]]
+) -> tuple[list[Move], list[str], list[str]]:
+    """Every tensor's way into a model, by names and shapes alone.
 
     Args:
-        source: published names and arrays.
+        tensors: the published ones.
         table: the checkpoint's rules.
         targets: path and shape of every parameter of the model.
 
     Returns:
-        Path and array of every parameter; dtypes are the source's.
-
-    Raises:
-        ConversionError: a tensor has no rule, a parameter stays unfilled, or a shape differs. All faults are listed.
+        The ways; names of tensors that are left over and may be; one fault for each tensor without a place, or with a
+        wrong shape, and for each that is missing. Without faults every parameter is filled exactly once.
     """
-    pieces: dict[str, dict[tuple[int, ...], np.ndarray]] = {}
-    faults: list[str] = []
-    for name, array in source.items():
-        placed = place(name, table)
+    moves, ignored, faults = [], [], []
+    filled: dict[str, dict[tuple[int, ...], str]] = {path: {} for path in targets}
+    for tensor in tensors.values():
+        placed = place(tensor.name, table)
         if placed is None:
-            if not is_ignored(name, table):
-                faults.append(f"{name}: no rule takes it")
+            if is_ignored(tensor.name, table):
+                ignored.append(tensor.name)
+            else:
+                faults.append(f"{tensor.name}: the model knows no such tensor")
             continue
         rule, path, index = placed
+        depth = len(index)
         if path not in targets:
-            faults.append(f"{name}: the model has no parameter {path}")
-        elif index in pieces.setdefault(path, {}):
-            faults.append(f"{name}: {path}{list(index)} is filled twice")
+            faults.append(f"{tensor.name}: this model has no such tensor ({path})")
+        elif any(i >= n for i, n in zip(index, targets[path], strict=False)):
+            faults.append(f"{tensor.name}: the model has {targets[path][0]} layers only")
+        elif index in filled[path]:
+            faults.append(f"{tensor.name}: is the same parameter as {filled[path][index]}")
         else:
-            pieces[path][index] = rule.transform.forward(array)
-    result = {}
-    for path, shape in targets.items():
-        array = _assemble(path, shape, pieces.get(path, {}), faults)
-        if array is not None:
-            result[path] = array
-    if faults:
-        raise ConversionError("\n".join(faults))
-    return result
+            filled[path][index] = tensor.name
+            want = published_shape(rule, targets[path][depth:])
+            if want is not None and want != tensor.shape:
+                faults.append(f"{tensor.name}: shape {list(tensor.shape)}, the model has {list(want)}")
+            elif _moved(rule, tensor.shape) != targets[path][depth:]:
+                faults.append(f"{tensor.name}: shape {list(tensor.shape)} does not fit {list(targets[path][depth:])}")
+            moves.append(Move(tensor, rule, path, index))
+    for path, indices in filled.items():
+        if math.prod(targets[path][: len(next(iter(indices), ()))]) > MAX_PIECES:
+            return moves, ignored, [*faults, f"config.json: {path} would have {targets[path][0]} layers"]
+        expected = pieces(path, targets[path], table)
+        faults += [f"{name}: missing" for index, (_, name) in expected.items() if index not in indices]
+        faults += [] if expected else [f"{path}: no rule of the table fills it"]
+    return moves, ignored, faults
 
 
-def _assemble(
-    path: str, shape: tuple[int, ...], parts: dict[tuple[int, ...], np.ndarray], faults: list[str]
-) -> np.ndarray | None:
-    if not parts:
-        faults.append(f"{path}: no tensor fills it")
+def _moved(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape after a rule's transform, from an array that takes no memory."""
+    try:
+        return rule.transform.forward(np.broadcast_to(np.uint8(0), shape)).shape
+    except (ValueError, IndexError):
         return None
-    depth = len(next(iter(parts)))
-    missing = [index for index in np.ndindex(*shape[:depth]) if index not in parts]
-    extra = [index for index in parts if any(i >= n for i, n in zip(index, shape[:depth], strict=True))]
-    wrong = [(index, part.shape) for index, part in parts.items() if part.shape != tuple(shape[depth:])]
-    faults += [f"{path}{list(index)}: no tensor fills it" for index in missing]
-    faults += [f"{path}{list(index)}: the model has only {shape[:depth]} layers" for index in extra]
-    faults += [f"{path}{list(index)}: shape {got}, the model has {tuple(shape[depth:])}" for index, got in wrong]
-    if missing or extra or wrong:
+
+
+def published_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape before it; None where that cannot be said."""
+    try:
+        return rule.transform.inverse(np.broadcast_to(np.uint8(0), shape)).shape
+    except (ValueError, IndexError):
         return None
-    if depth == 0:
-        return parts[()]
-    return np.stack([parts[index] for index in np.ndindex(*shape[:depth])]).reshape(shape)
 
 
-def revert(parameters: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
-    """The way back: parameters under their published names and layout.
-
-    Raises:
-        ConversionError: a parameter has no rule.
-    """
-    result: dict[str, np.ndarray] = {}
-    faults = []
-    for path, array in parameters.items():
-        matches = [(rule, match) for rule in table.rules if (match := _fullmatch(rule.target, path))]
-        if not matches:
-            faults.append(f"{path}: no rule gives it a published name")
-        # One rule, or the rules of all parts of one parameter.
-        for rule, match in [m for m in matches if m[0].part] or matches[:1]:
-            for index in np.ndindex(*array.shape[: len(rule.stacked)]):
-                numbers = {**match.groupdict(), **dict(zip(rule.stacked, map(str, index), strict=True))}
-                piece = rule.transform.inverse(array[index + rule.part])
-                # ascontiguousarray alone would give a scalar an axis.
-                result[rule.source.format(**numbers)] = np.ascontiguousarray(piece).reshape(piece.shape)
-    if faults:
-        raise ConversionError("\n".join(faults))
-    return result
+def pieces(path: str, shape: tuple[int, ...], table: Table) -> dict[tuple[int, ...], tuple[Rule, str]]:
+    """Rule and published name of every piece of a parameter, by its index; empty where no rule fills it."""
+    found: dict[tuple[int, ...], tuple[Rule, str]] = {}
+    for rule in table.rules:
+        numbers = rule.match_target(path)
+        if numbers is not None:
+            for index in np.ndindex(*shape[: len(rule.stacked)]):
+                values = {**numbers, **dict(zip(rule.stacked, map(str, index), strict=True))}
+                found.setdefault(index + rule.part, (rule, rule.source.format(**values)))
+    return found

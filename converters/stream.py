@@ -1,8 +1,8 @@
 """Writes a converted part: tensor by tensor in the order of the files, so that memory stays near the largest tensor.
 
 Everything is built in OUT/PART.partial, which becomes OUT/PART by one rename. Its journal names the tensors that are on
-the disk; the same command again skips them. What one tensor needs goes through three threads: one reads ahead, this one
-changes the layout, one writes and syncs; a fourth hashes what was read.
+the disk; the same command again skips them. One thread reads ahead, this one changes the layout, TensorStore's write,
+and one more hashes what was read.
 """
 
 import contextlib
@@ -10,32 +10,29 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from converters import zarr_files
-from converters.check import Move, Plan
+from converters.check import Plan
 from converters.errors import SourceError
-from converters.pipeline import Files, Hasher, Worker, hash_file
+from converters.pipeline import Hasher, Worker, hash_file
+from converters.rules import Move
 from converters.sources.folder import Opened
 from converters.sources.tensors import Source
-from reangle_jax.checkpoints import CONFIG
-from reangle_jax.data import safetensors
+from reangle_jax.data import safetensors, weights_folder
 from reangle_jax.data.files import fsync, lock
 from reangle_jax.data.safetensors import DTYPES, Tensor
+from reangle_jax.data.weights_folder import CONFIG, MANIFEST, PARAMS
 from reangle_jax.errors import InputError
 
-VERSION = 1  # of what is written; another one redoes an unfinished conversion
-PARAMS = "params"
-MANIFEST = "manifest.json"
+VERSION = 2  # of what is written; another one redoes an unfinished conversion
 JOURNAL = "journal.jsonl"
 ARRAYS = "arrays"
 SPARE_BYTES = 64 << 20
-GATHER_BYTES = 4 << 20
 
 
 class Writer:
@@ -66,14 +63,6 @@ class Writer:
         self.say, self.advance = say, advance
         self.final = out / plan.part.name
         self.partial = out / f"{plan.part.name}.partial"
-        self.gathered, self.chunks = {}, {}
-        depths = {move.path: len(move.index) for move in plan.moves}
-        for path, shape in plan.targets.items():
-            # Small stacks (biases, norms) are kept until they are whole: one file each, not one a layer.
-            small = depths[path] and int(np.prod(shape, dtype=np.int64)) * dtype.itemsize <= GATHER_BYTES
-            self.gathered[path] = int(np.prod(shape[: depths[path]])) if small else 0
-            self.chunks[path] = zarr_files.chunk_shape(shape, 0 if small else depths[path], dtype.itemsize)
-        self._waiting: dict[str, dict[tuple[int, ...], tuple[str, np.ndarray]]] = {}
 
     @property
     def nbytes(self) -> int:
@@ -104,19 +93,17 @@ class Writer:
     # What there is already.
 
     def _identity(self, sources: list[dict[str, Any]]) -> dict[str, Any]:
-        config = json.loads(json.dumps(self._config_fields(), default=str))
         return {
             "version": VERSION,
             "name": self.name,
             "layout": self.plan.layout.name,
             "dtype": self.dtype.name,
-            "config": config,
+            "config": weights_folder.config_fields(self._config()),
             "sources": sources,
         }
 
-    def _config_fields(self) -> dict[str, Any]:
-        config = dataclasses.replace(self.plan.config, dtype=self.dtype.name, param_dtype=self.dtype.name)
-        return {"class": type(config).__name__, **dataclasses.asdict(config)}
+    def _config(self) -> Any:
+        return dataclasses.replace(self.plan.config, dtype=self.dtype.name, param_dtype=self.dtype.name)
 
     def _sources(self) -> list[dict[str, Any]]:
         found = []
@@ -138,7 +125,7 @@ class Writer:
                 f"--out: {self.final} exists and is no finished conversion; move it away, or give another folder"
             ) from None
         sources = self._sources()
-        same = config == json.loads(json.dumps(self._config_fields(), default=str))
+        same = config == weights_folder.config_fields(self._config())
         same = same and [(name, size) for name, size, _ in recorded] == [(s["file"], s["size"]) for s in sources]
         if same and [entry.get("mtime_ns") for entry in manifest["sources"]] != [s["mtime_ns"] for s in sources]:
             same = [sha for _, _, sha in recorded] == [hash_file(file) for file in self.opened.source.files]
@@ -178,8 +165,6 @@ class Writer:
         for entry in self.partial.iterdir():
             if entry.name != "lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        for path, shape in self.plan.targets.items():
-            zarr_files.create(self.partial / ARRAYS / path, shape, self.chunks[path], self.dtype)
         journal.write_text(json.dumps(identity) + "\n", encoding="utf-8")
         return set()
 
@@ -205,10 +190,11 @@ class Writer:
         if (self.partial / PARAMS).exists():  # stopped between the last tensor and the end
             return hasher.result()
         moves = {move.tensor.name: move for move in self.plan.moves if move.tensor.name not in done}
+        arrays = {path: (shape, self.dtype) for path, shape in self.plan.targets.items()}
+        depths = {move.path: len(move.index) for move in self.plan.moves}
         with (
-            Worker("hash", hasher.take, 2) as hashing,
-            Files(self.partial, JOURNAL) as files,
-            Worker("write", files.take, 4) as writing,
+            Worker("hash", hasher.take, 1) as hashing,
+            weights_folder.ParamsWriter(self.partial / ARRAYS, arrays, depths, self._note) as writing,
             ThreadPoolExecutor(1, "read") as reader,
         ):
             for tensor, raw in _read_ahead(source, self._to_read(moves), reader):
@@ -235,7 +221,7 @@ class Writer:
         needed = [t for t in source.tensors.values() if t.offset or t.name in moves]
         return sorted(needed, key=lambda tensor: (place[tensor.file], tensor.offset, tensor.nbytes))
 
-    def _put(self, writing: Worker, move: Move, raw: np.ndarray) -> None:
+    def _put(self, writing: weights_folder.ParamsWriter, move: Move, raw: np.ndarray) -> None:
         if not safetensors.is_finite(raw):
             raise SourceError(
                 f"{move.tensor.file}: {move.tensor.name} holds NaN or infinity, and so would all that is "
@@ -244,55 +230,32 @@ class Writer:
         if raw.dtype != self.dtype:
             raw = _cast(raw, self.dtype, move.tensor.name)
         # Layout changes move values only, and NumPy moves integers fastest.
-        piece = move.rule.transform.forward(raw.view(f"u{raw.dtype.itemsize}"))
-        index, names = move.index, [move.tensor.name]
-        if self.gathered[move.path]:
-            waiting = self._waiting.setdefault(move.path, {})
-            waiting[move.index] = move.tensor.name, np.array(piece)
-            if len(waiting) < self.gathered[move.path]:
-                return
-            shape = self.plan.targets[move.path]
-            piece = np.stack([waiting[index][1] for index in sorted(waiting)]).reshape(shape)
-            index, names = (), [name for name, _ in waiting.values()]
-            del self._waiting[move.path]
-        for name, chunk in zarr_files.chunks_of(piece, index, self.chunks[move.path]):
-            writing.put((os.path.join(ARRAYS, move.path, name), chunk))
-        for name in names:
-            writing.put((name, None))
+        writing.put(move.path, move.index, move.forward(raw.view(f"u{raw.dtype.itemsize}")), move.tensor.name)
+
+    def _note(self, names: Sequence[str]) -> None:
+        """Adds tensors that are on the disk to the journal, for good."""
+        with open(self.partial / JOURNAL, "a", encoding="utf-8") as journal:
+            journal.writelines(json.dumps(name) + "\n" for name in names)
+            journal.flush()
+            os.fsync(journal.fileno())
 
     def _finish(self, sources: list[dict[str, Any]], hashes: Mapping[Path, str]) -> None:
         """Orbax's own metadata, config and manifest; then the part appears under its name."""
         params, arrays = self.partial / PARAMS, self.partial / ARRAYS
         if not params.exists():
-            self._orbax_metadata(arrays)
-            for path in self.plan.targets:
-                fsync(arrays / path)
+            weights_folder.describe_to_orbax(arrays, list(self.plan.targets))
             os.rename(arrays, params)
         for entry, file in zip(sources, self.opened.source.files, strict=True):
             entry["sha256"] = hashes[file]
         for target, file in self.opened.extras.items():
             shutil.copyfile(file, self.partial / target)
-        self._write_json(CONFIG, self._config_fields())
-        self._write_json(MANIFEST, self._manifest(sources))
+        weights_folder.save_config(self.partial, self._config())
+        weights_folder.save_manifest(self.partial, self._manifest(sources))
         (self.partial / JOURNAL).unlink()
         (self.partial / "lock").unlink()
         fsync(self.partial)
         os.rename(self.partial, self.final)
         fsync(self.final.parent)
-
-    def _orbax_metadata(self, arrays: Path) -> None:
-        """Lets Orbax write a checkpoint of the same tree with empty arrays, and takes its metadata over."""
-        import orbax.checkpoint as ocp
-
-        skeleton = self.partial / "skeleton"
-        shutil.rmtree(skeleton, ignore_errors=True)
-        tree = {path: np.zeros((1,), self.dtype) for path in self.plan.targets}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=False)) as checkpointer:
-            checkpointer.save(skeleton.absolute(), args=ocp.args.PyTreeSave(tree))
-        for entry in skeleton.iterdir():
-            if entry.name not in self.plan.targets:
-                os.replace(entry, arrays / entry.name)
-        shutil.rmtree(skeleton)
 
     def _manifest(self, sources: list[dict[str, Any]]) -> dict[str, Any]:
         names: dict[str, dict[tuple[int, ...], str]] = {}
@@ -312,12 +275,6 @@ class Writer:
                 for path, shape in self.plan.targets.items()
             },
         }
-
-    def _write_json(self, name: str, value: Any) -> None:
-        with open(self.partial / name, "w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2, default=str) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _read_ahead(source: Source, tensors: list[Tensor], reader: Executor) -> Iterator[tuple[Tensor, np.ndarray]]:

@@ -13,17 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from converters.check import pieces, published_shape
 from converters.registry import INDEX_SUFFIX, Model, Part
-from converters.rules import Rule, Table
-from converters.sources.safetensors import SafetensorsSource
-from converters.stream import PARAMS, stored_dtype
+from converters.rules import Rule, Table, pieces, published_shape
+from converters.stream import stored_dtype
 from reangle_jax import checkpoints
 from reangle_jax.data import safetensors
+from reangle_jax.data.weights_folder import Stored, open_arrays
 from reangle_jax.errors import InputError
 
 SHARD_BYTES = 5_000_000_000  # as the Hub's own tools cut
-Read = Callable[[tuple[int, ...]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +32,7 @@ class _Piece:
     shape: tuple[int, ...]
     dtype: np.dtype
     rule: Rule
-    read: Read
+    read: Callable[[tuple[int, ...]], np.ndarray]
     index: tuple[int, ...]
 
     @property
@@ -79,7 +77,12 @@ def _write_part(part: Part, folder: Path, target: Path, config: Any, dtype: np.d
         path: tuple(variable.shape)
         for path, variable in checkpoints.parameter_paths(checkpoints.base_parameters(model)).items()
     }
-    found = _pieces(shapes, table, _open(folder, shapes), dtype)
+    stored = open_arrays(folder)
+    faults = [path for path, shape in shapes.items() if path not in stored or stored[path].shape != shape]
+    faults += [path for path in stored if path not in shapes]
+    if faults:
+        raise InputError(f"--source: {folder} does not fit its config.json ({faults[0]}); convert the weights again")
+    found = _pieces(shapes, table, stored, dtype)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -97,57 +100,20 @@ def _write_part(part: Part, folder: Path, target: Path, config: Any, dtype: np.d
 def _pieces(
     shapes: Mapping[str, tuple[int, ...]],
     table: Table,
-    arrays: Mapping[str, tuple[np.dtype, Read]],
+    arrays: Mapping[str, Stored],
     dtype: np.dtype | None,
 ) -> list[_Piece]:
     result = []
     for path, shape in shapes.items():
-        stored, read = arrays[path]
-        for index, (rule, name) in pieces(path, shape, table).items():
+        places = pieces(path, shape, table)
+        if not places:
+            raise InputError(f"{path}: no rule gives it a published name")
+        for index, (rule, name) in places.items():
             published = published_shape(rule, shape[len(index) :])
             if published is None:
                 raise InputError(f"{path}: the rule for {name} has no way back")
-            result.append(_Piece(name, published, dtype or stored, rule, read, index))
+            result.append(_Piece(name, published, dtype or arrays[path].dtype, rule, arrays[path].read, index))
     return sorted(result, key=lambda piece: piece.name)
-
-
-def _open(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[np.dtype, Read]]:
-    """Dtype of every parameter, and what reads one entry of its stack."""
-    if (folder / PARAMS).is_dir():
-        return {path: _open_zarr(folder / PARAMS, path, shape) for path, shape in shapes.items()}
-    source = SafetensorsSource([folder / checkpoints.WEIGHTS])
-    faults = [path for path, shape in shapes.items() if source.tensors.get(path) is None]
-    faults += [path for path, tensor in source.tensors.items() if shapes.get(path) != tensor.shape]
-    if faults:
-        raise InputError(f"--source: {folder} does not fit its config.json ({faults[0]}); convert the weights again")
-
-    def reader(path: str) -> Read:
-        tensor = source.tensors[path]
-
-        def read(index: tuple[int, ...]) -> np.ndarray:
-            depth = len(index)
-            before = int(np.ravel_multi_index(index, tensor.shape[:depth])) if depth else 0
-            entry = dataclasses.replace(tensor, shape=tensor.shape[depth:])
-            return source.read(dataclasses.replace(entry, offset=tensor.offset + before * entry.nbytes))
-
-        return read
-
-    return {path: (source.tensors[path].dtype, reader(path)) for path in shapes}
-
-
-def _open_zarr(params: Path, path: str, shape: tuple[int, ...]) -> tuple[np.dtype, Read]:
-    import tensorstore as ts
-
-    store: dict[str, Any] = {"driver": "file", "path": f"{params / path}/"}
-    if (params / "manifest.ocdbt").exists():
-        store = {"driver": "ocdbt", "base": f"file://{params.absolute()}/", "path": f"{path}/"}
-    try:
-        array = ts.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
-    except ValueError as error:
-        raise InputError(f"--source: {params} lacks {path} ({str(error)[:80]}); convert the weights again") from None
-    if tuple(array.shape) != shape:
-        raise InputError(f"--source: {path} in {params} has another shape than its config.json says")
-    return np.dtype(array.dtype.numpy_dtype), lambda index: array[index].read().result()
 
 
 def write_safetensors(folder: Path, stem: str, tensors: Sequence[_Piece]) -> None:

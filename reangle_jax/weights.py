@@ -3,15 +3,14 @@
 What the tensors are is checked when they are loaded (`checkpoints.load_into`).
 """
 
-import itertools
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from reangle_jax.config import Settings
 from reangle_jax.data import lora_files
+from reangle_jax.data.weights_folder import check_whole
 from reangle_jax.errors import InputError
 from reangle_jax.models.text import tokenizers
 from reangle_jax.tiny import WEIGHTS as TINY_WEIGHTS
@@ -123,83 +122,6 @@ def _check_marks(settings: Settings, found: dict[str, Any], where: Path) -> None
                 f"config.weights: {where} holds another model than {settings.model} ({name} is {found.get(name)}, not "
                 f"{expected}): give its weights, or change config.model"
             )
-
-
-def check_whole(folder: Path, key: str = "config.weights") -> None:
-    """Refuses a folder whose arrays are missing or cut short, by the sizes of its files alone.
-
-    Args:
-        folder: a part's, in either of the forms that `checkpoints.load_into` takes.
-        key: the setting that names it.
-
-    Raises:
-        InputError: a file is missing, or has another size than its header or the folder's manifest.json says.
-    """
-    if (folder / "params").is_dir():
-        fault = _fault_of_params(folder)
-        if fault:
-            raise InputError(f"{key}: {folder} is damaged ({fault}): convert the weights again")
-        return
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise InputError(f"{key}: {path} is missing, and so is params/: give a folder of converted weights")
-    fault = _fault_of_safetensors(path)
-    if fault:
-        raise InputError(f"{key}: {path} is damaged ({fault}): copy or convert it again")
-
-
-def _fault_of_safetensors(path: Path) -> str | None:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            return "it ends before its header does"
-        try:
-            header = json.loads(file.read(length))
-            entries = [entry for name, entry in header.items() if name != "__metadata__"]
-            expected = 8 + length + max((entry["data_offsets"][1] for entry in entries), default=0)
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError):
-            return "it has no safetensors header"
-    return None if size == expected else f"{size} bytes, {expected} expected"
-
-
-def _fault_of_params(folder: Path) -> str | None:
-    params = folder / "params"
-    for path in (folder / "manifest.json", params / "_METADATA"):
-        if not path.is_file():
-            return f"{path.relative_to(folder)} is missing"
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        json.loads((params / "_METADATA").read_bytes())
-        sizes = dict(manifest["files"]) if "files" in manifest else _chunk_sizes(params, manifest["tensors"])
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).relative_to(folder)} is missing"
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return f"its manifest or metadata cannot be read: {error}"
-    for name, expected in sizes.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        size = path.stat().st_size
-        if size != expected:
-            return f"{name} has {size} bytes, {expected} expected"
-    return None
-
-
-def _chunk_sizes(params: Path, tensors: dict[str, Any]) -> dict[str, int]:
-    """The chunk files of a converter's arrays, which are not compressed and of equal size, and how long each is."""
-    sizes = {}
-    for name, entry in tensors.items():
-        header = json.loads((params / name / ".zarray").read_text(encoding="utf-8"))
-        shape, chunks = header["shape"], header["chunks"]
-        if shape != entry["shape"]:
-            raise ValueError(f"{name} has shape {shape} and not {entry['shape']}")
-        code = header["dtype"]  # "<f4", or a name
-        itemsize = 2 if code == "bfloat16" else int(code.lstrip("<|>=")[1:])
-        cells = [range(-(-length // step)) for length, step in zip(shape, chunks, strict=True)]
-        for cell in itertools.product(*cells):
-            sizes[f"params/{name}/{'.'.join(map(str, cell)) or '0'}"] = math.prod(chunks) * itemsize
-    return sizes
 
 
 def _check_loras(settings: Settings, transformer: Path) -> None:

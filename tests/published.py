@@ -10,9 +10,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from converters import registry
-from converters.rules import revert
 from reangle_jax import checkpoints
 from tests import networks
+from tests.conversion import revert
 
 CODES = {"bfloat16": ("BF16", 2), "float32": ("F32", 4), "float16": ("F16", 2), "int32": ("I32", 4)}
 SMALL = {

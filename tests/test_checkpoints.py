@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors.numpy import load
 
 from reangle_jax import checkpoints
-from reangle_jax.data import safetensors
+from reangle_jax.data import safetensors, weights_folder
 from reangle_jax.errors import InputError
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from tests.networks import TEXT_SMALL, fill_randomly
@@ -42,7 +42,7 @@ def test_half_precision_is_stored_and_widened(tmp_path):
     model = abstract_encoder()
     fill_randomly(model)
     checkpoints.save_model(tmp_path, model, TEXT_SMALL, dtype=np.float16)
-    stored = checkpoints.load_arrays(tmp_path)
+    stored = weights_folder.open_arrays(tmp_path)
     assert {array.dtype for array in stored.values()} == {np.dtype(np.float16)}
     again = checkpoints.parameter_paths(checkpoints.load_into(abstract_encoder(), tmp_path))
     for path, value in checkpoints.parameter_paths(model).items():
@@ -66,7 +66,7 @@ def test_damage_is_named(folder):
 
 
 def test_every_misfit_is_named(folder):
-    arrays = dict(checkpoints.load_arrays(folder))
+    arrays = {path: stored.read(()) for path, stored in weights_folder.open_arrays(folder).items()}
     names = sorted(arrays)
     arrays["stranger"] = arrays.pop(names[0])
     arrays[names[1]] = np.zeros((1, 2, 3), np.float32)

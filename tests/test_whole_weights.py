@@ -1,7 +1,6 @@
 """Weights that are cut short are found before any work, by the sizes of files alone; so are LoRAs that do not fit."""
 
 import dataclasses
-import json
 import shutil
 
 import numpy as np
@@ -18,31 +17,16 @@ from tests.spiece import write_spiece
 
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory):
-    """The same small encoder as the small family keeps it, as save_sharded writes it, as the converters do."""
+    """The same small encoder as the small family keeps it, and in chunks as the converters write it."""
     root = tmp_path_factory.mktemp("forms")
     model = checkpoints.abstract(lambda: T5Encoder(TEXT_SMALL, rngs=nnx.Rngs(0)))
     fill_randomly(model)
     checkpoints.save_model(root / "safetensors", model, TEXT_SMALL)
     checkpoints.save_sharded(root / "orbax", model, TEXT_SMALL)
-    converted = root / "converted"
-    checkpoints.save_config(converted, TEXT_SMALL)
-    tensors = {}
-    for path, variable in checkpoints.parameter_paths(model).items():
-        array = np.asarray(variable[...])
-        folder = converted / "params" / path
-        folder.mkdir(parents=True)
-        tensors[path] = {"shape": list(array.shape)}
-        chunks = [1, *array.shape[1:]]
-        header = {"shape": list(array.shape), "chunks": chunks, "dtype": "<f4", "compressor": None}
-        (folder / ".zarray").write_text(json.dumps(header))
-        for k, part in enumerate(array):
-            (folder / ".".join(map(str, (k, *(0,) * (array.ndim - 1))))).write_bytes(part.tobytes())
-    (converted / "params/_METADATA").write_text("{}")
-    (converted / "manifest.json").write_text(json.dumps({"tensors": tensors}))
     return root
 
 
-@pytest.fixture(params=["safetensors", "orbax", "converted"])
+@pytest.fixture(params=["safetensors", "orbax"])
 def folder(forms, request, tmp_path):
     return shutil.copytree(forms / request.param, tmp_path / "part")
 
@@ -73,9 +57,8 @@ def test_every_file_counts(folder):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "params/_METADATA"])
-@pytest.mark.parametrize("form", ["orbax", "converted"])
-def test_descriptions_count(forms, tmp_path, form, name):
-    folder = shutil.copytree(forms / form, tmp_path / "part")
+def test_descriptions_count(forms, tmp_path, name):
+    folder = shutil.copytree(forms / "orbax", tmp_path / "part")
     (folder / name).write_bytes(b'{"tens')
     with pytest.raises(InputError, match="manifest or metadata cannot be read"):
         weights.check_whole(folder)
@@ -86,7 +69,8 @@ def test_descriptions_count(forms, tmp_path, form, name):
 
 def test_a_header_that_is_none(forms, tmp_path):
     folder = shutil.copytree(forms / "safetensors", tmp_path / "part")
-    for content, words in ((b"\xff" * 64, "ends before"), (b"\x04" + bytes(7) + b"nope", "has no safetensors header")):
+    contents = {b"\xff" * 64: "is no safetensors file", b"\x04" + bytes(7) + b"nope": "its header is damaged"}
+    for content, words in contents.items():
         (folder / "model.safetensors").write_bytes(content)
         with pytest.raises(InputError, match=words):
             weights.check_whole(folder)

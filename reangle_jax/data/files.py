@@ -31,14 +31,16 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
-def fsync(path: str | os.PathLike[str]) -> None:
-    """Flushes a file, or the names in a folder, to the disk; not every file system can do that for folders."""
+def fsync(path: str | os.PathLike[str]) -> bool:
+    """Flushes a file, or the names in a folder, to the disk; False where the file system cannot do that for folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+        return True
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP) or not os.path.isdir(path):
             raise
+        return False
     finally:
         os.close(descriptor)
 

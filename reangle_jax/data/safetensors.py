@@ -67,12 +67,14 @@ class Tensor:
         return count * self.dtype.itemsize
 
 
-def read(tensor: Tensor) -> np.ndarray:
-    """The values of one tensor.
+def read(tensor: Tensor, index: tuple[Any, ...] = ()) -> np.ndarray:
+    """The values of one tensor, or what lies at an index of numbers and slices.
 
     Raises:
         InputError: the file ends before they do, or cannot be read.
     """
+    if index and tensor.nbytes:
+        return np.array(np.memmap(tensor.file, tensor.dtype, "r", tensor.offset, tensor.shape)[index])
     out = np.empty(tensor.nbytes, np.uint8)
     try:
         with open(tensor.file, "rb", buffering=0) as file:

@@ -7,11 +7,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from converters import check, command, registry
-from converters.rules import convert, revert
 from converters.sources.folder import open_part
 from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.lpips import LpipsConfig
 from reangle_jax.scoring import perceptual
+from tests.conversion import convert, revert
 from tests.manifests import table_faults
 from tests.networks import fill_randomly
 from tests.published import write_sparse

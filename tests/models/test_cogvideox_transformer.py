@@ -14,11 +14,11 @@ from converters.tables import cogvideox_transformer
 from reangle_jax.backbones.cogvideox import lora_layouts
 from reangle_jax.backbones.cogvideox.lora import export_lora_safetensors, from_state, merge_lora, published_lora
 from reangle_jax.checkpoints import abstract, load_config, load_into, parameter_paths, save_model
-from reangle_jax.data.safetensors import Tensor
 from reangle_jax.models.cogvideox.heads import to_halves, to_pairs
 from reangle_jax.models.cogvideox.positions import crop_region
 from reangle_jax.models.cogvideox.transformer import Transformer, patchify, unpatchify
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from tests.conversion import tensor
 
 SMALL = TransformerConfig(
     num_layers=2,
@@ -96,10 +96,7 @@ def test_published_adapters_equal_the_manifest():
     config = dataclasses.replace(TransformerConfig.cogvideox_5b_i2v(), lora_rank=128, lora_alpha=128.0)
     targets = shapes_of(nnx.state(abstractly(config), nnx.LoRAParam))
     assert sum(int(np.prod(shape)) for shape in targets.values()) == facts["parameters"] == 132_120_576
-    tensors = {
-        name: Tensor(name, tuple(entry["shape"]), np.dtype(np.float32), Path("x"), 0)
-        for name, entry in facts["tensors"].items()
-    }
+    tensors = {name: tensor(name, entry["shape"]) for name, entry in facts["tensors"].items()}
     adapters = lora_layouts.read_header(Path("x"), tensors, {}, layers=config.num_layers, width=config.inner_dim)
     assert {2 * len(adapters), len(tensors)} == {2 * 42 * 4}
     assert {each.rank for each in adapters.values()} == {128}

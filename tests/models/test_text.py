@@ -61,8 +61,8 @@ def test_table_faults_are_seen():
     tensors = {"shared.weight": {"shape": [40, 17]}, "decoder.weight": {"shape": [1]}}
     faults = "\n".join(table_faults(tensors, TABLE, targets))
     assert "shared.weight" in faults
-    assert "decoder.weight: no rule" in faults
-    assert "norm.scale: not filled" in faults
+    assert "decoder.weight: the model knows no such tensor" in faults
+    assert "encoder.final_layer_norm.weight: missing" in faults
 
 
 def test_near_distances_have_their_own_bucket_and_far_ones_share():

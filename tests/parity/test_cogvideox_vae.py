@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from converters.rules import convert, revert
 from converters.tables.cogvideox_vae import TABLE
 from reangle_jax.checkpoints import abstract, fill, parameter_paths
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from tests.conversion import convert, revert
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

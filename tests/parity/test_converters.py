@@ -16,12 +16,12 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from converters import command, registry
-from converters.rules import convert
 from reangle_jax import checkpoints, weights
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from tests.conversion import convert
 from tests.parity.test_cogvideox_transformer import run_original
 from tests.published import SMALL
 

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from converters.rules import convert, revert
 from converters.tables import dust3r as tables
 from reangle_jax.checkpoints import abstract, fill, parameter_paths
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
+from tests.conversion import convert, revert
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*torch.cuda.amp:FutureWarning")]
 torch = pytest.importorskip("torch")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from converters.rules import convert
 from converters.tables.cogvideox_transformer import table
 from reangle_jax.checkpoints import abstract, fill, parameter_paths
 from reangle_jax.diffusion.guidance import guidance_scales, guided
@@ -14,6 +13,7 @@ from reangle_jax.diffusion.samplers import sample
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from tests.conversion import convert
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from converters.rules import convert, revert
 from converters.tables.t5 import TABLE
 from reangle_jax.checkpoints import abstract, fill, parameter_paths
 from reangle_jax.models.text.t5 import T5Config, T5Encoder, relative_buckets
+from tests.conversion import convert, revert
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -1,7 +1,6 @@
 """Weights written from one mesh and read for others: equal numbers, each device its own share."""
 
 import dataclasses
-import gc
 
 import jax
 import jax.numpy as jnp
@@ -51,18 +50,6 @@ def outputs(model):
     latents, text = jax.random.normal(keys[0], (4, 2, 8, 8, 8)), jax.random.normal(keys[1], (4, 16, 16))
     times = jnp.array([0.0, 10.0, 500.0, 999.0])
     return np.asarray(_apply(nnx.split(model), *meshes.split_batch((latents, text, times))))
-
-
-@pytest.mark.parametrize("text", MESHES[:2])
-def test_arrays_above_the_limit_in_flight(model, folders, monkeypatch, text):
-    """As the full model's stacked kernels are: each larger than what is else held of a checkpoint at a time."""
-    assert checkpoints._in_flight_gb(42 * 3072 * 12288 * 2) == 4
-    # No gigabytes here: the limit is set to just the largest array.
-    monkeypatch.setattr(checkpoints, "_in_flight_gb", lambda largest: largest * 1.001 / 1e9)
-    monkeypatch.setattr(checkpoints, "_LARGE", 1000)
-    loaded = checkpoints.load_into(abstract(), folders / "orbax", mesh=meshes.make_mesh(text))
-    for path, variable in checkpoints.parameter_paths(model).items():
-        np.testing.assert_array_equal(checkpoints.parameter_paths(loaded)[path][...], variable[...])
 
 
 @pytest.mark.parametrize("form", ["orbax", "safetensors"])
@@ -125,8 +112,6 @@ def test_shares_are_read_once(tmp_path):
         assert on_one <= held * sum(array.nbytes for array in arrays)
 
 
-# Orbax leaves the pieces of a failed read to the garbage collector, which complains of them.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 class TestDamage:
     @pytest.fixture
     def folder(self, model, tmp_path):
@@ -136,11 +121,8 @@ class TestDamage:
     def refused(self, folder, words, config=CONFIG):
         with pytest.raises(InputError, match=words) as caught:
             checkpoints.load_into(abstract(config), folder)
-        message = str(caught.value)
-        assert "\n" not in message
-        del caught
-        gc.collect()
-        assert len(message) < 700
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 700
 
     def largest(self, folder):
         return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
@@ -148,14 +130,14 @@ class TestDamage:
     def test_truncated(self, folder):
         largest = self.largest(folder)
         largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-        self.refused(folder, r"config\.weights: .*/params is damaged \(.*\); convert the weights again")
+        self.refused(folder, r"config\.weights: .*/part is damaged \(.*\): convert the weights again")
 
     @pytest.mark.parametrize("name", ["_METADATA", "head.proj_out.kernel/.zarray"])
     def test_lost_or_rewritten_file(self, folder, name):
         (folder / "params" / name).write_bytes(b"{")
-        self.refused(folder, "is damaged .*convert the weights again")
+        self.refused(folder, "is damaged .*: convert the weights again")
         (folder / "params" / name).unlink()
-        self.refused(folder, "is damaged .*convert the weights again")
+        self.refused(folder, "is damaged .*: convert the weights again")
 
     def test_another_model(self, folder):
         self.refused(folder, r"does not fit the model: .*shape .*give the weights of this model",

@@ -1,0 +1,37 @@
+"""Conversion in memory, for tests: by the very functions that the command converts by."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converters.rules import Table, match, pieces
+from reangle_jax.data.safetensors import Tensor
+
+
+def tensor(name: str, shape: Any, dtype: Any = np.float32) -> Tensor:
+    """A tensor of a header that is nowhere on the disk."""
+    return Tensor(name, tuple(shape), np.dtype(dtype), Path("nowhere"), 0)
+
+
+def convert(
+    source: Mapping[str, np.ndarray], table: Table, targets: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Published tensors as the parameters of a model: path and shape of each are in `targets`."""
+    moves, _, faults = match({name: tensor(name, x.shape, x.dtype) for name, x in source.items()}, table, targets)
+    assert not faults, faults
+    result = {move.path: np.empty(targets[move.path], source[move.tensor.name].dtype) for move in moves}
+    for move in moves:
+        result[move.path][move.index] = move.forward(source[move.tensor.name])
+    return result
+
+
+def revert(parameters: Mapping[str, np.ndarray], table: Table) -> dict[str, np.ndarray]:
+    """The way back."""
+    result = {}
+    for path, array in parameters.items():
+        for index, (rule, name) in pieces(path, array.shape, table).items():
+            piece = rule.transform.inverse(array[index])
+            result[name] = np.ascontiguousarray(piece).reshape(piece.shape)
+    return result
