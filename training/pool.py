@@ -9,8 +9,10 @@ the clip ``cup`` and the photographs and cut-outs that `HELDOUT_PHOTOS` and `HEL
 """
 
 import argparse
+import contextlib
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import re
@@ -27,6 +29,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from reangle_jax.arrays import Picture
+from reangle_jax.data.video import iterate_frames
 from reangle_jax.errors import InputError
 
 FORMAT = 1
@@ -363,15 +366,9 @@ def _read_clip(clip: Clip, folder: Path, root: Path) -> str:
         plain = path.with_suffix("")
         plain.write_bytes(gzip.decompress(path.read_bytes()))
         path = plain
-    capture = cv2.VideoCapture(str(path))
-    frames = []
-    for index in range(clip.stop):
-        good, frame = capture.read()
-        if not good:
-            break
-        if index >= clip.start and (index - clip.start) % clip.every == 0:
-            frames.append(_shrink(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), CLIP_HEIGHT / frame.shape[0]))
-    capture.release()
+    with contextlib.closing(iterate_frames(path)) as decoded:
+        taken = itertools.islice(decoded, clip.start, clip.stop, clip.every)
+        frames = [_shrink(frame, CLIP_HEIGHT / frame.shape[0]) for frame in taken]
     if not frames:
         raise ValueError(f"no frame of {path.name} could be decoded")
     np.save(root / f"clip_{clip.name}.npy", np.stack(frames))

@@ -92,7 +92,9 @@ class VideoFile:
             raise
         rate = self._stream.average_rate or self._stream.guessed_rate or 0
         self.fps = float(rate) if 0 < rate < 1000 else 0.0
-        self.count = self._stream.frames
+        # By the duration: the number of frames that is stored counts those, too, that an edit list leaves out.
+        duration = float((self._stream.duration or 0) * (self._stream.time_base or 0))
+        self.count = round(duration * self.fps) or self._stream.frames
         aspect = float(self._stream.sample_aspect_ratio or 1)
         self._aspect = aspect if 1 / _WIDEST_PIXEL <= aspect <= _WIDEST_PIXEL else 1.0
         self._converter: tuple[tuple, Graph] | None = None

@@ -3,6 +3,7 @@
 import contextlib
 import re
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from reangle_jax.errors import InputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # Where the log is set, in OpenCV 5 and 4.
-_LOGGING = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
+_LOGGING: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
 
 
 def in_folder(folder: Path) -> list[Path]:

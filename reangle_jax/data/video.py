@@ -224,7 +224,7 @@ def _too_short(
         return f"config.video: {source.path} holds no frame that can be decoded: is it damaged or empty?"
     wanted = source_indices(start, num_frames, known, fps if source.fps else None)[-1] + 1
     asked = f"config.start={start} and config.num_frames={num_frames}" + (f" at config.fps={fps:g}" if fps else "")
-    if not fps and source.count >= wanted:
+    if not fps and source.count >= wanted and count < 0.9 * source.count:
         return (
             f"config.video: {source.path} cannot be read past frame {count} of {source.count}, and {asked} need "
             f"{wanted}: the file is broken midway; re-encode it, or take an earlier part"
@@ -233,15 +233,17 @@ def _too_short(
     return f"config.video: {source.path} has {count} frames, but {asked} need {wanted}: {mend}"
 
 
-def write_video(path: str | os.PathLike[str], frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> None:
+def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
     """Writes an H.264 (yuv420p, BT.709, faststart) mp4, whole or not at all.
 
     Args:
         path: the file to write.
-        frames: uint8 RGB; an odd height or width is padded by repeating the last row or column (4:2:0 needs even ones).
+        frames: uint8 [T, H, W, 3], RGB; an odd height or width is padded by repeating the last row or column (4:2:0
+            needs even ones).
         fps: frames per second.
 
     Raises:
+        ValueError: the frames are none.
         OSError: with errno ENOSPC and the file's name when the disk is full.
         RuntimeError: the encoder failed (with its own words).
     """

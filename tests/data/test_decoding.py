@@ -115,7 +115,39 @@ def test_a_constant_frame_rate_is_as_by_arithmetic(tmp_path, fps):
     assert found.indices.tolist() == video.source_indices(1, 5, 30, fps) == which(found.frames)
 
 
+CODECS = {
+    "a.mp4": ("-c:v", "libx264", "-x264-params", "open-gop=1:keyint=5:bframes=3:slices=2"),
+    "b.mp4": ("-c:v", "libx265", "-x265-params", "log-level=none:keyint=5:open-gop=1"),
+    "c.ts": ("-c:v", "mpeg2video", "-g", 5, "-bf", 2, "-q:v", 3),
+    "d.ts": ("-c:v", "libx264", "-g", 5, "-bf", 2),
+    "e.avi": ("-c:v", "mpeg4", "-g", 5, "-bf", 2),
+    "f.mp4": ("-c:v", "libx264", "-x264-params", "intra-refresh=1:keyint=5"),
+}
+
+
 class TestDamage:
+    @pytest.mark.parametrize("name", CODECS)
+    def test_whole_clips_and_what_is_cut_out_of_them_are_not_taken_for_damaged(self, tmp_path, name, caplog):
+        ffmpeg("-i", DEMO, "-frames:v", 25, "-vf", "scale=96:64", *CODECS[name], tmp_path / name)
+        if name.endswith(".ts"):  # a broadcast joined midway begins with frames whose references are gone
+            content = (tmp_path / name).read_bytes()
+            (tmp_path / f"tail_{name}").write_bytes(content[len(content) // 3 // 188 * 188 :])
+        else:
+            ffmpeg("-ss", 0.4, "-i", tmp_path / name, "-c", "copy", tmp_path / f"cut_{name}")
+        for path in sorted(tmp_path.glob("*")):
+            count = len(list(video.iterate_frames(path)))
+            assert count == 25 if path.name == name else 6 <= count < 25  # from where nothing is missing
+            with pytest.raises(InputError, match=rf"has {count} frames, but"):
+                read(path, 25 + 4)
+        assert not caplog.records
+
+    def test_a_trimmed_clip_is_not_taken_for_broken(self, tmp_path):
+        """An edit list leaves out frames that the file still holds, and counts."""
+        ffmpeg("-i", DEMO, "-frames:v", 25, "-vf", "scale=96:64", *CODECS["a.mp4"], "-g", 25, tmp_path / "a.mp4")
+        ffmpeg("-ss", 0.4, "-i", tmp_path / "a.mp4", "-c", "copy", tmp_path / "b.mp4")
+        with pytest.raises(InputError, match=r"has 13 frames, but .* need 17: config\.num_frames=13 would fit"):
+            read(tmp_path / "b.mp4", 17)
+
     @pytest.fixture
     def damaged(self, tmp_path):
         """Frame 13 of real pictures with a key frame at every tenth; 40 bytes of it are flipped."""
