@@ -14,7 +14,9 @@ then each program is called once to warm up, and all take turns: A B C A B C. Py
 has it and with gradient checkpointing, which is what our ``remat`` does; at full size only the latter fits.
 
 Memory: on a GPU what torch says of its peak and XLA's plan of ours, weights included; on a CPU how far resident memory
-rises during a step.
+rises during a step of torch's, and XLA's plan of the temporaries of ours.
+
+On a busy machine torch's threads wait for each other while they spin: give both one core (``taskset -c 0``).
 """
 
 import argparse
@@ -330,12 +332,13 @@ def take_turns(program: str, make: Callable[[str], Call], sides: list[str], pair
 
 def peak(pair: Pair, call: Call) -> float:
     """Memory of one call in bytes, as the module's docstring says."""
-    if pair.theirs.device == "cpu":
-        return resident_rise(call)
+    on_cpu = pair.theirs.device == "cpu"
     if call.func.__self__ is pair.ours:
         program = pair.ours.step if call.func == pair.ours.finetune else pair.ours.sampler
         plan = program.lower(*pair.ours.arguments(*call.args)).compile().memory_analysis()
-        return plan.peak_memory_in_bytes
+        return plan.temp_size_in_bytes if on_cpu else plan.peak_memory_in_bytes
+    if on_cpu:
+        return resident_rise(call)
     torch.cuda.reset_peak_memory_stats()
     call()
     torch.cuda.synchronize()

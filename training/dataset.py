@@ -1,31 +1,39 @@
 """Rendered clips on disk, for the small family's training: each a procedural scene seen along one camera path.
 
-``python -m training.dataset --out DIR --clips N [--first K]`` renders clips K .. K + N - 1 into shards of 32,
-``clips_00000.npz`` and so on, each written whole; those that exist are kept, so the same command goes on.
+``python -m training.dataset --out DIR --clips N [--first K]`` renders clips K .. K + N - 1 in parts of 32 (see
+`training.records`); those that are there already are kept, so the same command goes on.
 """
 
 import argparse
-import json
 import os
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float16, UInt8
 
-from reangle_jax.data.files import atomic_savez
-from reangle_jax.errors import InputError
 from reangle_jax.geometry.trajectories import parse_view, view_cameras
+from training import records
 from training.pool import ImagePool, load_pool
+from training.records import Stored
 from training.scenes import random_scene, render, source_cameras
 
 FRAMES, HEIGHT, WIDTH = 17, 128, 192
-SHARD = 32
+PART = 32
 PIVOT = (3.2, 5.0)  # the subject's depth in scene units
 # Name and largest amount, as a user would ask for them.
 MOTIONS = {"left": 16.0, "right": 16.0, "up": 12.0, "down": 8.0, "in": 0.3, "out": 0.25}
 STILL = 0.15  # share of clips whose camera stands still
 HELD_OUT_FROM = 1_000_000  # clips from this index on are never trained on
+
+
+class Clip(NamedTuple):
+    """Frames, their depth in scene units, and the prompt with its motion's prefix."""
+
+    frames: UInt8[np.ndarray, "T H W 3"]
+    depth: Float16[np.ndarray, "T H W"]
+    prompt: str
 
 
 def random_view(rng: np.random.Generator) -> str:
@@ -42,12 +50,8 @@ def random_view(rng: np.random.Generator) -> str:
     return "+".join(f"{n}:{share * MOTIONS[n] * rng.uniform(0.4, 1.0):.3f}" for n in names)
 
 
-def render_clip(index: int, pool: ImagePool | None) -> tuple[np.ndarray, np.ndarray, str]:
-    """Clip ``index`` of the dataset: the same for the same pool, wherever it is rendered.
-
-    Returns:
-        Frames uint8 [T, H, W, 3], depth float16 [T, H, W] in scene units, and the prompt with its motion's prefix.
-    """
+def render_clip(index: int, pool: ImagePool | None) -> Clip:
+    """Clip ``index`` of the dataset: the same for the same pool, wherever it is rendered."""
     rng = np.random.default_rng([7, index])
     scene, caption = random_scene(rng, pool)
     spelling = random_view(rng)
@@ -62,57 +66,29 @@ def render_clip(index: int, pool: ImagePool | None) -> tuple[np.ndarray, np.ndar
     times = jnp.asarray(np.linspace(start, start + speed, FRAMES), jnp.float32)
     rgb, depth = render(scene, jnp.asarray(path.K), poses, times, HEIGHT, WIDTH)
     frames = np.asarray(jnp.clip(jnp.round(rgb * 255), 0, 255).astype(jnp.uint8))
-    return frames, np.asarray(depth, np.float16), prompt
+    return Clip(frames, np.asarray(depth, np.float16), prompt)
 
 
-def shards(folder: str | os.PathLike) -> list[Path]:
-    """The shards of a folder in order.
+def load_clips(folder: str | os.PathLike, *fields: str) -> Stored[Clip]:
+    """The clips of a folder, read when they are asked for; with ``fields`` those alone, which saves the others' time.
 
     Raises:
         InputError: there are none.
     """
-    found = sorted(Path(folder).glob("clips_*.npz"))
-    if not found:
-        raise InputError(f"{folder} has no rendered clips: run python -m training.dataset --out {folder}")
-    return found
+    return records.read(folder, Clip, f"python -m training.dataset --out {folder}", fields)
 
 
-def load_clips(shard: Path) -> tuple[np.ndarray, list[str]]:
-    """Frames uint8 [N, T, H, W, 3] and prompts of one shard."""
-    with np.load(shard) as file:
-        return file["frames"], json.loads(str(file["prompts"]))
-
-
-def load_prompts(folder: str | os.PathLike) -> list[str]:
-    """The prompts of every clip in a folder."""
-    prompts = []
-    for shard in shards(folder):
-        with np.load(shard) as file:
-            prompts += json.loads(str(file["prompts"]))
-    return prompts
-
-
-def render_clips(first: int, count: int, pool: ImagePool | None) -> dict[str, np.ndarray]:
-    """Clips ``first`` and following, as a shard holds them."""
-    frames, depth, prompts = zip(*(render_clip(k, pool) for k in range(first, first + count)), strict=True)
-    return {"frames": np.stack(frames), "depth": np.stack(depth), "prompts": np.array(json.dumps(prompts))}
-
-
-def write_shards(
-    parser: argparse.ArgumentParser,
-    what: str,
-    stem: str,
-    size: int,
-    make: Callable[[int, int, ImagePool | None], dict[str, np.ndarray]],
+def render_command(
+    parser: argparse.ArgumentParser, what: str, kind: type, size: int, make: Callable[[int, ImagePool | None], Any]
 ) -> None:
-    """A command that renders things by number into shards; those that exist are kept as they are.
+    """A command that renders things by number; parts that are there are kept as they are.
 
     Args:
         parser: gets the flags ``--out``, ``--<what>``, ``--first`` and ``--cache``, and reads the command line.
         what: what is rendered, in the plural.
-        stem: of the shards' names; the first thing's number follows.
-        size: things a shard.
-        make: (first, count, pool) -> the arrays of a shard.
+        kind: of an example.
+        size: examples a part.
+        make: (number, pool) -> an example.
     """
     parser.add_argument("--out", required=True)
     parser.add_argument(f"--{what}", dest="count", type=int, required=True)
@@ -121,21 +97,17 @@ def write_shards(
     args = parser.parse_args()
     pools = load_pool(args.cache)
     pool = pools.heldout if args.first >= HELD_OUT_FROM else pools.train
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    for first in range(args.first, args.first + args.count, size):
-        path = out / f"{stem}_{first:07d}.npz"
-        if path.exists():
-            continue
-        count = min(size, args.first + args.count - first)
-        atomic_savez(path, **make(first, count, pool))
-        print(f"{path.name}: {count} {what}", flush=True)
+    end = args.first + args.count
+    for first in range(args.first, end, size):
+        numbers = range(first, min(first + size, end))
+        if records.write(args.out, kind, first, (make(k, pool) for k in numbers)):
+            print(f"{what} {first} to {numbers[-1]}", flush=True)
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    write_shards(parser, "clips", "clips", SHARD, render_clips)
+    render_command(parser, "clips", Clip, PART, render_clip)
 
 
 if __name__ == "__main__":

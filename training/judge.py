@@ -11,6 +11,7 @@ points in place of DUSt3R's, and the plain cosine of features at equal pixels, w
 import argparse
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ MOVED = 24  # pixels
 COVISIBLE = 0.8  # of the blob, at least, is seen by the first camera too
 
 
-def covisible(views: Views, scene: int) -> Bool[np.ndarray, "S S"]:
+def covisible(scene: Views) -> Bool[np.ndarray, "S S"]:
     """Which pixels of the second view's middle square lie in the first one's too."""
-    left = (views.images.shape[3] - SIDE) // 2
+    left = (scene.images.shape[2] - SIDE) // 2
     grid = np.stack(np.meshgrid(np.arange(SIDE) + left, np.arange(SIDE)), -1).reshape(-1, 2) + 0.5
-    place, seen = carry(grid, views, scene, 1, 0)
+    place, seen = carry(grid, scene, 1, 0)
     return (seen & (place[:, 0] >= left) & (place[:, 0] < left + SIDE)).reshape(SIDE, SIDE)
 
 
@@ -119,27 +120,27 @@ def score_pair(
     return result | {"no_geometry": 1.0 - jnp.mean(cosine)}
 
 
-def judge(metric: Met3r, states: tuple[Any, Any], views: Views, *, seed: int = 0) -> dict[str, Any]:
+def judge(metric: Met3r, states: tuple[Any, Any], views: Sequence[Views], *, seed: int = 0) -> dict[str, Any]:
     """AUC of the score and of its rivals for each kind of alteration and over all kinds; one pair a scene.
 
     Scenes whose first two views have too little in common for a blob are left out.
     """
-    left = (views.images.shape[3] - SIDE) // 2
+    left = (views[0].images.shape[2] - SIDE) // 2
     window = slice(left, left + SIDE)
     run = jax.jit(functools.partial(score_pair, metric))
     describe = jax.jit(lambda states, image: metric.describe(states, image[None].astype(jnp.float32) / 255.0))
     rows: list[dict[str, dict[str, float]]] = []
-    for scene in range(len(views.images)):
-        rng = np.random.default_rng([seed, scene])
-        blob = random_blob(rng, covisible(views, scene))
+    for number in range(len(views)):
+        rng, scene = np.random.default_rng([seed, number]), views[number]
+        blob = random_blob(rng, covisible(scene))
         if blob is None:
             continue
-        first, second = views.images[scene, :2, :, window]
-        foreign = views.images[(scene + 1) % len(views.images), 0, :, window]
-        K = views.K[scene].copy()
+        first, second = scene.images[:2, :, window]
+        foreign = views[(number + 1) % len(views)].images[0, :, window]
+        K = scene.K.copy()
         K[0, 2] -= left
-        batch = {"depth": views.depth[scene, :2, None, :, window], "K": K[None]}
-        points = _points(batch | {"poses": views.camera_to_world[scene, :2, None]})
+        batch = {"depth": scene.depth[:2, None, :, window], "K": K[None]}
+        points = _points(batch | {"poses": scene.camera_to_world[:2, None]})
         pictures = {"true": second} | {kind: altered(rng, second, foreign, blob, kind) for kind in KINDS}
         seen = describe(states, first)
         row = {name: run(states, seen, describe(states, picture), points) for name, picture in pictures.items()}

@@ -12,7 +12,6 @@ deviation, and the largest fifth of the residuals is left out. Where the truth i
 needs them: there the target is the inverse depth over its mean, as it is, and its deviation divides the difference.
 """
 
-import argparse
 import functools
 import os
 from pathlib import Path
@@ -282,15 +281,13 @@ def initial_model(config: DepthAnythingConfig, seed: int, images: UInt8[np.ndarr
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training.add_arguments(parser, steps=30_000, out=str(WEIGHTS))
+    parser = training.command_line(__doc__, steps=30_000, out=str(WEIGHTS), rate=1e-3)
     parser.add_argument("--frames", default=".cache/depth_frames", help="where rendered frames are kept")
     parser.add_argument("--count", type=int, default=6000, help="rendered frames to train on")
     parser.add_argument("--labels", default=None, help="a folder of real frames that a teacher has labelled")
     parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
     parser.add_argument("--batch", type=int, default=12, help="frames a step")
-    parser.add_argument("--rate", type=float, default=1e-3, help="the highest learning rate")
     args = parser.parse_args()
 
     pools, folder = load_pool(args.cache), Path(args.frames)
@@ -312,9 +309,7 @@ def main() -> None:
         functools.partial(loss, graphdef=graphdef),
         parameters,
         functools.partial(make_batch, scenes=scenes, real=real, count=args.batch),
-        training.TrainConfig(
-            steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed, save_every=300.0
-        ),
+        training.TrainConfig.of(args, save_every=300.0),
         args.workdir,
         evaluate=functools.partial(evaluate, graphdef, held_out=held_out),
     )

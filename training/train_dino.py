@@ -11,8 +11,8 @@ spreads them over prototypes, which takes far longer to learn; here the scenes t
 nearer than `NEAR` patches to the right one are not held against it, so that features change smoothly.
 """
 
-import argparse
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -27,7 +27,7 @@ from reangle_jax.arrays import Picture
 from reangle_jax.models.dino import DinoConfig, VisionTransformer, normalise
 from training import training
 from training.train_depth import principal_patches
-from training.views import Views, load_views
+from training.views import Views, command_line, first_images, load_views
 
 OUT = ".cache/dino"  # not among the bundled weights: `train_featup` puts it under its upsampler
 CROP = 96  # pixels a side
@@ -59,21 +59,20 @@ def random_crop(rng: np.random.Generator, image: Picture) -> Crop:
 
 
 def carry(
-    places: Float[np.ndarray, "N 2"], views: Views, scene: int, source: int, target: int
+    places: Float[np.ndarray, "N 2"], scene: Views, source: int, target: int
 ) -> tuple[Float32[np.ndarray, "N 2"], Bool[np.ndarray, " N"]]:
     """Where spots of one view lie in another one of the same scene, and whether they are seen there.
 
     Args:
         places: x, y in pixels of the source view.
-        views: the scenes.
-        scene: which.
+        scene: whose views.
         source: the view they are given in.
         target: the view they are asked in.
     """
-    K, poses = views.K[scene], views.camera_to_world[scene]
-    height, width = views.depth.shape[2:]
+    K, poses = scene.K, scene.camera_to_world
+    height, width = scene.depth.shape[1:]
     column, row = (np.clip(places[:, k].astype(int), 0, n - 1) for k, n in enumerate((width, height)))
-    z = views.depth[scene, source, row, column].astype(np.float32)
+    z = scene.depth[source, row, column].astype(np.float32)
     rays = np.concatenate([(places - K[:2, 2]) / K[[0, 1], [0, 1]], np.ones((len(places), 1))], 1)
     world = (rays * z[:, None]) @ poses[source, :3, :3].T + poses[source, :3, 3]
     there = (world - poses[target, :3, 3]) @ poses[target, :3, :3]
@@ -81,11 +80,13 @@ def carry(
     place = there[:, :2] / depth[:, None] * K[[0, 1], [0, 1]] + K[:2, 2]
     inside = ((place >= 0) & (place < (width, height))).all(1) & (there[:, 2] > 1e-3)
     column, row = (np.clip(place[:, k], 0, n - 1).astype(int) for k, n in enumerate((width, height)))
-    seen = views.depth[scene, target, row, column].astype(np.float32)
+    seen = scene.depth[target, row, column].astype(np.float32)
     return place.astype(np.float32), inside & (np.abs(seen / depth - 1) < 0.05)
 
 
-def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int, patch: int) -> dict[str, np.ndarray]:
+def make_batch(
+    rng: np.random.Generator, step: int, *, views: Sequence[Views], count: int, patch: int
+) -> dict[str, np.ndarray]:
     """Pairs of crops: ``images`` uint8 [2, B, S, S, 3]; for the patches of each, N to a crop, ``places`` [2, B, N, 2].
 
     A place is x, y in patches of the other crop, 0 at the first one's middle; ``valid`` [2, B, N] says whether the spot
@@ -96,15 +97,15 @@ def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int,
     grid = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + 0.5).astype(np.float32) * patch
     images, places, valid = [], [], []
     for _ in range(count):
-        scene = int(rng.integers(len(views.images)))
-        pair = rng.permutation(views.images.shape[1])[:2]
-        crops = [random_crop(rng, views.images[scene, k]) for k in pair]
+        scene = views[int(rng.integers(len(views)))]
+        pair = rng.permutation(len(scene.images))[:2]
+        crops = [random_crop(rng, scene.images[k]) for k in pair]
         if rng.random() < 0.5:  # the same other colours for both
             colours = rng.permutation(3)
             crops = [crop._replace(image=crop.image[..., colours]) for crop in crops]
         sides = []
         for (own, other), (source, target) in zip((crops, crops[::-1]), (pair, pair[::-1]), strict=True):
-            place, seen = carry(grid / own.scale + own.corner, views, scene, int(source), int(target))
+            place, seen = carry(grid / own.scale + own.corner, scene, int(source), int(target))
             place = (place - other.corner) * other.scale
             sides.append((place / patch - 0.5, seen & ((place >= 0) & (place < CROP)).all(1)))
         mirrored = rng.random() < 0.5
@@ -190,7 +191,9 @@ def _found(graphdef: nnx.GraphDef, parameters: nnx.State, batch: dict[str, Array
     return right, total
 
 
-def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, *, held_out: Views, patch: int) -> dict[str, float]:
+def evaluate(
+    graphdef: nnx.GraphDef, parameters: nnx.State, *, held_out: Sequence[Views], patch: int
+) -> dict[str, float]:
     """Share of spots of unseen scenes that are found again in another view, among its 144 patches."""
     counts = [
         _found(
@@ -212,18 +215,13 @@ def initial_model(config: DinoConfig, seed: int, images: UInt8[np.ndarray, "N H 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training.add_arguments(parser, steps=20_000, out=OUT)
-    parser.add_argument("--views", required=True, help="rendered views to train on (training.views)")
-    parser.add_argument("--held-out", required=True, help="rendered views for the figures")
+    parser = command_line(__doc__, steps=20_000, out=OUT, batch=12)
     parser.add_argument("--init", default=None, help="a weights folder to start from")
-    parser.add_argument("--batch", type=int, default=12, help="pairs a step")
-    parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
     args = parser.parse_args()
 
     views, held_out = load_views(args.views), load_views(args.held_out)
     config = DinoConfig.tiny()
-    model = initial_model(config, args.seed, views.images[:, 0])
+    model = initial_model(config, args.seed, first_images(views))
     if args.init:
         checkpoints.load_into(model, args.init)
     graphdef, parameters = nnx.split(model)
@@ -231,9 +229,7 @@ def main() -> None:
         functools.partial(loss, graphdef=graphdef),
         parameters,
         functools.partial(make_batch, views=views, count=args.batch, patch=config.patch_size),
-        training.TrainConfig(
-            steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed, save_every=240.0
-        ),
+        training.TrainConfig.of(args, save_every=240.0),
         args.workdir,
         evaluate=functools.partial(evaluate, graphdef, held_out=held_out, patch=config.patch_size),
         distil=True,

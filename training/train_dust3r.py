@@ -13,9 +13,9 @@ den Oord et al., 2018; as MASt3R tells its descriptors): a cross-attention that 
 would otherwise take most of a short training to be discovered.
 """
 
-import argparse
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -33,7 +33,7 @@ from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
 from reangle_jax.nn.linear import Linear
 from training import training
 from training.train_depth import load_motorcycle, principal_patches
-from training.views import Views, load_views
+from training.views import Views, command_line, first_images, load_views
 
 WEIGHTS = tiny.WEIGHTS / "dust3r"
 FAR = 25.0  # scene units: what lies beyond (the sky) is pulled to this depth along its ray
@@ -71,22 +71,22 @@ def between(first: Float[Array, "B 4 4"], second: Float[Array, "B 4 4"]) -> Floa
     return jnp.matmul(rigid_inverse(first), second, precision="highest")
 
 
-def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int) -> dict[str, np.ndarray]:
+def make_batch(rng: np.random.Generator, step: int, *, views: Sequence[Views], count: int) -> dict[str, np.ndarray]:
     """Pairs: ``images`` uint8 [2, B, H, W, 3], ``depth`` [2, B, H, W], ``K`` [B, 3, 3], ``poses`` [2, B, 4, 4].
 
     Every other batch holds squares.
     """
-    height, width = views.images.shape[2:4]
+    height, width = views[0].images.shape[1:3]
     left = (width - height) // 2 if step % 2 else 0
     window = slice(left, width - left)
     images, depth, K, poses = [], [], [], []
     for _ in range(count):
-        scene = rng.integers(len(views.images))
-        pair = rng.permutation(views.images.shape[1])[:2]
+        scene = views[int(rng.integers(len(views)))]
+        pair = rng.permutation(len(scene.images))[:2]
         if rng.random() < SAME:
             pair[1] = pair[0]
-        x, z = views.images[scene, pair][:, :, window], views.depth[scene, pair][:, :, window]
-        pose, k = views.camera_to_world[scene, pair], views.K[scene].copy()
+        x, z = scene.images[pair][:, :, window], scene.depth[pair][:, :, window]
+        pose, k = scene.camera_to_world[pair], scene.K.copy()
         k[0, 2] -= left
         if rng.random() < 0.5:  # mirrored
             x, z = x[:, :, ::-1], z[:, :, ::-1]
@@ -103,10 +103,10 @@ def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int)
 
 def halved(views: Views) -> Views:
     """The same views at half their size: pixels' means, and every other pixel's depth."""
-    images = views.images
-    means = np.stack([x.reshape(len(x), x.shape[1] // 2, 2, -1, 2, 3).mean((2, 4)) for x in images])
+    x = views.images
+    means = x.reshape(len(x), x.shape[1] // 2, 2, -1, 2, 3).mean((2, 4))
     K = views.K * np.array([[0.5], [0.5], [1]], np.float32)
-    return Views((means + 0.5).astype(np.uint8), views.depth[:, :, ::2, ::2], K, views.camera_to_world)
+    return Views((means + 0.5).astype(np.uint8), views.depth[:, ::2, ::2], K, views.camera_to_world)
 
 
 def _lit(rng: np.random.Generator, image: Picture) -> Picture:
@@ -218,37 +218,35 @@ def relative_errors(
     return np.array(result, np.float32)
 
 
-def first_pairs(views: Views) -> dict[str, np.ndarray]:
+def first_pairs(views: Sequence[Views]) -> dict[str, np.ndarray]:
     """One pair a scene, its first two cameras, at full size, as `make_batch` gives pairs: what figures are taken on."""
-    batch = {"images": views.images[:, :2].swapaxes(0, 1), "depth": views.depth[:, :2].swapaxes(0, 1)}
-    return batch | {"K": views.K, "poses": views.camera_to_world[:, :2].swapaxes(0, 1)}
+    images, depth, K, poses = (np.stack(field) for field in zip(*views, strict=True))
+    pairs = {"images": images, "depth": depth, "poses": poses}
+    return {name: x[:, :2].swapaxes(0, 1) for name, x in pairs.items()} | {"K": K}
 
 
-def mean_map_error(views: Views, held_out: Views, *, scenes: int = 128) -> float:
+def mean_map_error(views: Sequence[Views], held_out: Sequence[Views], *, scenes: int = 128) -> float:
     """`evaluate`'s first figure for a network that ignores the pictures and answers with the mean true points."""
-    known, asked = (
-        tuple(np.asarray(x)[: len(v.images)] for x in _truth(first_pairs(v)))
-        for v in (Views(*(field[:scenes] for field in views)), held_out)
-    )
+    known, asked = (tuple(np.asarray(x)[: len(v)] for x in _truth(first_pairs(v))) for v in (views[:scenes], held_out))
     means = [np.broadcast_to(x.mean(0, keepdims=True), a.shape) for x, a in zip(known, asked, strict=True)]
     return float(np.median(relative_errors((means[0], means[1]), (asked[0], asked[1]))))
 
 
 def evaluate(
-    graphdef: nnx.GraphDef, parameters: nnx.State, *, held_out: Views, motorcycle: str | None
+    graphdef: nnx.GraphDef, parameters: nnx.State, *, held_out: Sequence[Views], motorcycle: str | None
 ) -> dict[str, float]:
     """Median relative error of unseen scenes' points; correlation with Motorcycle's depth, and with its inverse."""
     batch = first_pairs(held_out)
     parts = [
         [np.asarray(x) for x in _predict(graphdef, parameters, *batch["images"][:, k : k + 16])]
-        for k in range(0, len(held_out.images), 16)
+        for k in range(0, len(held_out), 16)
     ]
     predicted = tuple(np.concatenate(side) for side in zip(*parts, strict=True))
-    truth = [np.asarray(x)[: len(held_out.images)] for x in _truth(batch)]
+    truth = [np.asarray(x)[: len(held_out)] for x in _truth(batch)]
     errors = relative_errors((predicted[0], predicted[1]), (truth[0], truth[1]))
     result = {"heldout_error": round(float(np.median(errors)), 4)}
     if motorcycle:
-        images, inverse = motorcycle_pair(motorcycle, held_out.images.shape[3])
+        images, inverse = motorcycle_pair(motorcycle, held_out[0].images.shape[2])
         points, _ = _predict(graphdef, parameters, *images)
         result |= {name: round(r, 4) for name, r in depth_correlations(np.asarray(points[0, ..., 2]), inverse).items()}
     return result
@@ -343,22 +341,17 @@ def start_from(folder: str, model: Trained) -> None:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
-    parser.add_argument("--views", required=True, help="rendered views to train on (training.views)")
-    parser.add_argument("--held-out", required=True, help="rendered views for the figures")
+    parser = command_line(__doc__, steps=20_000, out=str(WEIGHTS), batch=8)
     parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
     parser.add_argument("--half", action="store_true", help="train the network for half the size")
-    parser.add_argument("--batch", type=int, default=8, help="pairs a step")
-    parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
     args = parser.parse_args()
 
     views, held_out = load_views(args.views), load_views(args.held_out)
     if args.half:
-        views, held_out = (halved(v) for v in (views, held_out))
+        views, held_out = views.map(halved), held_out.map(halved)
     config = half_size(Dust3rConfig.tiny()) if args.half else Dust3rConfig.tiny()
-    model = initial_model(config, args.seed, views.images[:, 0])
+    model = initial_model(config, args.seed, first_images(views))
     if args.init:
         start_from(args.init, model)
     print(f"the mean point map's error: {mean_map_error(views, held_out):.4f}", flush=True)
@@ -367,9 +360,7 @@ def main() -> None:
         functools.partial(loss, graphdef=graphdef),
         parameters,
         functools.partial(make_batch, views=views, count=args.batch),
-        training.TrainConfig(
-            steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed, save_every=300.0
-        ),
+        training.TrainConfig.of(args, save_every=300.0),
         args.workdir,
         evaluate=functools.partial(evaluate, graphdef, held_out=held_out, motorcycle=args.motorcycle),
     )

@@ -7,8 +7,8 @@ should be what the upsampled features of the whole picture come to when that par
 patches: features at pixels that explain those of every closer look. Squared difference over the features' variance.
 """
 
-import argparse
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -24,7 +24,7 @@ from reangle_jax.nn.resize import resize_bilinear
 from training import training
 from training.train_dino import OUT as DINO
 from training.train_dino import sample
-from training.views import Views, load_views
+from training.views import Views, command_line, load_views
 
 WEIGHTS = tiny.WEIGHTS / "featup"
 SIDE = 64  # pixels of a picture
@@ -32,12 +32,13 @@ PARTS = (0.45, 0.9)  # of its side that is looked at closely
 PER_PATCH = 4  # samples a patch and side when features are averaged
 
 
-def make_batch(rng: np.random.Generator, step: int, *, views: Views, count: int) -> dict[str, np.ndarray]:
+def make_batch(rng: np.random.Generator, step: int, *, views: Sequence[Views], count: int) -> dict[str, np.ndarray]:
     """Pictures ``whole`` and enlarged ``part`` of each, uint8 [B, S, S, 3]; ``window`` [B, 3]: its x, y and side."""
     del step
     whole, part, window = [], [], []
     for _ in range(count):
-        image = views.images[rng.integers(len(views.images)), rng.integers(views.images.shape[1])]
+        images = views[int(rng.integers(len(views)))].images
+        image = images[rng.integers(len(images))]
         side = int(rng.integers(SIDE, image.shape[0] + 1))
         top, left = (int(rng.integers(n - side + 1)) for n in image.shape[:2])
         image = cv2.resize(image[top : top + side, left : left + side], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
@@ -85,7 +86,7 @@ def loss(
     return near + 0.5 * same, numbers
 
 
-def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, *, held_out: Views) -> dict[str, float]:
+def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, *, held_out: Sequence[Views]) -> dict[str, float]:
     """The loss's parts on unseen scenes."""
     numbers = [
         _numbers(graphdef, parameters, make_batch(np.random.default_rng([6, k]), k, views=held_out, count=8))
@@ -113,13 +114,8 @@ def upsampler_alone(parameters: nnx.State) -> nnx.State:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training.add_arguments(parser, steps=2_000, out=str(WEIGHTS))
-    parser.add_argument("--views", required=True, help="rendered views to train on (training.views)")
-    parser.add_argument("--held-out", required=True, help="rendered views for the figures")
+    parser = command_line(__doc__, steps=2_000, out=str(WEIGHTS), batch=4)
     parser.add_argument("--dino", default=DINO, help="folder of the feature network")
-    parser.add_argument("--batch", type=int, default=4, help="pictures a step")
-    parser.add_argument("--rate", type=float, default=2e-3, help="the highest learning rate")
     args = parser.parse_args()
 
     views, held_out = load_views(args.views), load_views(args.held_out)
@@ -129,7 +125,7 @@ def main() -> None:
         functools.partial(loss, graphdef=graphdef),
         parameters,
         functools.partial(make_batch, views=views, count=args.batch),
-        training.TrainConfig(steps=args.steps, minutes=args.minutes, learning_rate=args.rate, seed=args.seed),
+        training.TrainConfig.of(args),
         args.workdir,
         evaluate=functools.partial(evaluate, graphdef, held_out=held_out),
         trainable=upsampler_alone(parameters),

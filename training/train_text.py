@@ -6,7 +6,6 @@ Data: the prompts of the rendered clips under changing motion prefixes, and thei
 entropy of the bytes under spans that were replaced by the unknown token.
 """
 
-import argparse
 import re
 from functools import partial
 
@@ -22,7 +21,7 @@ from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.models.text.tokenizers import EOS, PAD, ByteTokenizer
 from reangle_jax.nn.linear import Linear
 from training import training
-from training.dataset import load_prompts, random_view
+from training.dataset import load_clips, random_view
 
 WEIGHTS = tiny.WEIGHTS / "text_encoder"
 UNKNOWN = 2
@@ -86,13 +85,12 @@ def loss(parameters: nnx.State, batch: dict[str, jax.Array], key: jax.Array, *, 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training.add_arguments(parser, steps=4000, out=str(WEIGHTS))
+    parser = training.command_line(__doc__, steps=4000, out=str(WEIGHTS), rate=1e-3)
     parser.add_argument("--scenes", required=True, help="a folder of rendered clips (training.dataset)")
     args = parser.parse_args()
     config = T5Config.tiny()
     graphdef, parameters = nnx.split(Speller(config, rngs=nnx.Rngs(args.seed)))
-    captions = [bare(prompt) for prompt in load_prompts(args.scenes)]
+    captions = [bare(clip.prompt) for clip in load_clips(args.scenes, "prompt")]
     kept = [c for k, c in enumerate(captions) if k % HELD_OUT]
     unseen = [make_batch(np.random.default_rng([1, k]), k, captions=captions[::HELD_OUT]) for k in range(4)]
     measure = jax.jit(partial(loss, graphdef=graphdef))
@@ -108,7 +106,7 @@ def main() -> None:
         partial(loss, graphdef=graphdef),
         parameters,
         partial(make_batch, captions=kept),
-        training.TrainConfig(steps=args.steps, minutes=args.minutes, learning_rate=1e-3, seed=args.seed),
+        training.TrainConfig.of(args),
         args.workdir,
         evaluate=evaluate,
     )

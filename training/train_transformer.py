@@ -7,25 +7,25 @@ latents (of a slightly noised frame) beside the noised ones, now and then no con
 encoded once, with its mirror image (left and right change places in its prompt), and kept in the workdir.
 """
 
-import argparse
-import json
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float16, Float32, UInt8
 
 from reangle_jax import checkpoints, tiny
 from reangle_jax.backbones.cogvideox import image_to_video
-from reangle_jax.data.files import atomic_savez
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from training import training
-from training.dataset import FRAMES, HEIGHT, WIDTH, load_clips, shards
+from training import records, training
+from training.dataset import FRAMES, HEIGHT, PART, WIDTH, Clip, load_clips
 from training.pool import ImagePool, load_pool
 
 WEIGHTS = tiny.WEIGHTS / "transformer"
@@ -43,10 +43,26 @@ def mirrored_prompt(prompt: str) -> str:
     return " ".join(swap.get(word, word) for word in words).replace("_ ", "_").replace(" ,", ",")
 
 
-def noised_first_frames(frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """First frames in [-1, 1] with noise of sigma exp(N(-3, 0.5)), as in fine-tuning: [N, K, 1, H, W, 3]."""
-    first = np.repeat(frames[:, None, :1].astype(np.float32) / 127.5 - 1, NOISED_IMAGES, 1)
-    sigma = np.exp(rng.normal(-3.0, 0.5, (*first.shape[:2], 1, 1, 1, 1))).astype(np.float32)
+class Latents(NamedTuple):
+    """A clip as a training step needs it: scaled posterior means, and standard deviations after them.
+
+    Attributes:
+        video: of all frames.
+        image: of some noised first frames.
+        prompt: may be empty.
+    """
+
+    video: Float16[np.ndarray, "t h w c"]
+    image: Float16[np.ndarray, "K h w c"]
+    prompt: str
+
+
+def noised_first_frames(
+    frames: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator
+) -> Float32[np.ndarray, "K 1 H W 3"]:
+    """First frames in [-1, 1] with noise of sigma exp(N(-3, 0.5)), as in fine-tuning."""
+    first = np.repeat(frames[None, :1].astype(np.float32) / 127.5 - 1, NOISED_IMAGES, 0)
+    sigma = np.exp(rng.normal(-3.0, 0.5, (NOISED_IMAGES, 1, 1, 1, 1))).astype(np.float32)
     return first + sigma * rng.standard_normal(first.shape, np.float32)
 
 
@@ -67,43 +83,37 @@ class Encoder:
             rows.append(np.asarray(both, np.float16))
         return np.concatenate(rows)
 
-    def shard(self, path: Path, frames: np.ndarray, prompts: list[str], seed: int) -> None:
-        """Encodes clips and their mirror images into one file."""
-        frames = np.concatenate([frames, frames[:, :, :, ::-1]])
-        prompts = prompts + [mirrored_prompt(prompt) for prompt in prompts]
-        images = noised_first_frames(frames, np.random.default_rng(seed))
-        condition = self(images.reshape(-1, 1, HEIGHT, WIDTH, 3))[:, 0]
-        video = np.concatenate([self(clip[None].astype(np.float32) / 127.5 - 1) for clip in frames])
-        image = condition.reshape(len(frames), NOISED_IMAGES, *condition.shape[1:])
-        atomic_savez(path, video=video, image=image, prompts=np.array(json.dumps(prompts)))
+    def both(self, clip: Clip, rng: np.random.Generator) -> Iterator[Latents]:
+        """A clip and its mirror image."""
+        for frames, prompt in ((clip.frames, clip.prompt), (clip.frames[:, :, ::-1], mirrored_prompt(clip.prompt))):
+            (video,) = self(frames[None].astype(np.float32) / 127.5 - 1)
+            yield Latents(video, self(noised_first_frames(frames, rng))[:, 0], prompt)
+
+    def all(self, clips: Sequence[Clip], numbers: range, pool: ImagePool) -> Iterator[Latents]:
+        """Rendered clips by number, and real ones between them."""
+        for number in numbers:
+            rng = np.random.default_rng([3, number])
+            yield from self.both(clips[number], rng)
+            if pool.clips and number % REAL_EVERY == REAL_EVERY - 1:
+                frames = pool.random_clip(rng, FRAMES, HEIGHT, WIDTH)
+                yield from self.both(Clip(frames, frames[..., 0].astype(np.float16), ""), rng)
 
 
 def encode_all(vae: str, scenes: str, pool: ImagePool, folder: Path) -> None:
-    """Makes the latents of every rendered shard and of some real clips, where they are missing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    encoder = Encoder(vae)
-    for k, shard in enumerate(shards(scenes)):
-        path = folder / f"latents_{shard.stem}.npz"
-        if path.exists():
-            continue
-        frames, prompts = load_clips(shard)
-        rng = np.random.default_rng([3, k])
-        real = len(frames) // REAL_EVERY
-        if real and pool.clips:
-            clips = np.stack([pool.random_clip(rng, FRAMES, HEIGHT, WIDTH) for _ in range(real)])
-            frames, prompts = np.concatenate([frames, clips]), prompts + [""] * real
-        encoder.shard(path, frames, prompts, k)
-        print(f"encoded {shard.name}", flush=True)
+    """Makes the latents of every rendered clip and of some real ones, where they are missing."""
+    encoder, clips = Encoder(vae), load_clips(scenes, "frames", "prompt")
+    for first in range(0, len(clips), PART):
+        numbers = range(first, min(first + PART, len(clips)))
+        if records.write(folder, Latents, first, encoder.all(clips, numbers, pool)):
+            print(f"encoded clips {first} to {numbers[-1]}", flush=True)
 
 
 def load_latents(folder: Path, text_folder: str) -> dict[str, np.ndarray]:
     """Every encoded clip of a folder, with its prompt's embedding: ``video``, ``image``, ``text``, float16."""
-    files = [np.load(path) for path in sorted(folder.glob("latents_*.npz"))]
-    data = {name: np.concatenate([file[name] for file in files]) for name in ("video", "image")}
-    prompts = [prompt for file in files for prompt in json.loads(str(file["prompts"]))]
+    video, image, prompts = zip(*records.read(folder, Latents, "training.train_transformer"), strict=True)
     length = TransformerConfig.tiny().max_text_seq_length
-    data["text"] = image_to_video.embed_prompts(Path(text_folder), prompts, length).astype(np.float16)
-    return data
+    text = image_to_video.embed_prompts(Path(text_folder), prompts, length).astype(np.float16)
+    return {"video": np.stack(video), "image": np.stack(image), "text": text}
 
 
 def make_batch(
@@ -142,8 +152,7 @@ def loss(parameters: nnx.State, batch: dict[str, jax.Array], key: jax.Array, *, 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
+    parser = training.command_line(__doc__, steps=20_000, out=str(WEIGHTS), rate=1e-3)
     parser.add_argument("--scenes", required=True, help="a folder of rendered clips (training.dataset)")
     parser.add_argument("--heldout-scenes", required=True, help="the same for clips that are never trained on")
     parser.add_argument("--vae", default=str(WEIGHTS.with_name("vae")))
@@ -176,9 +185,7 @@ def main() -> None:
         partial(loss, graphdef=graphdef),
         parameters,
         partial(draw, data=data),
-        training.TrainConfig(
-            steps=args.steps, minutes=args.minutes, learning_rate=1e-3, ema=0.998, seed=args.seed, weight_decay=1e-2
-        ),
+        training.TrainConfig.of(args, ema=0.998, weight_decay=1e-2),
         args.workdir,
         evaluate=evaluate,
     )

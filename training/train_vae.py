@@ -12,8 +12,8 @@ that keeps the latents near a unit normal. At the end the latents' standard devi
 becomes the config's scaling factor.
 """
 
-import argparse
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 
 import cv2
@@ -27,7 +27,7 @@ from reangle_jax.data.video import fit
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from training import training
-from training.dataset import load_clips, shards
+from training.dataset import Clip, load_clips
 from training.movers import moving_things
 from training.pool import ImagePool, load_pool
 
@@ -73,7 +73,7 @@ def recoloured(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_batch(
-    rng: np.random.Generator, step: int, *, pool: ImagePool, scenes: np.ndarray | None, shapes=SHAPES
+    rng: np.random.Generator, step: int, *, pool: ImagePool, scenes: Sequence[Clip] | None, shapes=SHAPES
 ) -> np.ndarray:
     """A batch of clips as uint8 [B, T, H, W, 3], of the shape whose turn it is."""
     count, frames, height, width = shapes[step % len(shapes)]
@@ -84,7 +84,7 @@ def make_batch(
             continue
         kind = rng.random()
         if scenes is not None and kind < 0.4:
-            clip = scenes[rng.integers(len(scenes))]
+            clip = scenes[int(rng.integers(len(scenes)))].frames
             first = rng.integers(clip.shape[0] - frames + 1)
             y, x = (rng.integers(n - m + 1) for n, m in zip(clip.shape[1:3], (height, width), strict=True))
             clip = clip[first : first + frames, y : y + height, x : x + width]
@@ -189,8 +189,7 @@ def inherit(vae: VAE, source: VAE) -> list[str]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    training.add_arguments(parser, steps=20_000, out=str(WEIGHTS))
+    parser = training.command_line(__doc__, steps=20_000, out=str(WEIGHTS), rate=3e-3)
     parser.add_argument("--scenes", default=None, help="a folder of rendered clips (training.dataset)")
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone")
     parser.add_argument("--images", action="store_true", help="first part: single images, taps on the past at rest")
@@ -198,7 +197,6 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=None, help="of each resolution, finest first")
     parser.add_argument("--latent-channels", type=int, default=None)
     parser.add_argument("--inherit", default=None, help="a weights folder of another shape: what fits is taken")
-    parser.add_argument("--rate", type=float, default=3e-3, help="the highest learning rate")
     parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
     args = parser.parse_args()
 
@@ -217,7 +215,7 @@ def main() -> None:
         print(f"inherited {len(inherit(vae, source))} arrays", flush=True)
     graphdef, parameters = nnx.split(vae)
     pools = load_pool(args.cache)
-    scenes = np.concatenate([load_clips(shard)[0] for shard in shards(args.scenes)]) if args.scenes else None
+    scenes = load_clips(args.scenes, "frames") if args.scenes else None
     trainable = None
     if args.freeze_encoder:
         trainable = jax.tree.map_with_path(lambda path, _: jnp.float32("encoder" not in str(path[0])), parameters)
@@ -228,13 +226,7 @@ def main() -> None:
         partial(loss, graphdef=graphdef, decoder_only=args.freeze_encoder),
         parameters,
         partial(make_batch, pool=pools.train, scenes=scenes, shapes=IMAGES if args.images else SHAPES),
-        training.TrainConfig(
-            steps=args.steps,
-            minutes=args.minutes,
-            learning_rate=args.rate,
-            seed=args.seed,
-            save_every=args.save_every,
-        ),
+        training.TrainConfig.of(args, save_every=args.save_every),
         args.workdir,
         evaluate=lambda mean: evaluate(graphdef, mean, clips),
         trainable=trainable,

@@ -3,10 +3,8 @@
 import argparse
 import dataclasses
 import json
-import queue
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ import numpy as np
 import optax
 import optax.contrib
 import orbax.checkpoint as ocp
+
+from training import records
 
 Batch = Any
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -53,6 +53,12 @@ class TrainConfig:
     log_every: int = 25
     save_every: float = 120.0
 
+    @classmethod
+    def of(cls, args: argparse.Namespace, **more: Any) -> "TrainConfig":
+        """As the flags of `command_line` say."""
+        flags = {"steps": args.steps, "minutes": args.minutes, "learning_rate": args.rate, "seed": args.seed}
+        return cls(**flags, **more)
+
     def rate(self, progress: float, step: int) -> float:
         """The learning rate at a fraction of the schedule."""
         warm = min(1.0, (step + 1) / self.warmup)
@@ -60,38 +66,17 @@ class TrainConfig:
         return self.learning_rate * warm * float(np.sin(0.5 * np.pi * tail) ** 2)
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, steps: int, out: str) -> None:
+def command_line(doc: str | None, *, steps: int, out: str, rate: float) -> argparse.ArgumentParser:
     """The flags that every training command has."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", required=True, help="checkpoints and the log; the same command goes on from here")
     parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--minutes", type=float, default=None, help="end the schedule after this many minutes instead")
+    parser.add_argument("--rate", type=float, default=rate, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default=out, help="where the weights go when training ends")
-
-
-def _batches(
-    make_batch: Callable[[np.random.Generator, int], Batch], seed: int, first: int
-) -> Iterator[tuple[int, Batch]]:
-    """Batches by step number, each from its own generator, made one ahead in a thread: resuming repeats none."""
-    ready: queue.Queue = queue.Queue(maxsize=2)
-
-    def work() -> None:
-        step = first
-        while True:
-            try:
-                item: Any = make_batch(np.random.default_rng([seed, step]), step)
-            except Exception as error:  # handed over to the loop, which raises it
-                item = error
-            ready.put((step, item))
-            step += 1
-
-    threading.Thread(target=work, daemon=True).start()
-    while True:
-        step, item = ready.get()
-        if isinstance(item, Exception):
-            raise item
-        yield step, item
+    return parser
 
 
 def make_optimiser(parameters: dict[str, jax.Array], config: TrainConfig) -> optax.GradientTransformation:
@@ -217,7 +202,7 @@ def _loop(step_fn, state, make_batch, config: TrainConfig, workdir: Path, manage
             print(f"step {step} {held_out}", flush=True)
 
     step = first
-    for step, batch in _batches(make_batch, config.seed, first):
+    for step, batch in records.batches(make_batch, config.seed, first):
         elapsed = spent + time.monotonic() - start
         progress = elapsed / (60 * config.minutes) if config.minutes else step / config.steps
         if progress >= 1:

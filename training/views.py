@@ -1,12 +1,12 @@
 """Rendered views of one moment, for the training of the score's networks: each scene seen by four cameras at once.
 
-``python -m training.views --out DIR --scenes N [--first K]`` renders scenes K .. K + N - 1 into shards of 64,
-``views_0000000.npz`` and so on, each written whole; those that exist are kept, so the same command goes on.
+``python -m training.views --out DIR --scenes N [--first K]`` renders scenes K .. K + N - 1 in parts of 64
+(see `training.records`); those that are there already are kept, so the same command goes on.
 """
 
 import argparse
 import os
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -14,29 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float16, Float32, UInt8
 
-from reangle_jax.errors import InputError
-from training.dataset import HEIGHT, PIVOT, WIDTH, write_shards
+from training import records, training
+from training.dataset import HEIGHT, PIVOT, WIDTH, render_command
 from training.pool import ImagePool
+from training.records import Stored
 from training.scenes import random_scene, render, source_cameras
 
 VIEWS = 4
-SHARD = 64
+PART = 64
 
 
 class Views(NamedTuple):
-    """Scenes, each seen by V cameras at one moment; lengths in scene units.
+    """One scene seen by V cameras at one moment; lengths in scene units.
 
     Attributes:
         images: RGB.
         depth: along each camera's z axis, exact.
-        K: one camera matrix a scene, pixels.
+        K: all cameras' matrix, pixels.
         camera_to_world: OpenCV axes; the first camera is the world.
     """
 
-    images: UInt8[np.ndarray, "N V H W 3"]
-    depth: Float16[np.ndarray, "N V H W"]
-    K: Float32[np.ndarray, "N 3 3"]
-    camera_to_world: Float32[np.ndarray, "N V 4 4"]
+    images: UInt8[np.ndarray, "V H W 3"]
+    depth: Float16[np.ndarray, "V H W"]
+    K: Float32[np.ndarray, "3 3"]
+    camera_to_world: Float32[np.ndarray, "V 4 4"]
 
 
 def random_cameras(rng: np.random.Generator, pivot: float) -> Float32[np.ndarray, "V 4 4"]:
@@ -56,40 +57,45 @@ def random_cameras(rng: np.random.Generator, pivot: float) -> Float32[np.ndarray
     return poses.astype(np.float32)
 
 
-def render_views(first: int, count: int, pool: ImagePool | None) -> Views:
-    """Scenes ``first`` and following: the same for the same pool, wherever they are rendered."""
-    parts = []
-    for index in range(first, first + count):
-        rng = np.random.default_rng([11, index])
-        scene, _ = random_scene(rng, pool)
-        K = source_cameras(rng, VIEWS, HEIGHT, WIDTH).K
-        poses = random_cameras(rng, float(rng.uniform(*PIVOT)))
-        times = jnp.full(VIEWS, rng.uniform(), jnp.float32)
-        rgb, depth = render(scene, jnp.asarray(K), jnp.asarray(poses), times, HEIGHT, WIDTH)
-        images = np.asarray(jnp.clip(jnp.round(rgb * 255), 0, 255).astype(jnp.uint8))
-        parts.append(Views(images, np.asarray(depth, np.float16), K[0], poses))
-    return Views(*(np.stack(field) for field in zip(*parts, strict=True)))
+def render_views(index: int, pool: ImagePool | None) -> Views:
+    """Scene ``index``: the same for the same pool, wherever it is rendered."""
+    rng = np.random.default_rng([11, index])
+    scene, _ = random_scene(rng, pool)
+    K = source_cameras(rng, VIEWS, HEIGHT, WIDTH).K
+    poses = random_cameras(rng, float(rng.uniform(*PIVOT)))
+    times = jnp.full(VIEWS, rng.uniform(), jnp.float32)
+    rgb, depth = render(scene, jnp.asarray(K), jnp.asarray(poses), times, HEIGHT, WIDTH)
+    images = np.asarray(jnp.clip(jnp.round(rgb * 255), 0, 255).astype(jnp.uint8))
+    return Views(images, np.asarray(depth, np.float16), K[0], poses)
 
 
-def load_views(folder: str | os.PathLike) -> Views:
-    """Reads all shards of a folder.
+def load_views(folder: str | os.PathLike) -> Stored[Views]:
+    """The scenes of a folder, read when they are asked for.
 
     Raises:
         InputError: there are none.
     """
-    parts = []
-    for path in sorted(Path(folder).glob("views_*.npz")):
-        with np.load(path) as file:
-            parts.append(Views(*(file[name] for name in Views._fields)))
-    if not parts:
-        raise InputError(f"{folder} has no rendered views: run python -m training.views --out {folder}")
-    return Views(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+    return records.read(folder, Views, f"python -m training.views --out {folder}")
+
+
+def first_images(views: Sequence[Views], count: int = 512) -> UInt8[np.ndarray, "N H W 3"]:
+    """One picture a scene, of so many scenes at most."""
+    return np.stack([views[k].images[0] for k in range(min(count, len(views)))])
+
+
+def command_line(doc: str | None, *, steps: int, out: str, batch: int) -> argparse.ArgumentParser:
+    """The flags that the trainings on views share."""
+    parser = training.command_line(doc, steps=steps, out=out, rate=2e-3)
+    parser.add_argument("--views", required=True, help="rendered views to train on (training.views)")
+    parser.add_argument("--held-out", required=True, help="rendered views for the figures")
+    parser.add_argument("--batch", type=int, default=batch, help="pairs or pictures a step")
+    return parser
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    write_shards(parser, "scenes", "views", SHARD, lambda *what: render_views(*what)._asdict())
+    render_command(parser, "scenes", Views, PART, render_views)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from training.views import render_views
 @pytest.fixture(scope="session")
 def views():
     """Two scenes of four views each, of noise and patterns: no photographs are needed."""
-    return render_views(3, 2, None)
+    return [render_views(index, None) for index in (3, 4)]
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from flax import nnx
 from reangle_jax.models.dino import DinoConfig
 from training import train_dino
 from training.train_dino import CROP, carry, initial_model, make_batch
+from training.views import first_images
 
 PATCH = 8
 SIDE = CROP // PATCH
@@ -20,15 +21,15 @@ SMALLEST = DinoConfig(width=16, depth=1, heads=1, patch_size=PATCH, native_grid=
 
 def test_a_spot_of_a_view_lies_in_that_view_where_it_is(views):
     grid = np.stack(np.meshgrid(np.arange(192), np.arange(128)), -1).reshape(-1, 2) + 0.5
-    place, seen = carry(grid, views, 0, 2, 2)
+    place, seen = carry(grid, views[0], 2, 2)
     assert seen.all()
     np.testing.assert_allclose(place, grid, atol=1e-3)
 
 
 def test_a_spot_carried_there_and_back_is_where_it_was(views):
     grid = np.stack(np.meshgrid(np.arange(4, 192, 8), np.arange(4, 128, 8)), -1).reshape(-1, 2) + 0.5
-    place, seen = carry(grid, views, 1, 0, 3)
-    back, seen_again = carry(np.floor(place[seen]) + 0.5, views, 1, 3, 0)
+    place, seen = carry(grid, views[1], 0, 3)
+    back, seen_again = carry(np.floor(place[seen]) + 0.5, views[1], 3, 0)
     # Rounded to a pixel's middle on the way: half a pixel, and what a slanted surface makes of it.
     far = np.linalg.norm(back - grid[seen], axis=1)[seen_again]
     assert np.quantile(far, 0.9) < 1.5
@@ -86,7 +87,7 @@ def test_the_loss_is_least_where_student_and_teacher_agree_on_spots(views):
 
 @pytest.mark.slow
 def test_steps_down_the_slope_find_more_spots_again(views):
-    graphdef, parameters = nnx.split(initial_model(SMALLEST, 0, views.images[:, 0]))
+    graphdef, parameters = nnx.split(initial_model(SMALLEST, 0, first_images(views)))
     batch = make_batch(np.random.default_rng(3), 0, views=views, count=3, patch=PATCH)
     step = jax.jit(jax.value_and_grad(functools.partial(train_dino.loss, graphdef=graphdef), has_aux=True))
     teacher, history = parameters, []
