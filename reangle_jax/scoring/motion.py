@@ -7,7 +7,7 @@ clip's median over time, warped as the clip is, stands for the same scene frozen
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 
 from reangle_jax.scoring import image
 
@@ -37,7 +37,7 @@ def moving(
     visible: Bool[np.ndarray, "T H W"],
 ) -> Bool[np.ndarray, "T H W"]:
     """Visible pixels where a channel of the warp is more than `THRESHOLD` away from the frozen scene."""
-    away: Float[np.ndarray, "T H W"] = np.abs(warp.astype(np.float32) - frozen.astype(np.float32)).max(axis=-1)
+    away = (np.maximum(warp, frozen) - np.minimum(warp, frozen)).max(axis=-1)  # uint8 throughout: clips may be large
     return visible & (away > THRESHOLD)
 
 
@@ -55,5 +55,6 @@ def likeness(
         frozen: the clip's median along it.
         mask: what moves, of `moving`; the frozen scene differs from the warp at each of its pixels.
     """
-    psnr = image.psnr(frames, warp, mask)
-    return Motion(psnr, psnr - image.psnr(frozen, warp, mask))
+    shown, still, truth = (video[mask][None] for video in (frames, frozen, warp))  # as one row of pixels
+    psnr = image.psnr(shown, truth)
+    return Motion(psnr, psnr - image.psnr(still, truth))
