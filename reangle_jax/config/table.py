@@ -1,7 +1,9 @@
 """The settings as text: for ``--help``, and ``python -m reangle_jax.config.table > docs/settings.md``."""
 
 import textwrap
+from typing import Any
 
+from reangle_jax.config.defaults import get_tiny
 from reangle_jax.config.reading import KINDS, leaves
 
 INTRODUCTION = """\
@@ -12,6 +14,12 @@ as `--config.KEY=VALUE`.
 
 | key | default | what it may be | meaning |
 |---|---|---|---|
+"""
+TINY = """
+`reangle_jax.config.get_tiny()`, which the small models' configs start from, differs in these:
+
+| key | value |
+|---|---|
 """
 
 
@@ -28,13 +36,19 @@ def help_lines() -> list[str]:
 
 def markdown() -> str:
     """docs/settings.md."""
-    rows = []
+    rows, changed = [], []
     for key, field in leaves():
         rule, kind = field.metadata["rule"], KINDS[field.type].partition(",")[0]
         allowed = f"{kind}: {rule.words}" if rule and kind not in rule.words else rule.words if rule else kind
         default = f"`{_spelt(field.default)}`" if _spelt(field.default) else ""
         rows.append(f"| `{key}` | {default} | {allowed} | {field.metadata['meaning']} |")
-    return INTRODUCTION + "\n".join(rows) + "\n"
+    for key, field in leaves():
+        value: Any = get_tiny().to_dict()
+        for name in key.split("."):
+            value = value[name]
+        if value != field.default:
+            changed.append(f"| `{key}` | `{_spelt(value)}` |")
+    return "\n".join([INTRODUCTION + "\n".join(rows), TINY + "\n".join(changed), ""])
 
 
 def _spelt(value: object) -> str:
