@@ -87,7 +87,9 @@ class Settings:
     )
     width: int = setting(720, "likewise", multiple_of(SPATIAL_MULTIPLE))
     fps: float = setting(0.0, "resample to this rate; 0 keeps the source's", between(0, 1000))
-    depth: str = setting("model", "model, or a .npy or .npz file of T, H, W", is_path=True)
+    depth: str = setting(
+        "model", "model, or a .npy or .npz file of T, H, W: of the frames taken, or of the whole clip", is_path=True
+    )
     depth_kind: str = setting(
         "inverse", "what a depth file holds: inverse (any scale and shift) or metric (z)", one_of("inverse", "metric")
     )

@@ -150,7 +150,7 @@ class VideoFile:
         matrix = _MATRICES.get(frame.colorspace)
         if frame.colorspace == 2:  # as players guess
             matrix = "bt709" if frame.height > 576 or frame.width >= 1280 else "bt601"
-            if frame.color_primaries == colour.BT2020:
+            if frame.color_primaries == colour.BT2020 or frame.color_trc in (colour.PQ, colour.HLG):
                 matrix = "bt2020"
         if matrix is None:
             raise InputError(

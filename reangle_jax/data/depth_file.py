@@ -82,11 +82,12 @@ def fit_depth(
             f"{count} frames, or for each of the source's (frame {max(indices)} is needed), at {height}x{width} or in "
             f"the source's proportions of {rows}x{columns}"
         )
-    taken = depth[indices] if whole else depth
-    if taken.shape[1:] == (height, width):
-        return taken
+    taken = indices if whole else np.arange(count)
+    if depth.shape[1:] == (height, width):
+        return depth[taken]
     size = covering_size(rows, columns, height, width, pixel_aspect)
-    return np.stack([crop_centre(_resize(frame.astype(np.float32), *size), height, width) for frame in taken])
+    # One by one: a whole clip in 4K may be larger than the memory.
+    return np.stack([crop_centre(_resize(depth[index].astype(np.float32), *size), height, width) for index in taken])
 
 
 def _resize(depth: Float[np.ndarray, "h w"], rows: int, columns: int) -> Real[np.ndarray, "{rows} {columns}"]:
