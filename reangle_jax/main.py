@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from reangle_jax import command_line, compilation_cache, config, faults, stopping, weights
 from reangle_jax.errors import InputError, NotFiniteError
 from reangle_jax.measure import human_seconds
-from reangle_jax.run import Run, Stage
+from reangle_jax.run import Ledger, Stage, run_stage
 from reangle_jax.stopping import Stop, Stopped
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
             if command.plan:
                 from reangle_jax import plan
 
-                print(plan.table(Run(command.workdir, settings), list(stages())))
+                print(plan.table(Ledger(command.workdir, settings), list(stages())))
                 return 0
             weights.check(settings, weights.needed(settings, preview=command.preview))
             if settings.mesh != "auto":
@@ -74,10 +74,10 @@ def main(argv: Sequence[str]) -> int:
                 mesh.make_mesh(settings.mesh)
             compilation_cache.use(settings.compilation_cache)
             start = time.monotonic()
-            with Run.opened(command.workdir, settings, stop=stop) as run:
+            with Ledger.opened(command.workdir, settings) as ledger:
                 for stage in stages(preview=command.preview):
-                    run.run_stage(stage)
-            _log.info("done in %s: %s", human_seconds(time.monotonic() - start), run.root)
+                    run_stage(stage, ledger, stop=stop)
+            _log.info("done in %s: %s", human_seconds(time.monotonic() - start), ledger.root)
             return 0
     except InputError as error:
         return _complain(str(error))

@@ -25,7 +25,7 @@ from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.depth_anything import DepthAnythingConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
-from reangle_jax.run import Run, Stage
+from reangle_jax.run import Ledger, Stage
 
 # Sustained FLOP/s of one device in our kind of work: the bf16 peak times the utilisation that scale's targets expect.
 _RATES = {
@@ -65,14 +65,14 @@ class Needs:
         return max(self.phases.values())
 
 
-def table(run: Run, stages: Sequence[Stage]) -> str:
+def table(ledger: Ledger, stages: Sequence[Stage]) -> str:
     """The plan as text: a line for each stage, and why what is to be done is to be done."""
-    settings = run.settings
+    settings = ledger.settings
     needs, rate = estimate(settings), _rate()
     device = measure.devices()
     limit = measure.device_limit_bytes()
     lines = [
-        f"{run.root}: {settings.num_frames} frames of {settings.height}x{settings.width}, {settings.model}, on "
+        f"{ledger.root}: {settings.num_frames} frames of {settings.height}x{settings.width}, {settings.model}, on "
         f"{device['count']} x {device['kind']}" + (f" with {human_bytes(limit)} each" if limit else ""),
         "",
         f"{'stage':14}{'units':>7}{'done':>6}{'peak memory':>14}{'time':>18}  state",
@@ -80,11 +80,11 @@ def table(run: Run, stages: Sequence[Stage]) -> str:
     remade: dict[str, str] = {}  # by work that comes first: what follows from it may change
     total = 0.0
     for stage in stages:
-        verdicts = run.survey(stage, remade)
+        verdicts = ledger.survey(stage, remade)
         units = [verdict.unit for verdict in verdicts]
         todo = [verdict for verdict in verdicts if verdict.reasons]
         waits = dict.fromkeys(path for verdict in verdicts if not verdict.reasons for path in verdict.waits)
-        measured = [record for unit in units if (record := run.measured(stage, unit))]
+        measured = [record for unit in units if (record := ledger.measured(stage, unit))]
         each = needs.get(stage.name)
         if measured and (not todo or each is None):
             seconds = sum(record["seconds"] for record in measured) / len(measured) * len(units)

@@ -39,6 +39,11 @@ def folder(settings: Settings, part: str) -> Path:
     return (TINY_WEIGHTS if settings.model == "tiny" else Path("weights") / settings.model) / part
 
 
+def folders(settings: Settings, *parts: str) -> tuple[tuple[str, Path], ...]:
+    """Name and folder of each part."""
+    return tuple((part, folder(settings, part)) for part in parts)
+
+
 def needed(settings: Settings, *, preview: bool = False) -> list[str]:
     """The parts that a run needs, or its preview."""
     return [part for part in PARTS if (settings.depth == "model" if part == "depth" else not preview)]

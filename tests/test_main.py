@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from reangle_jax import config, main
-from reangle_jax.data import video
+from reangle_jax.data import files, video
 from reangle_jax.run import Stage, Unit
 
 ROOT = Path(__file__).parent.parent
@@ -214,10 +214,11 @@ def one_stage(monkeypatch):
 
 
 def test_full_disk_is_the_users_to_mend_and_leaves_nothing_half(inputs, one_stage, monkeypatch, capfd):
-    def work(settings, run):
-        run.save_npz("out.npz", x=np.zeros(3))
+    def do(settings, folder, work):
+        for unit in work:
+            files.atomic_savez(folder / unit.outputs[0], x=np.zeros(3))
 
-    one_stage(work)
+    one_stage(do)
     real = os.fsync
 
     def full(descriptor):
@@ -253,7 +254,7 @@ def test_a_disk_that_is_really_full(inputs, capfd):
 
 @pytest.mark.parametrize("wrap", ["cause", "message"])
 def test_full_disk_is_found_under_a_librarys_error(inputs, one_stage, wrap, capfd):
-    def work(settings, run):
+    def do(settings, folder, work):
         if wrap == "message":
             raise ValueError("tensorstore: No space left on device [os_error_code='28']")
         try:
@@ -261,16 +262,16 @@ def test_full_disk_is_found_under_a_librarys_error(inputs, one_stage, wrap, capf
         except OSError as error:
             raise RuntimeError("saving failed") from error
 
-    one_stage(work)
+    one_stage(do)
     assert call(inputs, "--preview") == 2
     assert "no space left on the disk" in capfd.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(inputs, one_stage):
-    def work(settings, run):
+    def do(settings, folder, work):
         raise ZeroDivisionError
 
-    one_stage(work)
+    one_stage(do)
     with pytest.raises(ZeroDivisionError):
         call(inputs, "--preview")
 
@@ -279,10 +280,10 @@ def test_a_bug_keeps_its_traceback(inputs, one_stage):
 def test_signals(inputs, one_stage, name, code, capfd):
     import signal
 
-    def work(settings, run):
+    def do(settings, folder, work):
         os.kill(os.getpid(), getattr(signal, name))
 
-    one_stage(work)
+    one_stage(do)
     assert call(inputs, "--preview") == code
     assert f"stopped by {name}: the same command continues" in capfd.readouterr().err
 
@@ -369,7 +370,7 @@ def test_plan_adds_what_is_in_memory_at_once(monkeypatch):
 def test_too_little_memory_is_the_users_line_and_numbers_that_are_not_finite_end_with_1(inputs, one_stage, capfd):
     from reangle_jax.errors import NotFiniteError
 
-    def large(settings, run):
+    def large(settings, folder, work):
         np.empty(1 << 50, np.uint8)
 
     one_stage(large)
@@ -378,7 +379,7 @@ def test_too_little_memory_is_the_users_line_and_numbers_that_are_not_finite_end
     assert line.startswith("error: work: out of memory: 1024.0 TiB were asked for at once, of ")
     assert f"config.num_frames={T} (lower), config.height={H} (lower), config.width={W} (lower)" in line
 
-    def broken(settings, run):
+    def broken(settings, folder, work):
         raise NotFiniteError("finetune: the loss of step 7 is nan: lower the rate")
 
     one_stage(broken)

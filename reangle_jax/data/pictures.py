@@ -1,6 +1,7 @@
-"""Pictures in, by OpenCV: one file, or a folder that stands for a clip."""
+"""Pictures in and out, by OpenCV: one file, or a folder that stands for a clip."""
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 
 from reangle_jax.arrays import Picture
+from reangle_jax.data import files
 from reangle_jax.errors import InputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -40,6 +42,13 @@ def read(path: Path) -> Picture:
     if picture is None:
         raise InputError(f"{path} {_why_not(path)}")
     return np.ascontiguousarray(picture[..., ::-1])
+
+
+def write_png(path: str | os.PathLike[str], picture: Picture) -> None:
+    """Writes a picture as PNG, whole or not at all."""
+    good, encoded = cv2.imencode(".png", picture[..., ::-1])
+    assert good
+    files.atomic_write_bytes(path, encoded.tobytes())
 
 
 def is_animated_webp(path: Path) -> bool:

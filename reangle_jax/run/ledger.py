@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from reangle_jax import config, measure, weights
+from reangle_jax import config, measure
 from reangle_jax.config import Settings
-from reangle_jax.data import files, lora_files
+from reangle_jax.data import files
 from reangle_jax.run import folder as run_folder
 from reangle_jax.run.identity import Identities
 from reangle_jax.run.stage import Stage, Unit
@@ -159,26 +159,13 @@ class Ledger:
                 raise KeyError(f"stage {stage.name} names the setting {key!r}, which does not exist")
             depends |= {f"config.{name}": value for name, value in found.items()}
         depends |= {path: self._identities.content(self.root / path) for path in unit.inputs}
-        for key in unit.external:
-            if key == "loras":
-                read = [file for text in self.settings.loras for file in lora_files.read_from(text)]
-                found = [self._identities.content(file) for file in read]
-                depends["the content of config.loras"] = found
-            elif key == "video":
-                depends["the content of config.video"] = self._video_identity(Path(flat[key]))
-            else:
-                depends[f"the content of config.{key}"] = self._identities.content(Path(flat[key]))
-        for part in unit.weights:
-            depends[f"the weights of {part}"] = self._identities.weights(weights.folder(self.settings, part))
+        for given in unit.external:
+            depends[f"the content of {given.name}"] = self._content(given.paths)
+        depends |= {f"the weights of {part}": self._identities.weights(folder) for part, folder in unit.weights}
         return depends
 
-    def _video_identity(self, path: Path) -> str | None:
-        """Content of a video; of a folder's pictures alone, whatever else lies there (the run's own folder, say)."""
-        if not path.is_dir():
-            return self._identities.content(path)
-        from reangle_jax.data import pictures  # late: it brings OpenCV
-
-        return files.hash_json([[file.name, self._identities.content(file)] for file in pictures.in_folder(path)])
+    def _content(self, paths: Path | tuple[Path, ...]) -> str | list[str | None] | None:
+        return [*map(self._identities.content, paths)] if isinstance(paths, tuple) else self._identities.content(paths)
 
 
 def fingerprint(depends: dict[str, Any]) -> str:

@@ -2,9 +2,23 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from reangle_jax.config import Settings, view_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class External:
+    """Files outside of the run's folder.
+
+    Attributes:
+        name: what to call them, ``config.video``.
+        paths: of the file or folder, or of several files in order.
+    """
+
+    name: str
+    paths: Path | tuple[Path, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +30,8 @@ class Unit:
         settings: dotted keys, or groups of keys, that the result depends on.
         inputs: paths in the run's folder whose content it depends on; earlier units of its stage may write them.
         outputs: paths in the run's folder that it writes, files or folders.
-        external: settings that name a file or folder outside of the run's folder, whose content it depends on.
-        weights: parts of the weights that it reads.
+        external: files outside of the run's folder whose content it depends on.
+        weights: names and folders of the weights that it reads; see `weights.folders`.
         view: the view it makes, if it makes one.
     """
 
@@ -25,8 +39,8 @@ class Unit:
     settings: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
-    external: tuple[str, ...] = ()
-    weights: tuple[str, ...] = ()
+    external: tuple[External, ...] = ()
+    weights: tuple[tuple[str, Path], ...] = ()
     view: str = ""
 
 

@@ -27,7 +27,7 @@ def run_stage(stage: Stage, ledger: Ledger, *, stop: Stop | None = None) -> bool
         return False
     smaller = faults.memory_explained(stage.name, flatten(ledger.settings), stage.smaller)
     with smaller, contextlib.closing(work):
-        stage.run(ledger.settings, work)
+        stage.run(ledger.settings, ledger.root, work)
         work.end()
     return True
 
@@ -60,16 +60,12 @@ class Work:
     def __len__(self) -> int:
         return len(self.todo)
 
-    def __contains__(self, unit: object) -> bool:
-        return unit in self.todo
-
     def __iter__(self) -> Iterator[Unit]:
         for unit in self.todo:
             if unit not in self._begun and unit not in self._settled:
                 self._decide([self._ledger.judge(self._stage, unit)])
             if unit in self._settled:
                 continue
-            self._meter.start()
             yield unit
             if unit not in self._settled:
                 self.finish(unit)
@@ -104,16 +100,14 @@ class Work:
         return folder
 
     def end(self) -> None:
-        """Enters what the stage left to its caller to finish.
+        """Checks that nothing was left undone.
 
         Raises:
-            RuntimeError: something was left undone.
+            RuntimeError: something was.
         """
-        for unit in self.todo:
-            if unit not in self._settled:
-                if unit not in self._begun:
-                    raise RuntimeError(f"{self._stage.full_name(unit)} was left undone")
-                self.finish(unit)
+        undone = [self._stage.full_name(unit) for unit in self.todo if unit not in self._settled]
+        if undone:
+            raise RuntimeError(f"left undone: {', '.join(undone)}")
 
     def close(self) -> None:
         """Ends the measuring."""

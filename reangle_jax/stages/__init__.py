@@ -3,39 +3,38 @@
 No stage imports another. They speak through the files of the run's folder, so that each can be redone, resumed, or
 called from a notebook alone. The contract of a stage module, ``reangle_jax/stages/NAME.py``::
 
-    def units(settings: Settings) -> tuple[Unit, ...]: ...   # cheap; no work, no device
-    def NAME(settings: Settings, run: Run) -> None: ...      # does every unit in run.todo
+    def units(settings: Settings) -> tuple[Unit, ...]: ...                   # cheap; no work, no device
+    def NAME(settings: Settings, folder: Path, work: Work) -> None:          # folder: the run's
+        for unit in work:
+            files.atomic_savez(folder / unit.outputs[0], ...)
     STAGE = Stage("NAME", version=1, units=units, run=NAME)
 
 A *unit* is the smallest part of a stage that is kept or redone as a whole: the whole stage (finetune), or one view of
-it (generate). ``Unit(name, settings, inputs, outputs, external, weights, view)`` (``run.py``) lists
+it (generate). ``Unit(name, settings, inputs, outputs, external, weights, view)`` (``run/stage.py``) lists
 
 - ``settings``: the dotted keys that its result depends on, ``"seed"``, ``"sample.steps"``, or a group, ``"sample"``;
-- ``inputs``: paths in the run's folder, written by earlier stages, whose content it depends on (files, or folders);
+- ``inputs``: paths in the run's folder whose content it depends on (files, or folders), written by earlier stages, or
+  by earlier units of the same one;
 - ``outputs``: paths in the run's folder, files or folders, that it writes, each whole or not at all;
-- ``external``: settings that name a file outside of the run's folder whose content it depends on (``"video"``);
-- ``weights``: the parts of the weights that it reads (``"transformer"``, ``"vae"``, ``"text_encoder"``, ``"depth"``).
+- ``external``: files outside of the run's folder whose content it depends on;
+- ``weights``: the weights that it reads, ``weights.folders(settings, "transformer", "vae")``.
 
-``run`` compares these with run.json and calls the stage only if some unit is new, changed, missing or damaged;
-``run.todo`` then holds exactly those units, and those that may follow. For a unit may depend on what earlier units of
-its stage write: ``for unit in run`` judges each when its turn comes, and enters the one before as done. A stage must
+The ledger compares these with run.json, and the stage is called only if some unit is new, changed, missing or damaged.
+``for unit in work`` gives these units one after the other: each is judged when its turn comes, so that it may depend on
+what the one before has written, and the one before is entered as done, so that a run killed later keeps it. What is
+needed for all (networks, prompts) is made before the loop; ``work.todo`` holds all that may be to do. A stage must
 
-1. write through ``run.save_npz / save_json / save_bytes / save_png / save_video / save_folder`` (``data/files.py``
-   underneath): temporary neighbour, fsync, rename;
-2. call ``run.finish(unit)`` after a unit's last output, which records it at once: a run killed later keeps it. (A
-   stage with a single unit may leave that to the caller);
-3. give results that do not depend on which other units happen to be in ``run.todo``: a view's key is
-   ``run.key("generate", view)``, derived from the seed and the name, never from a counter;
-4. raise its version whenever equal settings and inputs begin to give another result;
-5. for work worth saving midway, keep it in ``run.scratch(unit)``: a folder tied to the unit's fingerprint, empty at
+1. write whole or not at all: ``data.files.atomic_...``, ``data.pictures.write_png``, ``data.video.write_video``;
+2. give results that do not depend on which other units happen to be to do: a view's key is
+   ``named_key(settings.seed, "generate", view)``, derived from the seed and the name, never from a counter;
+3. raise its version whenever equal settings and inputs begin to give another result;
+4. for work worth saving midway, keep it in ``work.scratch(unit)``: a folder tied to the unit's fingerprint, empty at
    the first try, found again when the same work is resumed, removed when the unit is finished or its fingerprint
-   changes;
-6. stop when asked: a signal raises ``Stopped`` between two bytecodes, which is right for work that is merely thrown
-   away. Work worth saving runs inside ``with run.stop_at_safe_points() as stop:`` and asks ``stop.requested`` after
+   changes. A stage that goes through its units in several passes calls ``work.finish_part(unit)`` after all but the
+   last, and ``work.finish(unit)``;
+5. stop when asked: a signal raises ``Stopped`` between two bytecodes, which is right for work that is merely thrown
+   away. Work worth saving runs inside ``with work.stop.at_safe_points() as stop:`` and asks ``stop.requested`` after
    each step; it then saves to scratch and calls ``stop.now()``, which raises.
-
-Inside of a stage: ``run.path("input/frames.npz")`` and ``run.view_path(view, "warp.npz")`` give absolute paths,
-``run.load_npz("input/frames.npz")`` a dict of arrays, ``run.weights("vae")`` the folder of a part's converted weights.
 
 ========================================  =======================================================================
 file                                      content

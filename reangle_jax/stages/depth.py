@@ -1,14 +1,16 @@
 """The depth of every frame: from Depth Anything V2, or from the user's file."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 
+from reangle_jax import weights
 from reangle_jax.config import Settings
-from reangle_jax.data import depth_file
+from reangle_jax.data import depth_file, files
 from reangle_jax.errors import InputError
 from reangle_jax.geometry import depth as geometry
-from reangle_jax.run import Run, Stage, Unit
+from reangle_jax.run import External, Stage, Unit, Work
 
 BATCH = 4  # frames per call of the network
 
@@ -18,24 +20,30 @@ _log = logging.getLogger(__name__)
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One for the whole clip: its frames share one scale."""
     if settings.depth == "model":
-        return (Unit(inputs=("input/frames.npz",), weights=("depth",), outputs=("input/depth.npz",)),)
+        networks = weights.folders(settings, "depth")
+        return (Unit(inputs=("input/frames.npz",), weights=networks, outputs=("input/depth.npz",)),)
     return (
         Unit(
             settings=("depth_kind",),
             inputs=("input/frames.npz",),  # which of the source's frames were taken
-            external=("depth",),
+            external=(External("config.depth", Path(settings.depth)),),
             outputs=("input/depth.npz",),
         ),
     )
 
 
-def depth(settings: Settings, run: Run) -> None:
+def depth(settings: Settings, folder: Path, work: Work) -> None:
     """Writes input/depth.npz."""
-    clip = run.load_npz("input/frames.npz")
+    for _ in work:
+        _depth(settings, folder)
+
+
+def _depth(settings: Settings, folder: Path) -> None:
+    clip = files.load_npz(folder / "input/frames.npz")
     shape = clip["frames"].shape[:3]
     from_model = settings.depth == "model"
     if from_model:
-        values, kind = _estimate(run, clip["frames"])
+        values, kind = _estimate(settings, clip["frames"])
     else:
         values, kind = depth_file.load_depth(settings.depth), settings.depth_kind
     try:
@@ -50,22 +58,23 @@ def depth(settings: Settings, run: Run) -> None:
         raise InputError(f"config.depth: {settings.depth}: {words}") from None
     low, high = np.quantile(z, [0.01, 0.99])
     _log.info("depth: 98 %% of the points lie %.4g to %.4g in front of the camera", low, high)
-    run.save_npz("input/depth.npz", depth=z)
+    files.atomic_savez(folder / "input/depth.npz", depth=z)
 
 
-def _estimate(run: Run, frames: np.ndarray) -> tuple[np.ndarray, str]:
+def _estimate(settings: Settings, frames: np.ndarray) -> tuple[np.ndarray, str]:
     """Depth by the network, and which kind it is."""
     from flax import nnx  # late: a run with a depth file needs no network
 
     from reangle_jax import checkpoints
     from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 
+    where = weights.folder(settings, "depth")
     try:
-        config = checkpoints.load_config(run.weights("depth"), DepthAnythingConfig)
+        config = checkpoints.load_config(where, DepthAnythingConfig)
         model = checkpoints.abstract(lambda: DepthAnything(config, rngs=nnx.Rngs(0)))
-        model = checkpoints.load_into(model, run.weights("depth"))
+        model = checkpoints.load_into(model, where)
     except InputError as error:
-        if not run.settings.depth_weights:
+        if not settings.depth_weights:
             raise
         raise InputError(str(error).replace("config.weights", "config.depth_weights")) from None
     values = estimate_video_depth(model, frames, batch_size=BATCH)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from reangle_jax.config import Settings
+from reangle_jax.data import files, video
 from reangle_jax.geometry import cameras, splat
-from reangle_jax.run import Run, Stage, Unit, view_file
+from reangle_jax.run import Stage, Unit, Work, view_file
 from reangle_jax.scoring import image, motion
 
 MAX_WIDTH = 1920  # of grid.mp4, pixels; many browsers decode no more in hardware
@@ -33,15 +35,14 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     )
 
 
-def evaluate(settings: Settings, run: Run) -> None:
+def evaluate(settings: Settings, folder: Path, work: Work) -> None:
     """Writes metrics.json and grid.mp4."""
-    for unit in run.todo:
+    for unit in work:
         if unit.name == "metrics":
-            run.save_json("metrics.json", _metrics(settings, run))
+            files.atomic_write_json(folder / "metrics.json", _metrics(settings, folder))
         else:
-            clip = run.load_npz("input/frames.npz")
-            run.save_video("grid.mp4", _grid(settings, run, clip["frames"]), float(clip["fps"]))
-        run.finish(unit)
+            clip = files.load_npz(folder / "input/frames.npz")
+            video.write_video(folder / "grid.mp4", _grid(settings, folder, clip["frames"]), float(clip["fps"]))
 
 
 def _variants(settings: Settings) -> dict[str, str]:
@@ -49,19 +50,19 @@ def _variants(settings: Settings) -> dict[str, str]:
     return {"tuned": "frames"} | ({"untuned": "untuned"} if settings.evaluate.untuned else {})
 
 
-def _frames(run: Run, view: str, stem: str) -> np.ndarray:
-    return run.load_npz(view_file(view, f"{stem}.npz"))["frames"]
+def _frames(folder: Path, view: str, stem: str) -> np.ndarray:
+    return files.load_npz(folder / view_file(view, f"{stem}.npz"))["frames"]
 
 
-def _metrics(settings: Settings, run: Run) -> dict[str, Any]:
+def _metrics(settings: Settings, folder: Path) -> dict[str, Any]:
     views: dict[str, Any] = {}
     for view in settings.views:
-        warp = run.load_npz(view_file(view, "warp.npz"))
-        frozen = _frozen(run, view)
+        warp = files.load_npz(folder / view_file(view, "warp.npz"))
+        frozen = _frozen(folder, view)
         mask = motion.moving(warp["frames"], frozen, warp["visible"])
         views[view] = {"visible": float(warp["visible"].mean()), "moving": float(mask.mean())}
         for variant, stem in _variants(settings).items():
-            frames = _frames(run, view, stem)
+            frames = _frames(folder, view, stem)
             moving = motion.likeness(frames, warp["frames"], frozen, mask)
             views[view][variant] = {
                 "psnr": _json(image.psnr(frames, warp["frames"], warp["visible"])),
@@ -88,10 +89,10 @@ def _metrics(settings: Settings, run: Run) -> dict[str, Any]:
     }
 
 
-def _frozen(run: Run, view: str) -> np.ndarray:
+def _frozen(folder: Path, view: str) -> np.ndarray:
     """The clip's median over time along a view's path, as the clip itself is warped: uint8 [T, H, W, 3]."""
-    frames, z = run.load_npz(_INPUT[0])["frames"], run.load_npz(_INPUT[1])["depth"]
-    source, target = (cameras.load_cameras(run.path(name))[0] for name in (_INPUT[2], view_file(view, "cameras.json")))
+    frames, z = files.load_npz(folder / _INPUT[0])["frames"], files.load_npz(folder / _INPUT[1])["depth"]
+    source, target = (cameras.load_cameras(folder / name)[0] for name in (_INPUT[2], view_file(view, "cameras.json")))
     still = np.broadcast_to(motion.median_frame(frames), frames.shape)
     return np.asarray(splat.warp_video(jnp.asarray(still), jnp.asarray(z), source, target)[0])
 
@@ -110,7 +111,7 @@ def _say(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3f}"
 
 
-def _grid(settings: Settings, run: Run, source: np.ndarray) -> np.ndarray:
+def _grid(settings: Settings, folder: Path, source: np.ndarray) -> np.ndarray:
     """The input beside, for each view, its warp above its outputs; uint8 [T, H, W, 3]."""
     rows = [("warp", "warp"), *((variant, stem) for variant, stem in _variants(settings).items())]
     columns = 1 + len(settings.views)
@@ -119,7 +120,7 @@ def _grid(settings: Settings, run: Run, source: np.ndarray) -> np.ndarray:
     grid = []
     for index, (title, stem) in enumerate(rows):
         cells = [_cell(source, "input", scale) if index == 0 else _cell(blank, "", scale)]
-        cells += [_cell(_frames(run, view, stem), f"{view} {title}", scale) for view in settings.views]
+        cells += [_cell(_frames(folder, view, stem), f"{view} {title}", scale) for view in settings.views]
         grid.append(np.concatenate(cells, axis=2))
     return np.concatenate(grid, axis=1)
 

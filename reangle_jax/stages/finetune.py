@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from reangle_jax import learning, mesh
+from reangle_jax import learning, mesh, weights
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.backbones.cogvideox import lora as lora_file
 from reangle_jax.config import Finetune, Settings
@@ -23,7 +23,8 @@ from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.geometry import masks, trajectories
 from reangle_jax.progress import progress
-from reangle_jax.run import Run, Stage, Unit, view_file
+from reangle_jax.randomness import named_key
+from reangle_jax.run import Stage, Unit, Work, view_file
 
 SCHEDULE = Schedule.cogvideox_5b()
 # The noise on the conditioning frame: sigma = exp(N(mean, deviation)).
@@ -63,48 +64,49 @@ def units(settings: Settings) -> tuple[Unit, ...]:
             ),
             inputs=("input/frames.npz", *warps),
             outputs=("lora",),
-            weights=("transformer", "vae", "text_encoder"),
+            weights=weights.folders(settings, "transformer", "vae", "text_encoder"),
         ),
     )
 
 
-def finetune(settings: Settings, run: Run) -> None:
+def finetune(settings: Settings, folder: Path, work: Work) -> None:
     """Writes lora/: the adapters for this library and for diffusers, and the losses."""
     with mesh.use(mesh.make_mesh(settings.mesh, batch_size=settings.finetune.batch_size)):
-        _finetune(settings, run)
+        for unit in work:
+            _finetune(settings, folder, work, unit)
 
 
-def _finetune(settings: Settings, run: Run) -> None:
-    (unit,) = run.todo
+def _finetune(settings: Settings, folder: Path, work: Work, unit: Unit) -> None:
     options = settings.finetune
-    config = i2v.describe_transformer(
-        run.weights("transformer"), lora_rank=options.rank, lora_alpha=options.alpha
-    ).config
-    lora = i2v.init_lora(config, key=run.key("finetune", "init"))
+    where = weights.folder(settings, "transformer")
+    config = i2v.describe_transformer(where, lora_rank=options.rank, lora_alpha=options.alpha).config
+    lora = i2v.init_lora(config, key=named_key(settings.seed, "finetune", "init"))
     losses: list[float] = []
     # Without steps there is nothing to encode: config.loras may act alone.
-    learn = _prepared(settings, run, run.scratch(unit), lora) if options.steps else None
+    learn = _prepared(settings, folder, work.scratch(unit), lora) if options.steps else None
     # A signal in the last step waits until what was learnt is on the disk.
-    with run.stop_at_safe_points() as stop:
+    with work.stop.at_safe_points() as stop:
         if learn:
             state, history = learn(stop=stop)
             lora, losses = state.parameters, history["loss"]
-        with run.save_folder("lora") as folder:
-            lora_file.save_folder(folder, lora, config)
-            files.atomic_write_json(folder / "losses.json", losses)
-        run.finish(unit)
+        with files.atomic_folder(folder / "lora") as made:
+            lora_file.save_folder(made, lora, config)
+            files.atomic_write_json(made / "losses.json", losses)
+        work.finish(unit)
 
 
-def _prepared(settings: Settings, run: Run, scratch: Path, lora: nnx.State) -> Callable[..., Any]:
+def _prepared(settings: Settings, folder: Path, scratch: Path, lora: nnx.State) -> Callable[..., Any]:
     """`learning.train` with everything but the stop. Each network is loaded when it is needed and dropped after."""
     options = settings.finetune
-    data = _training_set(settings, run, scratch)
+    data = _training_set(settings, folder, scratch)
     seen = 100 * float(data.mask.mean())
     _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), seen)
-    encoder = i2v.encoder_alone(_load_vae(settings, run))
-    transformer = i2v.load_transformer(run.weights("transformer"), lora_rank=options.rank, lora_alpha=options.alpha)
+    encoder = i2v.encoder_alone(_load_vae(settings))
+    transformer = i2v.load_transformer(
+        weights.folder(settings, "transformer"), lora_rank=options.rank, lora_alpha=options.alpha
+    )
     optimiser, schedule = make_optimiser(options), learning_rate(options)
-    key, data = run.key("finetune", "steps"), mesh.replicate(data)
+    key, data = named_key(settings.seed, "finetune", "steps"), mesh.replicate(data)
     return functools.partial(
         learning.train,
         make_step(transformer, encoder, options, optimiser),
@@ -114,7 +116,7 @@ def _prepared(settings: Settings, run: Run, scratch: Path, lora: nnx.State) -> C
         steps=options.steps,
         checkpoints=scratch / "steps",
         checkpoint_every=options.checkpoint_every,
-        logs=run.path("logs/finetune"),
+        logs=folder / "logs/finetune",
         rate=lambda number: np.asarray(schedule(number)).item() if callable(schedule) else schedule,
         mend=functools.partial(_mend, options, transformer.config.dtype),
     )
@@ -132,8 +134,10 @@ def _mend(options: Finetune, dtype: str, number: int) -> str:
     )
 
 
-def _load_vae(settings: Settings, run: Run) -> i2v.Network:
-    return i2v.load_vae(run.weights("vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width))
+def _load_vae(settings: Settings) -> i2v.Network:
+    return i2v.load_vae(
+        weights.folder(settings, "vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width)
+    )
 
 
 def prompts(settings: Settings) -> list[str]:
@@ -142,19 +146,19 @@ def prompts(settings: Settings) -> list[str]:
     return [settings.caption] + [view.prompt(settings.caption, settings.mode) for view in views]
 
 
-def _training_set(settings: Settings, run: Run, scratch: Path) -> TrainingSet:
+def _training_set(settings: Settings, folder: Path, scratch: Path) -> TrainingSet:
     cached = scratch / "encoded.npz"
     if cached.exists():
         return TrainingSet(**{name: jnp.asarray(value) for name, value in files.load_npz(cached).items()})
-    source = run.load_npz("input/frames.npz")["frames"]
+    source = files.load_npz(folder / "input/frames.npz")["frames"]
     videos, visible = [source], [np.ones(source.shape[:3], bool)]
     for view in settings.train_views:
-        warp = run.load_npz(view_file(view, "warp.npz"))
+        warp = files.load_npz(folder / view_file(view, "warp.npz"))
         videos.append(warp["frames"])
         visible.append(warp["visible"])
-    length = i2v.describe_transformer(run.weights("transformer")).config.max_text_seq_length
-    text = i2v.embed_prompts(run.weights("text_encoder"), prompts(settings), length)
-    data = encode_videos(_load_vae(settings, run), np.stack(videos), np.stack(visible))
+    length = i2v.describe_transformer(weights.folder(settings, "transformer")).config.max_text_seq_length
+    text = i2v.embed_prompts(weights.folder(settings, "text_encoder"), prompts(settings), length)
+    data = encode_videos(_load_vae(settings), np.stack(videos), np.stack(visible))
     data = data._replace(text=jnp.asarray(text))
     files.atomic_savez(cached, **{name: np.asarray(value) for name, value in data._asdict().items()})
     return data

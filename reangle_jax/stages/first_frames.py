@@ -1,7 +1,10 @@
 """The first frame of every output. In dynamic mode the camera starts where the input's stands: the input's own."""
 
+from pathlib import Path
+
 from reangle_jax.config import Settings
-from reangle_jax.run import Run, Stage, Unit, view_file
+from reangle_jax.data import files, pictures
+from reangle_jax.run import Stage, Unit, Work, view_file
 
 
 def units(settings: Settings) -> tuple[Unit, ...]:
@@ -18,13 +21,12 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     )
 
 
-def first_frames(settings: Settings, run: Run) -> None:
+def first_frames(settings: Settings, folder: Path, work: Work) -> None:
     """Writes views/NAME/first_frame.png."""
     assert settings.mode == "dynamic", "config.parse lets nothing else pass"
-    first = run.load_npz("input/frames.npz")["frames"][0]
-    for unit in run.todo:
-        run.save_png(unit.outputs[0], first)
-        run.finish(unit)
+    first = files.load_npz(folder / "input/frames.npz")["frames"][0]
+    for unit in work:
+        pictures.write_png(folder / unit.outputs[0], first)
 
 
 STAGE = Stage("first_frames", version=1, units=units, run=first_frames)

@@ -10,7 +10,7 @@ import pytest
 
 from reangle_jax import config, main
 from reangle_jax.data import files
-from reangle_jax.run import Run
+from reangle_jax.run import Ledger, run_stage
 from reangle_jax.run.identity import Identities
 from reangle_jax.stages import depth, evaluate, finetune, first_frames, generate, ingest, warp_views
 
@@ -133,11 +133,11 @@ class TestIndex:
 
 def test_a_weights_file_is_read_once_however_many_units_ask(tmp_path, small_weights, opened):
     settings = config.get_default().to_dict() | {"video": "v.mp4", "weights": str(small_weights), "model": "tiny"}
-    run = Run(tmp_path / "run", config.parse(settings | {"evaluate": {"untuned": True}}))
+    ledger = Ledger(tmp_path / "run", config.parse(settings | {"evaluate": {"untuned": True}}))
     opened.clear()
     for stage in (finetune.STAGE, generate.STAGE):
-        for unit in stage.units(run.settings):
-            assert run.reasons(stage, unit) == ["not done yet"]
+        for verdict in ledger.survey(stage):
+            assert verdict.reasons == ("not done yet",)
     arrays = [path for path in opened if path.name == "model.safetensors"]
     assert sorted(arrays) == sorted(
         small_weights / part / "model.safetensors" for part in ("transformer", "vae", "text_encoder")
@@ -170,15 +170,15 @@ def test_the_plan_of_a_finished_full_size_folder_reads_kilobytes(tmp_path, monke
     arguments = ["main", f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}", "--plan"]
     values = config.get_default().to_dict() | {"video": str(tmp_path / "clip.mp4"), "evaluate": {"untuned": True}}
 
-    def pretend(settings, run):
-        for unit in run.todo:
+    def pretend(settings, folder, work):
+        for unit in work:
             for output in unit.outputs:
-                run.save_bytes(output if output != "lora" else "lora/lora.safetensors", b"made")
+                files.atomic_write_bytes(folder / (output if output != "lora" else "lora/lora.safetensors"), b"made")
 
-    with Run.opened(tmp_path / "run", config.parse(values | {"weights": str(tmp_path / "weights")})) as run:
+    with Ledger.opened(tmp_path / "run", config.parse(values | {"weights": str(tmp_path / "weights")})) as ledger:
         for module in (ingest, depth, warp_views, finetune, first_frames, generate, evaluate):
             stage = module.STAGE
-            run.run_stage(type(stage)(stage.name, stage.version, stage.units, pretend))
+            run_stage(type(stage)(stage.name, stage.version, stage.units, pretend), ledger)
     opened.clear()
     assert main.main(arguments) == 0
     text = capsys.readouterr().out

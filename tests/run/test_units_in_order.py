@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from reangle_jax import config, plan
-from reangle_jax.run import Run, Stage, Unit
+from reangle_jax.data import files
+from reangle_jax.run import Ledger, Stage, Unit, run_stage
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = ("a", "b", "c")
@@ -38,15 +39,15 @@ class Painting:
         ]
         return (*chain, Unit("d", settings=("caption",), outputs=(output("d"),)))
 
-    def paint(self, settings, run):
+    def paint(self, settings, folder, work):
         self.loaded += 1
-        for unit in run:
-            before = [run.path(path).read_text() for path in unit.inputs]
+        for unit in work:
+            before = [(folder / path).read_text() for path in unit.inputs]
             if unit.name == self.die_in:
                 raise KeyboardInterrupt
             # What `a` paints changes with every tenth seed alone.
             content = f"{settings.seed // 10} {settings.caption}" if not before else f"{before[0]}>{unit.name}"
-            run.save_bytes(unit.outputs[0], content.encode())
+            files.atomic_write_bytes(folder / unit.outputs[0], content.encode())
             self.done.append(unit.name)
 
     @property
@@ -54,13 +55,18 @@ class Painting:
         return Stage("paint", 1, self.units, self.paint)
 
     def go(self, root, **changes):
-        with Run.opened(root, settings(**changes)) as run:
-            run.run_stage(self.stage)
+        with Ledger.opened(root, settings(**changes)) as ledger:
+            run_stage(self.stage, ledger)
         return self.done
 
 
 def settings(**changes):
     return config.parse(config.get_tiny().to_dict() | {"video": "v.mp4"} | changes)
+
+
+def write_all(settings, folder, work):
+    for unit in work:
+        files.atomic_write_bytes(folder / unit.outputs[0], b"")
 
 
 def said(caplog):
@@ -148,24 +154,22 @@ def test_killed_for_good(root):
 
 def test_plan_and_reasons_know_what_waits_for_what(root):
     Painting().go(root)
-    run = Run(root, settings(seed=10))
-    verdicts = {verdict.unit.name: verdict for verdict in run.survey(Painting().stage)}
+    ledger = Ledger(root, settings(seed=10))
+    verdicts = {verdict.unit.name: verdict for verdict in ledger.survey(Painting().stage)}
     assert verdicts["a"].reasons == ("config.seed changed from 0 to 10",)
     assert (verdicts["b"].reasons, verdicts["b"].waits) == ((), ("views/a/painted.txt of paint/a",))
     assert (verdicts["c"].reasons, verdicts["c"].waits) == ((), ("views/b/painted.txt of paint/b",))
     assert not verdicts["d"].pending
-    later = Stage(
-        "later", 1, lambda _: (Unit(inputs=("views/c",), outputs=("sum",)),), lambda _, run: run.save_bytes("sum", b"")
-    )
-    table = plan.table(run, [Painting().stage, later])
+    later = Stage("later", 1, lambda _: (Unit(inputs=("views/c",), outputs=("sum",)),), write_all)
+    table = plan.table(ledger, [Painting().stage, later])
     lines = {line.split()[0]: line for line in table.splitlines() if line[:5] in ("paint", "later")}
     assert "config.seed changed from 0 to 10" in lines["paint"]
     assert "redone if what it reads changes: views/a/painted.txt of paint/a, views/b" in lines["paint"]
-    with Run.opened(root, settings()) as opened:
-        opened.run_stage(later)
-    table = plan.table(Run(root, settings(seed=10)), [Painting().stage, later])
+    with Ledger.opened(root, settings()) as ledger:
+        run_stage(later, ledger)
+    table = plan.table(Ledger(root, settings(seed=10)), [Painting().stage, later])
     assert "done; redone if what it reads changes: views/c of paint/c" in table
-    assert "redone" not in plan.table(Run(root, settings()), [Painting().stage, later])
+    assert "redone" not in plan.table(Ledger(root, settings()), [Painting().stage, later])
 
 
 def test_a_stage_sees_all_that_may_be_to_do(root):
@@ -175,32 +179,38 @@ def test_a_stage_sees_all_that_may_be_to_do(root):
     painting.done.clear()
     (root / output("b")).unlink()
 
-    def paint(settings, run):
-        seen.extend(unit.name for unit in run.todo)
-        painting.paint(settings, run)
+    def paint(settings, folder, work):
+        seen.extend(unit.name for unit in work.todo)
+        painting.paint(settings, folder, work)
 
-    with Run.opened(root, settings()) as run:
-        run.run_stage(Stage("paint", 1, painting.units, paint))
+    with Ledger.opened(root, settings()) as ledger:
+        run_stage(Stage("paint", 1, painting.units, paint), ledger)
     assert seen == ["b", "c"]  # c may follow
     assert painting.done == ["b"]  # and does not: b comes out equal
 
 
 def test_nothing_may_be_left_undone(root):
-    stage = Stage("paint", 1, Painting().units, lambda settings, run: None)
-    with Run.opened(root, settings()) as run, pytest.raises(RuntimeError, match="paint/a ended without writing"):
-        run.run_stage(stage)
+    stage = Stage("paint", 1, Painting().units, lambda *_: None)
+    with (
+        Ledger.opened(root, settings()) as ledger,
+        pytest.raises(RuntimeError, match="left undone: paint/a, paint/b, paint/c, paint/d"),
+    ):
+        run_stage(stage, ledger)
 
-    def first_alone(settings, run):
-        run.save_bytes(output("a"), b"")
-        run.finish(run.todo[0])
+    def first_alone(settings, folder, work):
+        files.atomic_write_bytes(folder / output("a"), b"")
+        work.finish(work.todo[0])
 
-    with Run.opened(root, settings()) as run, pytest.raises(RuntimeError, match="paint/b was left undone"):
-        run.run_stage(Stage("paint", 1, Painting().units, first_alone))
+    with (
+        Ledger.opened(root, settings()) as ledger,
+        pytest.raises(RuntimeError, match="left undone: paint/b, paint/c, paint/d"),
+    ):
+        run_stage(Stage("paint", 1, Painting().units, first_alone), ledger)
 
 
 def test_what_lies_in_a_folder_that_is_made_anew_waits_for_it(root):
     """generate reads lora/lora.safetensors, and finetune promises lora/."""
     units = (Unit("make", outputs=("lora",)), Unit("read", inputs=("lora/lora.safetensors",), outputs=("made",)))
-    with Run.opened(root, settings()) as run:
-        make, read = run.survey(Stage("s", 1, lambda _: units, lambda settings, run: None))
+    with Ledger.opened(root, settings()) as ledger:
+        make, read = ledger.survey(Stage("s", 1, lambda _: units, lambda *_: None))
     assert (make.waits, read.waits) == ((), ("lora/lora.safetensors of s/make",))

@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 
 from reangle_jax import checkpoints, config
+from reangle_jax.data import files
 from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnything
-from reangle_jax.run import Run
+from reangle_jax.run import Ledger, run_stage
 from reangle_jax.stages import depth
 from tests.networks import DEPTH_SMALL, fill_randomly
 
@@ -26,21 +27,21 @@ def metric_weights(tmp_path_factory):
 
 
 @pytest.fixture
-def run_stage(tmp_path, rng):
-    def run_stage(folder):
+def run_depth(tmp_path, rng):
+    def run_depth(folder):
         values = config.get_default().to_dict() | {"video": "x", "num_frames": 5, "height": 32, "width": 48}
         settings = config.parse(values | {"depth_weights": str(folder)})
-        with Run.opened(tmp_path / "run", settings) as run:
+        with Ledger.opened(tmp_path / "run", settings) as ledger:
             frames = rng.integers(0, 256, (5, 32, 48, 3)).astype(np.uint8)
-            run.save_npz("input/frames.npz", frames=frames, fps=8.0)
-            run.run_stage(depth.STAGE)
-            return run.load_npz("input/depth.npz")["depth"]
+            files.atomic_savez(ledger.root / "input/frames.npz", frames=frames, fps=8.0)
+            run_stage(depth.STAGE, ledger)
+            return files.load_npz(ledger.root / "input/depth.npz")["depth"]
 
-    return run_stage
+    return run_depth
 
 
-def test_depth_by_the_network(metric_weights, run_stage):
-    z = run_stage(metric_weights)
+def test_depth_by_the_network(metric_weights, run_depth):
+    z = run_depth(metric_weights)
     assert (z.shape, z.dtype) == ((5, 32, 48), np.float32)
     assert 0 < z.min() < z.max() <= 20.0
 
@@ -53,20 +54,20 @@ def test_depth_by_the_network(metric_weights, run_stage):
         (lambda file: (file.parent / "config.json").write_text('{"class": "VAEConfig"}'), "describes VAEConfig"),
     ],
 )
-def test_weights_that_cannot_be_used(metric_weights, run_stage, tmp_path, spoil, words):
+def test_weights_that_cannot_be_used(metric_weights, run_depth, tmp_path, spoil, words):
     shutil.copytree(metric_weights, tmp_path / "depth")
     spoil(tmp_path / "depth" / "model.safetensors")
     with pytest.raises(InputError, match=rf"config\.depth_weights: .*{words}"):
-        run_stage(tmp_path / "depth")
+        run_depth(tmp_path / "depth")
     assert not (tmp_path / "run" / "input" / "depth.npz").exists()
 
 
-def test_weights_of_another_size(metric_weights, run_stage, tmp_path):
+def test_weights_of_another_size(metric_weights, run_depth, tmp_path):
     shutil.copytree(metric_weights, tmp_path / "depth")
     path = tmp_path / "depth" / "config.json"
     path.write_text(path.read_text().replace('"width": 32', '"width": 64'))
     with pytest.raises(InputError, match=r"config\.depth_weights: .*does not fit the model"):
-        run_stage(tmp_path / "depth")
+        run_depth(tmp_path / "depth")
 
 
 @pytest.fixture
@@ -77,11 +78,12 @@ def from_file(tmp_path):
         np.save(tmp_path / "depth.npy", values)
         changes = {"video": "x", "num_frames": 5, "height": 32, "width": 48, "depth_kind": kind}
         settings = config.parse(config.get_default().to_dict() | changes | {"depth": str(tmp_path / "depth.npy")})
-        with Run.opened(tmp_path / "run", settings) as run:
+        with Ledger.opened(tmp_path / "run", settings) as ledger:
             source = {"source_indices": np.arange(3, 12, 2), "source_size": (64, 96), "pixel_aspect": 1.0}
-            run.save_npz("input/frames.npz", frames=np.zeros((5, 32, 48, 3), np.uint8), fps=8.0, **source)
-            run.run_stage(depth.STAGE)
-            return run.load_npz("input/depth.npz")["depth"]
+            frames = np.zeros((5, 32, 48, 3), np.uint8)
+            files.atomic_savez(ledger.root / "input/frames.npz", frames=frames, fps=8.0, **source)
+            run_stage(depth.STAGE, ledger)
+            return files.load_npz(ledger.root / "input/depth.npz")["depth"]
 
     return from_file
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from reangle_jax import config
-from reangle_jax.run import Run
+from reangle_jax.data import files
+from reangle_jax.run import Ledger, run_stage
 from reangle_jax.stages import ingest
 from tests.data.clips import clip, encode, which
 
@@ -20,9 +21,9 @@ def read(tmp_path, caplog):
         values = config.get_default().to_dict() | {"num_frames": 5, "height": 64, "width": 96}
         settings = config.parse(values | {"video": str(video)} | changes)
         caplog.set_level(logging.INFO)
-        with Run.opened(workdir, settings) as run:
-            done = run.run_stage(ingest.STAGE)
-            return run.load_npz("input/frames.npz"), done
+        with Ledger.opened(workdir, settings) as ledger:
+            done = run_stage(ingest.STAGE, ledger)
+            return files.load_npz(ledger.root / "input/frames.npz"), done
 
     return read
 

@@ -7,7 +7,8 @@ import pytest
 
 from reangle_jax import checkpoints, config
 from reangle_jax.backbones.cogvideox import lora
-from reangle_jax.run import Run, Stage
+from reangle_jax.data import files
+from reangle_jax.run import Ledger, Stage, run_stage
 from reangle_jax.stages import generate
 from tests.backbones.test_lora_files import published, write
 from tests.networks import TRANSFORMER_SMALL
@@ -27,23 +28,23 @@ def settings(weights="none", **changes):
     return config.parse(values)
 
 
-def do(run):
-    """Generates, as far as the run's record is concerned; gives what was done."""
+def do(ledger):
+    """Generates, as far as the ledger is concerned; gives what was done."""
     done = []
 
-    def work(_, run):
-        for unit in run.todo:
+    def pretend(_, folder, work):
+        for unit in work:
             done.append(unit.name)
             for output in unit.outputs:
-                run.save_bytes(output, b"video")
+                files.atomic_write_bytes(folder / output, b"video")
 
-    run.run_stage(Stage("generate", 1, generate.units, work))
+    run_stage(Stage("generate", 1, generate.units, pretend), ledger)
     return done
 
 
 def test_a_run_notices_another_file_weight_or_choice(file, tmp_path, caplog):
     def again(**changes):
-        return do(Run(tmp_path / "run", settings(**changes)))
+        return do(Ledger(tmp_path / "run", settings(**changes)))
 
     assert again() == ["left:8", "left:8 untuned"]
     assert again() == []
@@ -68,8 +69,8 @@ def test_they_add_to_what_was_learnt(file, tmp_path, small_weights, steps):
     learnt = lora.read(write(tmp_path / "learnt.safetensors", published(7, rank=4), r=4, lora_alpha=2.0), tuned_config)
     (tmp_path / "run/lora").mkdir(parents=True)
     lora.save_folder(tmp_path / "run/lora", lora.to_state(learnt, tuned_config), tuned_config)
-    run = Run(tmp_path / "run", settings(small_weights, loras=(f"{file}:-0.5", str(file)), steps=steps))
-    network, state = generate._tuned(run.settings, run)
+    chosen = settings(small_weights, loras=(f"{file}:-0.5", str(file)), steps=steps)
+    network, state = generate._tuned(chosen, tmp_path / "run")
     given = lora.read(file, TRANSFORMER_SMALL)
     parts = [(given, -0.5), (given, 1.0)]
     want = lora.combine([(learnt, 1.0), *parts] if steps else parts)

@@ -17,7 +17,7 @@ from reangle_jax.backbones.cogvideox import lora, sampling
 from reangle_jax.data import files
 from reangle_jax.errors import InputError, NotFiniteError
 from reangle_jax.progress import progress
-from reangle_jax.run import Run
+from reangle_jax.run import Ledger, run_stage
 from reangle_jax.stages import finetune, first_frames, generate
 from reangle_jax.stopping import Stop, Stopped
 from tests.networks import FRAMES, HEIGHT, WIDTH
@@ -52,9 +52,9 @@ def folder(tmp_path, rng):
 
 def go(root, settings, *stages):
     stop = Stop()
-    with stop.installed(), Run.opened(root, settings, stop=stop) as run:
+    with stop.installed(), Ledger.opened(root, settings) as ledger:
         for stage in stages:
-            run.run_stage(stage.STAGE)
+            run_stage(stage.STAGE, ledger, stop=stop)
 
 
 def live_bytes():
@@ -159,7 +159,7 @@ def test_a_signal_at_the_end_of_fine_tuning_loses_nothing(folder, small_weights,
     if where == "last step":
         killer.when_done("finetune", 3)
     elif where == "before writing":
-        killer.when_called(Run, "save_folder")
+        killer.when_called(files, "atomic_folder")
     else:
         killer.when_called(lora, "export_lora_safetensors")
     with pytest.raises(Stopped):
@@ -167,8 +167,8 @@ def test_a_signal_at_the_end_of_fine_tuning_loses_nothing(folder, small_weights,
     monkeypatch.undo()
     assert len(json.loads((folder / "lora/losses.json").read_text())) == 3
     before = (folder / "lora/lora.safetensors").read_bytes()
-    with Run.opened(folder, chosen) as run:
-        assert not run.run_stage(finetune.STAGE)  # it is done
+    with Ledger.opened(folder, chosen) as ledger:
+        assert not run_stage(finetune.STAGE, ledger)  # it is done
     shutil.rmtree(folder / "lora")
     go(folder, chosen, finetune)
     assert (folder / "lora/lora.safetensors").read_bytes() == before
