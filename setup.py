@@ -23,7 +23,7 @@ RUNTIME = [
     "tqdm>=4.66",
 ]
 # Data sets on disk, for training/ alone: TensorFlow Datasets without TensorFlow (and what it imports undeclared).
-DATASETS = ["tensorflow-datasets>=4.9.10", "array-record>=0.8", "grain>=0.2.18", "importlib_resources>=6"]
+DATASETS = ["tensorflow-datasets>=4.9.10", "grain>=0.2.18", "importlib_resources>=6"]
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "scikit-image>=0.24", "ruff>=0.14", "pyright>=1.1.400"]
 TEST += ["pillow>=10", "setuptools>=68", "safetensors>=0.5", *DATASETS]
 TEST += ["imageio-ffmpeg>=0.6"]  # the ffmpeg program, which makes the clips that decoding is tested on

@@ -14,8 +14,8 @@ OURS = {"reangle_jax", "converters", "training", "benchmarks", "tests"}
 # Where the name that is imported is not the package's.
 PACKAGES = {"absl": "absl-py", "cv2": "opencv-python-headless", "orbax": "orbax-checkpoint"}
 PACKAGES |= {"PIL": "pillow", "skimage": "scikit-image"}
-# Called as programs, a plugin, and what mini-dust3r imports.
-OTHER_USES = {"ruff", "pyright", "pytest-xdist", "einops"}
+# Called as programs, a plugin, and what mini-dust3r and tensorflow-datasets import.
+OTHER_USES = {"ruff", "pyright", "pytest-xdist", "einops", "importlib-resources"}
 # The Makefile installs them without what they ask for.
 BY_THE_MAKEFILE = {"mini-dust3r", "lpips"}
 

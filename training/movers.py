@@ -25,7 +25,7 @@ def moving_things(pool: ImagePool, rng: np.random.Generator, frames: int, height
     """
     pan = rng.normal(0, 0.7, 2) if rng.random() < PANNING else np.zeros(2)
     margin = np.ceil(np.abs(pan) * frames).astype(int)
-    scene = pool.random_crop(rng, height + margin[1], width + margin[0])
+    scene = pool.random_crop(rng, height + int(margin[1]), width + int(margin[0]))
     start = np.where(pan < 0, margin, 0)
     movers = [_Mover(pool, rng, frames, height, width) for _ in range(rng.integers(1, 4))]
     clip = []
