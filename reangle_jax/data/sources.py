@@ -95,8 +95,10 @@ def open_source(given: str | os.PathLike[str]) -> Source:
     path = Path(paths.user_path(os.fspath(given), "config.video"))
     if path.is_dir():
         return _folder(path)
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"config.video: no such file or folder: {path}")
+    if not path.is_file():
+        raise InputError(f"config.video: {path} is a pipe or a device: write it to a file first")
     if path.suffix.lower() in pictures.PICTURE_SUFFIXES:
         what = "an animated WebP, which cannot be read: convert it to mp4 or gif"
         if not pictures.is_animated_webp(path):

@@ -111,6 +111,7 @@ def test_list(capsys):
         ([MODEL, "--source=x"], "--out is not set"),
         ([MODEL, "--source=nowhere", "--check"], "--source=nowhere: no such file or folder"),
         ([MODEL, "--source=x", "--out=y", "--dtype=int8"], "--dtype=int8"),
+        ([MODEL, "--source=x", "--out=gs://bucket/y"], "--out: gs://bucket/y is an address"),
         ([MODEL, "--sauce=x"], "unrecognized arguments: --sauce=x (see --help)"),
         ([MODEL, "--source"], "expected one argument (see --help)"),
     ],

@@ -2,9 +2,11 @@
 
 import itertools
 import logging
+import os
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -113,6 +115,22 @@ def test_a_constant_frame_rate_is_as_by_arithmetic(tmp_path, fps):
     encode(tmp_path / "a.mkv", clip(12), *H264, rate=30)
     found = read(tmp_path / "a.mkv", 5, fps=fps, start=1)
     assert found.indices.tolist() == video.source_indices(1, 5, 30, fps) == which(found.frames)
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(InputError, match=r"a\.mp4 is a pipe or a device: write it to a file first"):
+        read(tmp_path / "a.mp4")
+
+
+def test_the_demos_clip_is_what_opencv_reads():
+    """An ordinary clip (8 bits, BT.709, upright): all that may differ is rounding and how chroma is interpolated."""
+    capture = cv2.VideoCapture(str(DEMO))
+    expected = np.stack([video.fit(capture.read()[1][..., ::-1], 128, 192) for _ in range(17)]).astype(float)
+    capture.release()
+    difference = np.abs(read(DEMO, 17, height=128, width=192).frames - expected)
+    assert difference.mean() < 1.5
+    assert difference.max() < 10
 
 
 CODECS = {

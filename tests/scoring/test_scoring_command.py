@@ -203,6 +203,8 @@ def test_files_that_cannot_be_used(capsys, weights, pictures, tmp_path):
     assert "is a single picture" in refused(capsys, "--video", a, a, *options)
     assert "--out" in refused(capsys, a, a, *options, "--out", tmp_path)
     assert "--save-maps" in refused(capsys, a, a, *options, "--save-maps", broken)
+    assert "--out: gs://b/a.json is an address" in refused(capsys, a, a, *options, "--out", "gs://b/a.json")
+    assert "--video: https://h/a.mp4 is an address" in refused(capsys, "--video", a, "https://h/a.mp4", *options)
 
 
 def test_weights_that_cannot_be_used(capsys, weights, pictures, tmp_path):
