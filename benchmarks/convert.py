@@ -25,6 +25,7 @@ import numpy as np
 
 from converters import registry, rules
 from reangle_jax import checkpoints
+from reangle_jax.data import safetensors
 
 NAME = "cogvideox-5b-i2v/transformer"
 SHARD_BYTES = 5_000_000_000
@@ -63,14 +64,9 @@ def write_published(folder: Path, layers: int) -> int:
     places = {}
     for k, names in enumerate(shards, start=1):
         file = f"diffusion_pytorch_model-{k:05d}-of-{len(shards):05d}.safetensors"
-        header, end = {}, 0
-        for name in names:
-            start, end = end, end + 2 * math.prod(tensors[name])
-            header[name] = {"dtype": "BF16", "shape": tensors[name], "data_offsets": [start, end]}
-        text = json.dumps(header).encode()
         with open(folder / file, "wb") as handle:
-            handle.write(len(text).to_bytes(8, "little") + text)
-            left = end // 2
+            handle.write(safetensors.header({name: (safetensors.DTYPES["BF16"], tensors[name]) for name in names}))
+            left = sum(math.prod(tensors[name]) for name in names)
             while left:
                 part_of = noise[:left]
                 handle.write(part_of.data)

@@ -70,7 +70,7 @@ def plan(name: str, part: Part, opened: Opened) -> Plan:
             f"{where}:{_looks_like(name, part, opened) or f' is no {part.name} of {name}'}: it has no tensor {marks}",
             tuple(faults),
         )
-    targets = _targets(part.build, config)
+    targets = parameter_shapes(part.build, config)
     moves, ignored, misplaced = match(tensors, layout.table(config), targets)
     dtype, notes, dtype_faults = _dtypes([move.tensor for move in moves], layout)
     faults = [*faults, *misplaced, *dtype_faults]
@@ -129,8 +129,9 @@ def _check_field(key: str, value: Any, hint: Any) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _targets(part_build: Any, config: Any) -> dict[str, tuple[int, ...]]:
-    model = checkpoints.abstract(lambda: part_build(config))
+def parameter_shapes(build: Any, config: Any) -> dict[str, tuple[int, ...]]:
+    """Path and shape of every parameter of the model that `build` makes."""
+    model = checkpoints.abstract(lambda: build(config))
     return {
         path: tuple(variable.shape)
         for path, variable in checkpoints.parameter_paths(checkpoints.base_parameters(model)).items()
@@ -165,7 +166,7 @@ def _looks_like(name: str, part: Part, opened: Opened) -> str:
             return None
         try:
             config, wrong = _config(other, opened.config)
-            return len(wrong) + len(match(tensors, layout.table(config), _targets(other.build, config))[2])
+            return len(wrong) + len(match(tensors, layout.table(config), parameter_shapes(other.build, config))[2])
         except (InputError, ValueError):
             return None
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from converters.check import parameter_shapes
 from converters.registry import INDEX_SUFFIX, Model, Part
 from converters.rules import Rule, Table, pieces, published_shape
 from converters.stream import stored_dtype
@@ -72,11 +73,7 @@ def run(model: Model, parts: Sequence[Part], source: Path, out: Path, dtype: str
 
 def _write_part(part: Part, folder: Path, target: Path, config: Any, dtype: np.dtype | None) -> None:
     table = part.layouts[0].table(config)
-    model = checkpoints.abstract(lambda: part.build(config))
-    shapes = {
-        path: tuple(variable.shape)
-        for path, variable in checkpoints.parameter_paths(checkpoints.base_parameters(model)).items()
-    }
+    shapes = parameter_shapes(part.build, config)
     stored = open_arrays(folder)
     faults = [path for path, shape in shapes.items() if path not in stored or stored[path].shape != shape]
     faults += [path for path in stored if path not in shapes]

@@ -3,14 +3,13 @@
 What the tensors are is checked when they are loaded (`checkpoints.load_into`).
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from reangle_jax.config import Settings
 from reangle_jax.data import lora_files
-from reangle_jax.data.weights_folder import check_whole
+from reangle_jax.data.weights_folder import check_whole, read_config
 from reangle_jax.errors import InputError
 from reangle_jax.models.text import tokenizers
 from reangle_jax.tiny import WEIGHTS as TINY_WEIGHTS
@@ -69,7 +68,7 @@ def check(settings: Settings, parts: Iterable[str]) -> None:
                 f"{key}: {settings.model} needs its converted weights, and there is no {where}: set {key} to the "
                 "folder that `python -m converters` wrote"
             )
-        found = _read(where / "config.json", key)
+        found = read_config(where, key)
         if found.get("class") != PARTS[part]:
             raise InputError(
                 f"{key}: {where} holds {found.get('class')}, not {PARTS[part]}: give the weights of {settings.model}"
@@ -108,16 +107,6 @@ def check_model(settings: Settings, transformer: dict[str, Any]) -> None:
                 f"config.{key}={got}: {settings.model} has learned positions for {native['num_frames']} frames of "
                 f"{native['height']}x{native['width']} only: set config.{key}={allowed}"
             )
-
-
-def _read(path: Path, key: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{key}: {path} is missing; give a folder of converted weights") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{key}: {path} cannot be read ({error}); convert the weights again") from None
-    return found if isinstance(found, dict) else {}
 
 
 def _check_marks(settings: Settings, found: dict[str, Any], where: Path) -> None:

@@ -44,20 +44,34 @@ def save_config(folder: str | os.PathLike, config: Any) -> None:
     files.atomic_write_json(Path(folder) / CONFIG, config_fields(config))
 
 
+def read_config(folder: str | os.PathLike, key: str = "config.weights") -> dict[str, Any]:
+    """The fields of a config.json, and the name of what they describe under ``class``.
+
+    Args:
+        folder: of either form.
+        key: the setting that names it.
+
+    Raises:
+        InputError: the folder or file is missing or unreadable.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{key}: {path} is missing; give a folder of converted weights") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{key}: {path} cannot be read ({error}); convert the weights again") from None
+    return fields if isinstance(fields, dict) else {}
+
+
 def load_config(folder: str | os.PathLike, config_class: type) -> Any:
     """Reads a config.json into its dataclass.
 
     Raises:
         InputError: the folder or file is missing or unreadable, or describes another model.
     """
-    path = Path(folder) / CONFIG
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"config.weights: {path} is missing; give a folder of converted weights") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"config.weights: {path} cannot be read ({error}); convert the weights again") from None
-    found = fields.pop("class", None) if isinstance(fields, dict) else None
+    path, fields = Path(folder) / CONFIG, read_config(folder)
+    found = fields.pop("class", None)
     if found != config_class.__name__:
         raise InputError(f"config.weights: {path} describes {found}, not {config_class.__name__}: give its folder")
     known = {f.name for f in dataclasses.fields(config_class)}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from reangle_jax.data import files
+from reangle_jax.data.weights_folder import MANIFEST, PARAMS
 
 _SMALL = 64 << 20  # bytes of a weights folder that is read whole
 _STRIDE, _BLOCK = 16 << 20, 16 << 10  # of a larger one: a block in every stride
@@ -60,15 +61,15 @@ class Identities:
         return self._hashes[path][1]
 
     def _of_weights(self, folder: Path) -> str:
-        manifest = _read_manifest(folder / "manifest.json")
+        manifest = _read_manifest(folder / MANIFEST)
         sizes = {path: path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
         small = sum(sizes.values()) <= _SMALL
         identity: dict[str, Any] = {}
         for path, size in sizes.items():
             name = path.relative_to(folder).as_posix()
-            if manifest and name == "manifest.json":
+            if manifest and name == MANIFEST:
                 identity[name] = manifest
-            elif manifest and name.startswith("params/"):
+            elif manifest and name.startswith(f"{PARAMS}/"):
                 identity[name] = size
             else:
                 identity[name] = self._of_file(path) if small or size <= _STRIDE // 4 else _sample(path, size)
