@@ -102,15 +102,22 @@ def device_bytes(statistic: str) -> int | None:
         return None
     import jax
 
-    values = [(device.memory_stats() or {}).get(statistic) for device in jax.local_devices()]
+    values = [_statistics(device).get(statistic) for device in jax.local_devices()]
     return max((value for value in values if value is not None), default=None)
+
+
+def _statistics(device: Any) -> dict[str, int]:
+    try:
+        return device.memory_stats() or {}
+    except (NotImplementedError, RuntimeError):  # a platform that does not count
+        return {}
 
 
 def device_limit_bytes() -> int | None:
     """Memory of one local device in bytes; what this process may use where the device is the CPU; None if unknown."""
     import jax
 
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    limit = _statistics(jax.local_devices()[0]).get("bytes_limit")
     return host_limit_bytes() if limit is None and jax.default_backend() == "cpu" else limit
 
 

@@ -81,6 +81,18 @@ class TestMeter:
         with Ledger.opened(tmp_path / "run", config.parse(config.get_tiny().to_dict() | {"video": "x"})) as ledger:
             run_stage(stage, ledger)
             assert [measure.peak_bytes(ledger.record["stages"][f"s/{name}"]) for name in "ab"] == [3 << 30, 1 << 30]
+            assert not run_stage(stage, ledger)
+        assert not [thread for thread in threading.enumerate() if thread.name == "memory"]
+
+    def test_a_platform_that_does_not_count(self, monkeypatch):
+        class Device:
+            def memory_stats(self):
+                raise NotImplementedError("memory stats")
+
+        import jax
+
+        monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+        assert measure.device_bytes("bytes_in_use") is None
 
     def test_a_cpu_tells_nothing(self):
         with contextlib.closing(measure.Meter()) as meter:

@@ -44,12 +44,13 @@ class Ledger:
     Attributes:
         root: the run's folder.
         settings: the run's settings.
+        flat: the same by dotted key, as JSON values.
         record: what run.json holds.
     """
 
     def __init__(self, root: str | os.PathLike[str], settings: Settings):
         self.root = Path(root).absolute()
-        self.settings = settings
+        self.settings, self.flat = settings, config.flatten(settings)
         self.record = run_folder.read_record(self.root)
         self._identities = Identities(self.root / run_folder.INDEX)
 
@@ -63,7 +64,7 @@ class Ledger:
         """
         with run_folder.opened(Path(root).absolute()):
             ledger = cls(root, settings)
-            ledger.record["settings"] = config.flatten(settings)
+            ledger.record["settings"] = ledger.flat
             ledger.record["versions"] = measure.versions()
             ledger.save()
             yield ledger
@@ -151,10 +152,9 @@ class Ledger:
         return faults
 
     def _depends(self, stage: Stage, unit: Unit) -> dict[str, Any]:
-        flat = config.flatten(self.settings)
         depends: dict[str, Any] = {f"{stage.name}'s version": stage.version}
         for key in unit.settings:
-            found = {name: value for name, value in flat.items() if name == key or name.startswith(f"{key}.")}
+            found = {name: value for name, value in self.flat.items() if name == key or name.startswith(f"{key}.")}
             if not found:
                 raise KeyError(f"stage {stage.name} names the setting {key!r}, which does not exist")
             depends |= {f"config.{name}": value for name, value in found.items()}

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from reangle_jax import faults, measure
-from reangle_jax.config import flatten, view_folder
 from reangle_jax.data import files
 from reangle_jax.run.ledger import Ledger, Verdict, fingerprint
 from reangle_jax.run.stage import Stage, Unit
@@ -21,15 +20,12 @@ _log = logging.getLogger(__name__)
 
 def run_stage(stage: Stage, ledger: Ledger, *, stop: Stop | None = None) -> bool:
     """Does what of a stage is not done; says what and why. Returns whether there was anything to do."""
-    verdicts = ledger.survey(stage)
-    work = Work(stage, ledger, verdicts, stop or Stop())
-    if not work.todo:
-        return False
-    smaller = faults.memory_explained(stage.name, flatten(ledger.settings), stage.smaller)
-    with smaller, contextlib.closing(work):
-        stage.run(ledger.settings, ledger.root, work)
-        work.end()
-    return True
+    explained = faults.memory_explained(stage.name, ledger.flat, stage.smaller)
+    with explained, contextlib.closing(Work(stage, ledger, ledger.survey(stage), stop or Stop())) as work:
+        if work.todo:
+            stage.run(ledger.settings, ledger.root, work)
+            work.end()
+        return bool(work.todo)
 
 
 class Work:
@@ -129,4 +125,5 @@ class Work:
             self._ledger.forget(*begun)
 
     def _scratch(self, unit: Unit) -> Path:
-        return self._ledger.root / ".scratch" / self._stage.name / (view_folder(unit.name) or "all")
+        name = self._stage.full_name(unit)
+        return self._ledger.root / ".scratch" / (name if unit.name else f"{name}/all")
