@@ -59,6 +59,7 @@ def plan(name: str, part: Part, opened: Opened) -> Plan:
 
     Raises:
         SourceError: it is something else, or not whole; `report` has one line a fault.
+        InputError: what goes along with it is damaged.
     """
     tensors = opened.source.tensors
     where = opened.source.files[0].parent
@@ -74,6 +75,8 @@ def plan(name: str, part: Part, opened: Opened) -> Plan:
     moves, ignored, misplaced = match(tensors, layout.table(config), targets)
     dtype, notes, dtype_faults = _dtypes([move.tensor for move in moves], layout)
     faults = [*faults, *misplaced, *dtype_faults]
+    if not faults:
+        part.check_extras(opened.extras, config)
     if faults:
         guess = _looks_like(name, part, opened) or f" does not fit {name}/{part.name}"
         first = next((fault for fault in faults if ": shape " in fault), faults[0])

@@ -6,6 +6,7 @@ A new model is an entry in a module of ``converters.families`` and its table; no
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
@@ -54,6 +55,7 @@ class Part:
             ValueError.
         write_config: the way back, for ``--to-torch``; None where that is not offered.
         extras: files that go along: path under the pipeline's or the part's folder, and name in ours.
+        check_extras: refuses those that are damaged or do not go with a config, as InputError.
         dtype: stored unless asked otherwise.
         size: gigabytes of the published files.
     """
@@ -69,6 +71,7 @@ class Part:
     read_config: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda published: {}
     write_config: Callable[[Any], dict[str, Any]] | None = None
     extras: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    check_extras: Callable[[Mapping[str, Path], Any], None] = lambda extras, config: None
     dtype: str = "float32"
     size: float = 0.0
 

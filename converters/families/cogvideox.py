@@ -2,16 +2,19 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
 from converters.registry import Layout, Model, Part
 from converters.tables import cogvideox_transformer, cogvideox_vae, t5
+from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.models.text import tokenizers
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.models.text.tokenizers import SPIECE
 
@@ -154,6 +157,15 @@ def read_t5(published: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_tokenizer(extras: Mapping[str, Path], config: T5Config) -> None:
+    """Reads the tokenizer, if it is there: a damaged one would be found after the conversion."""
+    if SPIECE in extras:
+        try:
+            tokenizers.for_encoder(extras[SPIECE], config.vocab_size)
+        except InputError as error:
+            raise InputError(str(error).removeprefix("config.weights: ")) from None
+
+
 def write_t5(config: T5Config) -> dict[str, Any]:
     """The config.json of transformers."""
     return {
@@ -184,6 +196,7 @@ TEXT_ENCODER = Part(
     read_config=read_t5,
     write_config=write_t5,
     extras={"tokenizer/spiece.model": SPIECE},
+    check_extras=check_tokenizer,
     dtype="bfloat16",
     size=9.52,
 )

@@ -1,5 +1,6 @@
 """The command as it is typed: exit codes, reports, and what lies where afterwards."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,7 +13,8 @@ import pytest
 from converters import command, registry, stream
 from reangle_jax import weights
 from tests.manifests import manifest
-from tests.published import write_small, write_sparse
+from tests.published import SMALL, write_small, write_sparse
+from tests.spiece import write_spiece
 
 MODEL = "cogvideox-5b-i2v"
 
@@ -50,6 +52,19 @@ def test_a_pipeline_becomes_a_weights_folder(published, tmp_path, capsys):
     # Again: everything is there.
     assert command.main([MODEL, "--source", str(published), "--out", str(out)]) == 0
     assert capsys.readouterr().err.count("is finished already") == 3
+
+
+def test_a_broken_tokenizer_is_found_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(SMALL, "text_encoder", dataclasses.replace(SMALL["text_encoder"], vocab_size=184))
+    write_small(tmp_path)
+    spiece = tmp_path / "tokenizer/spiece.model"
+    spiece.parent.mkdir()
+    spiece.write_bytes(b"pieces")
+    arguments = [MODEL, "--source", str(tmp_path), "--check"]
+    first, _ = error(capsys, *arguments)
+    assert f"{spiece} cannot be read" in first
+    write_spiece(spiece)
+    assert command.main(arguments) == 0
 
 
 def test_one_part(published, tmp_path):

@@ -119,6 +119,33 @@ def test_imported_exported_and_loaded_there(args, ours, tmp_path, monkeypatch):
     assert error(ours(lora.read(tmp_path / "lora", T2V), args), got) < WHOLE
 
 
+@pytest.mark.parametrize("stabilised", [False, True])
+def test_pefts_own_folder(args, ours, tmp_path, stabilised):
+    """Ranks and alphas by pattern, which stand in adapter_config.json alone."""
+    torch.manual_seed(4)
+    theirs = original(T2V)
+    described = peft.LoraConfig(
+        r=4,
+        lora_alpha=6.0,
+        target_modules=TARGETS,
+        rank_pattern={"to_v": 2},
+        alpha_pattern={r"transformer_blocks\.1\.attn1\.to_q": 20},
+        use_rslora=stabilised,
+        init_lora_weights=False,
+    )
+    wrapped = peft.get_peft_model(theirs, described)
+    with torch.no_grad():
+        for name, value in theirs.named_parameters():
+            if "lora" in name:
+                value.copy_(0.2 * torch.randn(value.shape))
+    wrapped.save_pretrained(tmp_path / "peft")
+    adapters = lora.read(tmp_path / "peft", T2V)
+    assert adapters.rank == 4
+    want = run_original(theirs, T2V, *args)
+    assert error(ours(adapters, args), want) < WHOLE
+    assert error(ours(dataclasses.replace(adapters, alpha=4 * adapters.alpha), args), want) > 10 * WHOLE
+
+
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute")
 def test_several_with_weights(args, ours, tmp_path):
     torch.manual_seed(3)

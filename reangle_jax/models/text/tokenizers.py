@@ -42,11 +42,11 @@ def _check(texts: Sequence[str], length: int) -> None:
         raise ValueError(f"length {length} leaves no room for the end token")
 
 
-def for_encoder(folder: str | os.PathLike, vocab_size: int) -> "ByteTokenizer | SentencePieceTokenizer":
+def for_encoder(path: str | os.PathLike, vocab_size: int) -> "ByteTokenizer | SentencePieceTokenizer":
     """The tokenizer of a text encoder's folder.
 
     Args:
-        folder: the encoder's.
+        path: the encoder's folder, or the tokenizer's file.
         vocab_size: rows of its embedding table.
 
     Raises:
@@ -54,10 +54,10 @@ def for_encoder(folder: str | os.PathLike, vocab_size: int) -> "ByteTokenizer | 
     """
     if vocab_size == ByteTokenizer.vocab_size:
         return ByteTokenizer()
-    tokenizer = SentencePieceTokenizer(folder)
+    tokenizer = SentencePieceTokenizer(path)
     if tokenizer.vocab_size + SENTINELS > vocab_size:
         raise InputError(
-            f"config.weights: {Path(folder) / SPIECE} has {tokenizer.vocab_size} pieces and {SENTINELS} marks, the "
+            f"config.weights: {path}: {SPIECE} has {tokenizer.vocab_size} pieces and {SENTINELS} marks, the "
             f"text encoder beside it only {vocab_size}; copy it from the model's tokenizer folder"
         )
     return tokenizer
