@@ -86,11 +86,14 @@ def run(main: Callable[[], int]) -> NoReturn:
     """
     _open_streams()
     code = main()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:  # its reader has seen enough (``| head``); Python, as it ends, would flush again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code <= 128:
         sys.exit(code)
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 

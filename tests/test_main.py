@@ -182,6 +182,12 @@ class TestRealProcess:
         )
         assert (result.returncode, result.stdout) == (2, b"")
 
+    def test_a_reader_of_stdout_may_leave(self):
+        program = "from reangle_jax import stopping; stopping.run(lambda: print('words') or 0)"
+        command = f'(sleep 1; PYTHONUNBUFFERED= {sys.executable} -c "{program}"; echo $? >&2) | true'
+        result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert result.stderr == "0\n"
+
     def test_no_file_takes_the_place_of_a_closed_stream(self, tmp_path):
         """A library that writes to descriptor 2 would write into it."""
         program = f"""if True:
