@@ -98,7 +98,7 @@ def case(size: str, layers: int | None = None) -> Case:
     transformer, vae = TransformerConfig.tiny(), VAEConfig.tiny()
     if size == "full":
         transformer = TransformerConfig.cogvideox_5b_i2v()
-        vae = dataclasses.replace(VAEConfig.cogvideox_5b(), dtype="bfloat16", param_dtype="bfloat16")
+        vae = dataclasses.replace(VAEConfig.cogvideox_5b(), param_dtype="bfloat16")
     transformer = dataclasses.replace(transformer, num_layers=layers or transformer.num_layers)
     return Case(transformer, vae, 128 if size == "full" else 64)
 

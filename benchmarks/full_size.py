@@ -59,13 +59,14 @@ def abstract(tree, where: NamedSharding):
 
 def networks(rank: int, layers: int | None) -> tuple[i2v.Network, i2v.Network, nnx.State]:
     """The full-size transformer, its autoencoder and the adapters, without arrays."""
-    fields = {"lora_rank": rank, "lora_alpha": float(rank), "attention_impl": "splash"}
+    fields = {"lora_rank": rank, "lora_alpha": float(rank)}
     config = TransformerConfig.cogvideox_5b_i2v()
     config = type(config)(**{**vars(config), **fields, "num_layers": layers or config.num_layers})
-    graphdef, lora, base = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))), nnx.LoRAParam, ...)
-    vae_config = VAEConfig.cogvideox_5b()
-    vae = nnx.split(nnx.eval_shape(lambda: VAE(vae_config, rngs=nnx.Rngs(0))))
-    return i2v.Network(config, graphdef, base), i2v.Network(vae_config, *vae), lora
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    graphdef, lora, base = nnx.split(model, nnx.LoRAParam, ...)
+    vae = nnx.eval_shape(lambda: VAE(VAEConfig.cogvideox_5b(), rngs=nnx.Rngs(0)))
+    transformer = i2v.Network(config, model.execution, graphdef, base)
+    return transformer, i2v.Network(vae.config, vae.execution, *nnx.split(vae)), lora
 
 
 def lower_finetune(rank: int, layers: int | None, where: NamedSharding):

@@ -103,7 +103,7 @@ class Writer:
         }
 
     def _config(self) -> Any:
-        return dataclasses.replace(self.plan.config, dtype=self.dtype.name, param_dtype=self.dtype.name)
+        return dataclasses.replace(self.plan.config, param_dtype=self.dtype.name)
 
     def _sources(self) -> list[dict[str, Any]]:
         found = []
@@ -125,7 +125,7 @@ class Writer:
                 f"--out: {self.final} exists and is no finished conversion; move it away, or give another folder"
             ) from None
         sources = self._sources()
-        same = config == weights_folder.config_fields(self._config())
+        same = weights_folder.architecture(config) == weights_folder.config_fields(self._config())
         same = same and [(name, size) for name, size, _ in recorded] == [(s["file"], s["size"]) for s in sources]
         if same and [entry.get("mtime_ns") for entry in manifest["sources"]] != [s["mtime_ns"] for s in sources]:
             same = [sha for _, _, sha in recorded] == [hash_file(file) for file in self.opened.source.files]

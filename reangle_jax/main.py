@@ -72,6 +72,10 @@ def main(argv: Sequence[str]) -> int:
                 from reangle_jax import mesh  # late: it looks for the devices
 
                 mesh.make_mesh(settings.mesh)
+            if settings.execution.attention != "auto":
+                from reangle_jax.nn import execution
+
+                execution.check(settings.execution.attention)
             compilation_cache.use(settings.compilation_cache)
             start = time.monotonic()
             with Ledger.opened(command.workdir, settings) as ledger:

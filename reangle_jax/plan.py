@@ -25,6 +25,7 @@ from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.depth_anything import DepthAnythingConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
+from reangle_jax.nn.execution import Execution
 from reangle_jax.run import Ledger, Stage
 
 # Sustained FLOP/s of one device in our kind of work: the bf16 peak times the utilisation that scale's targets expect.
@@ -118,19 +119,15 @@ def estimate(settings: Settings) -> dict[str, Needs]:
     tiny = settings.model == "tiny"
     t5 = _config(settings, "text_encoder", T5Config, T5Config.tiny() if tiny else T5Config.t5_v1_1_xxl())
     f = settings.finetune
-    transformer = dataclasses.replace(
-        transformer,
-        lora_rank=f.rank,
-        lora_alpha=f.alpha,
-        attention_impl=i2v.attention_for_device(transformer),
-    )
+    transformer = dataclasses.replace(transformer, lora_rank=f.rank, lora_alpha=f.alpha)
+    execution = Execution.chosen(transformer.param_dtype, settings.execution)
     pixels = settings.num_frames * settings.height * settings.width
     latent = ((settings.num_frames - 1) // 4 + 1, settings.height // 8, settings.width // 8)
     tokens = transformer.num_video_tokens(*latent) + transformer.max_text_seq_length
     base, adapters = transformer_bytes(transformer)
     forward = transformer_flops(transformer, tokens)
-    block = tokens * transformer.inner_dim * jax.numpy.dtype(transformer.dtype).itemsize
-    heads_at_once = {"plain": transformer.num_attention_heads, "mapped": 1}.get(transformer.attention_impl, 0)
+    block = tokens * transformer.inner_dim * jax.numpy.dtype(execution.dtype).itemsize
+    heads_at_once = {"mapped": 1, "cudnn": 0, "splash": 0}.get(execution.attention, transformer.num_attention_heads)
     logits = heads_at_once * tokens**2 * 4
     coded = pixels  # at once: of every frame a tile or the whole
     if i2v.in_tiles(settings.vae_tiles, (settings.height, settings.width)):
@@ -144,7 +141,7 @@ def estimate(settings: Settings) -> dict[str, Needs]:
     encode, decode = vae_flops(vae, pixels)
     # The base is frozen: no gradient of its weights. With remat each block keeps its input and what its attention gave,
     # and runs twice.
-    kept = transformer.num_layers * (2 if transformer.remat else 14) * block
+    kept = transformer.num_layers * (2 if execution.remat else 14) * block
     train = Needs(
         {
             "text": text,
@@ -152,8 +149,7 @@ def estimate(settings: Settings) -> dict[str, Needs]:
             # Beside the float32 adapters lie their gradient and AdamW's two moments.
             "train": base + 4.0 * adapters + encoder + f.batch_size * max(kept + 20 * block + 2 * logits, one),
         },
-        f.steps * f.batch_size * forward * (3.6 if transformer.remat else 2.6)
-        + encode * (1 + len(settings.train_views)),
+        f.steps * f.batch_size * forward * (3.6 if execution.remat else 2.6) + encode * (1 + len(settings.train_views)),
     )
     guided = 2 if is_guided(settings.sample.guidance_scale) else 1
     variants = 2 if settings.evaluate.untuned else 1  # of the adapters

@@ -38,6 +38,17 @@ def test_round_trip_is_bitwise(folder):
     np.testing.assert_array_equal(model(ids), again(ids))
 
 
+def test_configs_of_before_that_said_how_to_compute_are_read(folder):
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    assert not fields.keys() & {"attention_impl", "remat", "dtype"}
+    path.write_text(json.dumps({**fields, "attention_impl": "xla", "remat": True, "dtype": "bfloat16"}))
+    assert checkpoints.load_config(folder, T5Config) == TEXT_SMALL
+    path.write_text(json.dumps({**fields, "rematerialised": True}))
+    with pytest.raises(InputError, match="unknown fields rematerialised"):
+        checkpoints.load_config(folder, T5Config)
+
+
 def test_half_precision_is_stored_and_widened(tmp_path):
     model = abstract_encoder()
     fill_randomly(model)

@@ -106,6 +106,12 @@ def test_settings_are_frozen_and_typed():
         ),
         ({"model": "cogvideox-5b"}, r"config\.model='cogvideox-5b'.*did you mean cogvideox-5b-i2v\?"),
         ({"mesh": "u=8"}, "config.mesh='u=8' is not possible"),
+        (
+            {"execution__attention": "flash"},
+            r"config\.execution\.attention='flash' is not possible: it must be one",
+        ),
+        ({"execution__dtype": "bfloat"}, r"config\.execution\.dtype='bfloat'.*did you mean bfloat16\?"),
+        ({"execution__remat": True}, r"config\.execution\.remat=True has the wrong type"),
         ({"finetune__steps": -1}, "config.finetune.steps=-1"),
         ({"finetune__rank": 0}, "config.finetune.rank=0"),
         ({"finetune__betas": (0.9,)}, "config.finetune.betas"),
@@ -133,8 +139,8 @@ def test_flatten_covers_every_key():
     flat = config.flatten(settings())
     assert flat["finetune.betas"] == [0.9, 0.95]
     assert flat["views"] == list(config.SIX_MOTIONS)
-    nested = sum(len(config.get_default()[group]) for group in ("finetune", "sample", "evaluate"))
-    assert len(flat) == len(config.get_default()) - 3 + nested
+    nested = sum(len(config.get_default()[group]) for group in ("finetune", "sample", "evaluate", "execution"))
+    assert len(flat) == len(config.get_default()) - 4 + nested
 
 
 def test_each_setting_says_what_it_means():

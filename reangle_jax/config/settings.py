@@ -13,6 +13,7 @@ from reangle_jax.config.rules import (
     one_of,
     pair_below,
 )
+from reangle_jax.nn.choices import IMPLEMENTATIONS, Choice
 
 MODELS = ("tiny", "cogvideox-5b-i2v", "cogvideox1.5-5b-i2v")
 SPATIAL_MULTIPLE = 16  # the VAE's 8 times the transformer's 2 x 2 patch
@@ -75,6 +76,28 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Execution(Choice):
+    """How the video model is computed. Results differ by rounding at most: nothing finished is redone for it."""
+
+    attention: str = setting(
+        "auto",
+        "the transformer's: cudnn (NVIDIA) and splash (TPUs) are fused, for 16 bits; mapped takes one head at a time, "
+        "xla and plain all at once; auto: the device's kernel where the type allows it, else mapped",
+        one_of("auto", *IMPLEMENTATIONS),
+    )
+    remat: str = setting(
+        "auto",
+        "compute each block again in the backward pass, but for its attention: on, a seventh of the memory; auto: on",
+        one_of("on", "off", "auto"),
+    )
+    dtype: str = setting(
+        "auto",
+        "what the networks compute in; auto: each in what its weights are stored in",
+        one_of("auto", "float32", "bfloat16"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     """One run's settings, checked by `reangle_jax.config.parse`."""
 
@@ -130,6 +153,7 @@ class Settings:
     finetune: Finetune = Finetune()
     sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
+    execution: Execution = Execution()
     mesh: str = setting(
         "auto",
         "axis sizes, data:2,r:1,u:4: data divides the batch, r times u the parameters; auto: the videos of a batch "

@@ -26,6 +26,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 PARAMS = "params"
 MANIFEST = "manifest.json"
+# Fields that config.json had when it also said how a network is computed (`reangle_jax.nn.execution`).
+_EXECUTION = {"attention_impl", "remat", "dtype"}
 CHUNK_BYTES = 16 << 20  # at most, so that a process that needs a shard of a layer reads little else
 GATHER_BYTES = 4 << 20  # stacks up to this are one file, not one a layer
 IN_FLIGHT_BYTES = 64 << 20  # on their way to the disk, beside the newest
@@ -37,6 +39,11 @@ _MOVED_AS = {1: np.uint8, 2: np.uint16, 4: np.int32}  # what OpenCV's transposit
 def config_fields(config: Any) -> dict[str, Any]:
     """What config.json says of a frozen dataclass."""
     return json.loads(json.dumps({"class": type(config).__name__, **dataclasses.asdict(config)}, default=str))
+
+
+def architecture(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json's fields without those that say how the network is computed, which older ones have."""
+    return {name: value for name, value in fields.items() if name not in _EXECUTION}
 
 
 def save_config(folder: str | os.PathLike, config: Any) -> None:
@@ -61,7 +68,7 @@ def read_config(folder: str | os.PathLike, key: str = "config.weights") -> dict[
         raise InputError(f"{key}: {path} is missing; give a folder of converted weights") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{key}: {path} cannot be read ({error}); convert the weights again") from None
-    return fields if isinstance(fields, dict) else {}
+    return architecture(fields) if isinstance(fields, dict) else {}
 
 
 def load_config(folder: str | os.PathLike, config_class: type) -> Any:

@@ -12,12 +12,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from reangle_jax.nn.choices import IMPLEMENTATIONS, PLATFORMS
 from reangle_jax.nn.layouts import Axes, on_each_device
 from reangle_jax.nn.products import einsum, matmul, precision
 
-IMPLEMENTATIONS = ("plain", "mapped", "xla", "cudnn", "splash")
-# The platform that kernels of one platform alone need.
-PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 # What a rematerialised block keeps of its attention, which costs more to compute again than to keep: all that the
 # backward pass needs of the forward one. cuDNN's results have no names; they are known by their primitive.
 SAVED = "attention"
@@ -29,13 +27,18 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", d
 
 
 @contextlib.contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
+def compiling_for(target: str) -> Iterator[None]:
     """Traces for a platform (``tpu``, ``gpu``) that this process does not run on, for compilation ahead of time."""
-    token = _target.set(platform)
+    token = _target.set(target)
     try:
         yield
     finally:
         _target.reset(token)
+
+
+def platform() -> str:
+    """What programs are traced for: this process's backend, or that of `compiling_for`."""
+    return _target.get() or jax.default_backend()
 
 
 def is_kept(primitive: Any, *_: Any, **parameters: Any) -> bool:
@@ -80,10 +83,10 @@ def attention(
         return _plain(q, k, v, bias, scale)
     if impl in ("mapped", "splash") and bias is not None:
         raise ValueError(f"attention impl {impl!r} takes no bias: use 'plain' or 'xla'")
-    platform, here = PLATFORMS.get(impl), _target.get() or jax.default_backend()
-    if platform and here != platform:
-        raise RuntimeError(f"attention impl {impl!r} needs a {platform.upper()}, the backend is {here!r}: use 'xla'")
-    if platform and q.dtype.itemsize != 2:
+    needed, here = PLATFORMS.get(impl), platform()
+    if needed and here != needed:
+        raise RuntimeError(f"attention impl {impl!r} needs a {needed.upper()}, the backend is {here!r}: use 'xla'")
+    if needed and q.dtype.itemsize != 2:
         raise ValueError(f"attention impl {impl!r} is for 16-bit types, not {q.dtype}: use 'mapped' or 'xla'")
     if impl == "xla":
         return checkpoint_name(_library(q, k, v, bias, scale=scale, impl=impl), SAVED)

@@ -12,6 +12,8 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from reangle_jax.arrays import AnyArray
+
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -20,7 +22,7 @@ def precision(dtype: DTypeLike) -> lax.Precision:
     return lax.Precision.HIGHEST if jnp.dtype(dtype).itemsize > 2 else lax.Precision.DEFAULT
 
 
-def einsum(subscripts: str, x: Array, y: Array, *, preferred_element_type: DTypeLike | None = None) -> Array:
+def einsum(subscripts: str, x: AnyArray, y: AnyArray, *, preferred_element_type: DTypeLike | None = None) -> Array:
     """``jnp.einsum`` of two operands of one type."""
     return jnp.einsum(subscripts, x, y, precision=precision(x.dtype), preferred_element_type=preferred_element_type)
 

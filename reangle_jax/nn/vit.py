@@ -6,7 +6,6 @@ al., 2021, arXiv 2104.14294) and DINOv2 (Oquab et al., 2023, arXiv 2304.07193).
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jaxtyping import Array, Float
 from reangle_jax.nn.attention import attention
 from reangle_jax.nn.conv import Conv2D
 from reangle_jax.nn.embeddings import Rope, rotate_grid
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear, uniform_fan_in
 from reangle_jax.nn.norms import LayerNorm
 from reangle_jax.nn.products import einsum
@@ -40,9 +40,6 @@ class ViTConfig:
         epsilon: of the layer norms.
         pos_interpolation: ``authors`` resizes the position table by the factor (n + 0.1) / native_grid, as the
             published training code does; ``hf`` exactly to n, as transformers does.
-        attention_impl: see `reangle_jax.nn.attention.attention`.
-        remat: recompute the blocks in the backward pass.
-        dtype: what is computed in.
         param_dtype: what is stored.
     """
 
@@ -55,9 +52,6 @@ class ViTConfig:
     mlp_ratio: int = 4
     epsilon: float = 1e-6
     pos_interpolation: str = "authors"
-    attention_impl: str = "plain"
-    remat: bool = False
-    dtype: str = "float32"
     param_dtype: str = "float32"
 
     def __post_init__(self):
@@ -88,16 +82,16 @@ def interpolate_positions(
 class SelfAttention(nnx.Module):
     """Multi-head self-attention; query, key and value weights lie on a leading axis of size 3, in this order."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, execution: Execution, *, rngs: nnx.Rngs):
         width = config.width
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes = execution.dtypes(config.param_dtype)
         kernel = uniform_fan_in(rngs.params(), (width, 3 * width), dtypes["param_dtype"])
         kernel = kernel.reshape(width, 3, width).transpose(1, 0, 2)
         self.qkv_kernel = nnx.Param(kernel, axes=(None, "embed", "heads"))
         self.qkv_bias = nnx.Param(jnp.zeros((3, width), dtypes["param_dtype"]), axes=(None, "heads"))
         self.proj = Linear(width, width, axes=("heads", "embed"), rngs=rngs, **dtypes)
         self.heads = config.heads
-        self.impl = config.attention_impl
+        self.impl = execution.attention
         self.dtype = dtypes["dtype"]
 
     def __call__(self, x: Float[Array, "B S C"], rope: Rope | None = None) -> Float[Array, "B S C"]:
@@ -114,11 +108,11 @@ class SelfAttention(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm transformer block with optional LayerScale and exact (erf) GELU."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, execution: Execution, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.width * config.mlp_ratio
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes = execution.dtypes(config.param_dtype)
         self.norm1 = LayerNorm(width, epsilon=config.epsilon, **dtypes)
-        self.attn = SelfAttention(config, rngs=rngs)
+        self.attn = SelfAttention(config, execution, rngs=rngs)
         self.norm2 = LayerNorm(width, epsilon=config.epsilon, **dtypes)
         self.fc1 = Linear(width, hidden, axes=("embed", "mlp"), rngs=rngs, **dtypes)
         self.fc2 = Linear(hidden, width, axes=("mlp", "embed"), rngs=rngs, **dtypes)
@@ -141,18 +135,20 @@ class VisionTransformer(nnx.Module):
 
     Args:
         config: its numbers.
+        execution: how it is computed; by default with plain attention, in what is stored.
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    def __init__(self, config: ViTConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
+        execution = execution or Execution(dtype=config.param_dtype)
+        dtypes = execution.dtypes(config.param_dtype)
         size = config.patch_size
         self.patch_embed = Conv2D(3, config.width, size, stride=size, rngs=rngs, **dtypes)
         tokens = config.native_grid**2 + 1
         table = 0.02 * jax.random.normal(rngs.params(), (1, tokens, config.width), dtypes["param_dtype"])
         self.cls_token = nnx.Param(jnp.zeros((1, 1, config.width), dtypes["param_dtype"]), axes=(None,) * 3)
         self.pos_embed = nnx.Param(table, axes=(None,) * 3)
-        self.blocks = Stack(lambda r: Block(config, rngs=r), config.depth, remat=config.remat, rngs=rngs)
+        self.blocks = Stack(lambda r: Block(config, execution, rngs=r), config.depth, remat=execution.remat, rngs=rngs)
         self.norm = LayerNorm(config.width, epsilon=config.epsilon, **dtypes)
         self.config = config
 

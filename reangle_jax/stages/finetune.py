@@ -103,7 +103,10 @@ def _prepared(settings: Settings, folder: Path, scratch: Path, lora: nnx.State) 
     _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), seen)
     encoder = i2v.encoder_alone(_load_vae(settings))
     transformer = i2v.load_transformer(
-        weights.folder(settings, "transformer"), lora_rank=options.rank, lora_alpha=options.alpha
+        weights.folder(settings, "transformer"),
+        lora_rank=options.rank,
+        lora_alpha=options.alpha,
+        choice=settings.execution,
     )
     optimiser, schedule = make_optimiser(options), learning_rate(options)
     key, data = named_key(settings.seed, "finetune", "steps"), mesh.replicate(data)
@@ -118,26 +121,25 @@ def _prepared(settings: Settings, folder: Path, scratch: Path, lora: nnx.State) 
         checkpoint_every=options.checkpoint_every,
         logs=folder / "logs/finetune",
         rate=lambda number: np.asarray(schedule(number)).item() if callable(schedule) else schedule,
-        mend=functools.partial(_mend, options, transformer.config.dtype),
+        mend=functools.partial(_mend, options, transformer.execution.dtype),
     )
 
 
 def _mend(options: Finetune, dtype: str, number: int) -> str:
     if number == 0:
         return (
-            f"the weights or the input hold values that are not finite, or too large for {dtype}: convert the weights "
-            "again, with --dtype float32, or give another video"
+            f"the weights or the input hold values that are not finite, or too large for {dtype}: set "
+            "config.execution.dtype=float32, convert the weights again, or give another video"
         )
     return (
-        f"lower config.finetune.learning_rate={options.learning_rate:g}, or convert the weights with --dtype float32 "
-        f"(they are computed in {dtype}); the state before it is kept"
+        f"lower config.finetune.learning_rate={options.learning_rate:g}, or set config.execution.dtype=float32 "
+        f"(it is {dtype}); the state before it is kept"
     )
 
 
 def _load_vae(settings: Settings) -> i2v.Network:
-    return i2v.load_vae(
-        weights.folder(settings, "vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width)
-    )
+    size = (settings.height, settings.width)
+    return i2v.load_vae(weights.folder(settings, "vae"), tiles=settings.vae_tiles, size=size, choice=settings.execution)
 
 
 def prompts(settings: Settings) -> list[str]:
@@ -157,7 +159,8 @@ def _training_set(settings: Settings, folder: Path, scratch: Path) -> TrainingSe
         videos.append(warp["frames"])
         visible.append(warp["visible"])
     length = i2v.describe_transformer(weights.folder(settings, "transformer")).config.max_text_seq_length
-    text = i2v.embed_prompts(weights.folder(settings, "text_encoder"), prompts(settings), length)
+    encoder = weights.folder(settings, "text_encoder")
+    text = i2v.embed_prompts(encoder, prompts(settings), length, choice=settings.execution)
     data = encode_videos(_load_vae(settings), np.stack(videos), np.stack(visible))
     data = data._replace(text=jnp.asarray(text))
     files.atomic_savez(cached, **{name: np.asarray(value) for name, value in data._asdict().items()})
@@ -227,7 +230,7 @@ def motion_loss(model: Any, vae: Any, data: TrainingSet, options: Finetune, *, k
 
     t = jax.random.randint(next(keys), (batch,), 0, SCHEDULE.train_steps)
     eps = jax.random.normal(next(keys), z.shape, z.dtype)
-    dtype = jnp.dtype(model.config.dtype)
+    dtype = jnp.dtype(model.execution.dtype)
     noised = jnp.concatenate([SCHEDULE.add_noise(z, eps, t), condition], axis=-1).astype(dtype)
     v = model(noised, data.text[pick].astype(dtype), t.astype(jnp.float32))
     return masked_v_loss(v, SCHEDULE.velocity(z, eps, t), mask if options.masked else None)

@@ -77,15 +77,12 @@ def _text(settings: Settings, units: list[Unit]) -> Float[np.ndarray, "N L D"]:
     """Embeddings of the empty text and of each unit's prompt."""
     texts = ["", *(trajectories.parse_view(unit.view).prompt(settings.caption, settings.mode) for unit in units)]
     length = i2v.describe_transformer(weights.folder(settings, "transformer")).config.max_text_seq_length
-    return i2v.embed_prompts(weights.folder(settings, "text_encoder"), texts, length)
+    return i2v.embed_prompts(weights.folder(settings, "text_encoder"), texts, length, choice=settings.execution)
 
 
 def _conditions(settings: Settings, folder: Path, units: list[Unit]) -> list[np.ndarray]:
     """Each unit's first frame, encoded."""
-    vae = i2v.load_vae(
-        weights.folder(settings, "vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width)
-    )
-    sampler = _sampler(settings, i2v.describe_transformer(weights.folder(settings, "transformer")), vae)
+    vae, sampler = _coder(settings)
     images = [pictures.read(folder / view_file(unit.view, "first_frame.png"))[None] for unit in units]
     return [
         np.asarray(sampler.condition(vae.state, image, key=named_key(settings.seed, "generate", unit.view)))
@@ -100,7 +97,9 @@ def _sample(
     transformer, tuned = _tuned(settings, folder)
     # Zeros change nothing: the untuned model.
     fresh = None if all(ADAPTERS in unit.inputs for unit in units) else jax.tree.map(jnp.zeros_like, tuned)
-    sampler = _sampler(settings, transformer, i2v.describe_vae(weights.folder(settings, "vae")))
+    sampler = _sampler(
+        settings, transformer, i2v.describe_vae(weights.folder(settings, "vae"), choice=settings.execution)
+    )
     done = (len(work.todo) - len(units)) * settings.sample.steps
     with progress(len(work.todo) * settings.sample.steps, "generate", initial=done) as bar:
         for unit, prompt, condition in zip(units, text[1:], conditions, strict=True):
@@ -121,8 +120,8 @@ def _sample(
             if not np.isfinite(found).all():
                 raise NotFiniteError(
                     f"generate: the latents of {unit.name} are not finite: lower config.finetune.learning_rate, leave "
-                    "out config.loras, or convert the weights with --dtype float32 (they are computed in "
-                    f"{transformer.config.dtype})"
+                    "out config.loras, or set config.execution.dtype=float32 (it is "
+                    f"{transformer.execution.dtype})"
                 )
             files.atomic_savez(_latents(work, unit), latents=found)
             work.finish_part(unit)
@@ -130,10 +129,7 @@ def _sample(
 
 def _decode(settings: Settings, folder: Path, work: Work) -> None:
     """Writes each unit's frames."""
-    vae = i2v.load_vae(
-        weights.folder(settings, "vae"), tiles=settings.vae_tiles, size=(settings.height, settings.width)
-    )
-    sampler = _sampler(settings, i2v.describe_transformer(weights.folder(settings, "transformer")), vae)
+    vae, sampler = _coder(settings)
     fps = float(files.load_npz(folder / "input/frames.npz")["fps"])
     for unit in progress(work.todo, "generate: decode", unit="video"):
         latents = files.load_npz(_latents(work, unit))["latents"]
@@ -142,6 +138,14 @@ def _decode(settings: Settings, folder: Path, work: Work) -> None:
         if len(unit.outputs) > 1:
             video.write_video(folder / unit.outputs[1], frames, fps)
         work.finish(unit)
+
+
+def _coder(settings: Settings) -> tuple[i2v.Network, Sampler]:
+    """The autoencoder, and a sampler that codes by it."""
+    size, choice = (settings.height, settings.width), settings.execution
+    vae = i2v.load_vae(weights.folder(settings, "vae"), tiles=settings.vae_tiles, size=size, choice=choice)
+    transformer = i2v.describe_transformer(weights.folder(settings, "transformer"), choice=choice)
+    return vae, _sampler(settings, transformer, vae)
 
 
 def _sampler(settings: Settings, transformer: i2v.Network, vae: i2v.Network) -> Sampler:
@@ -163,7 +167,7 @@ def _tuned(settings: Settings, folder: Path) -> tuple[i2v.Network, nnx.State]:
         joined = lora_file.combine([*own, *parts])
         rank, alpha = joined.rank, joined.alpha
         lora = lora_file.to_state(joined, dataclasses.replace(config, lora_rank=rank, lora_alpha=alpha))
-    return i2v.load_transformer(where, lora_rank=rank, lora_alpha=alpha), lora
+    return i2v.load_transformer(where, lora_rank=rank, lora_alpha=alpha, choice=settings.execution), lora
 
 
 SMALLER = ("mesh", "vae_tiles", "base_dtype", "num_frames", "height", "width")

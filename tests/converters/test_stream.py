@@ -59,7 +59,7 @@ def test_plain_orbax_reads_the_values(published, tmp_path, part):
     assert os.listdir(tmp_path / "out") == [part]
     assert sorted(os.listdir(folder)) == ["config.json", "manifest.json", "params"]
     config = checkpoints.load_config(folder, type(networks_config(part)))
-    assert (config.dtype, config.param_dtype) == ("float32", "float32")
+    assert config.param_dtype == "float32"
     files = {file.name for file in (source / part).iterdir() if file.suffix == ".safetensors"}
     manifest = json.loads((folder / "manifest.json").read_text())
     assert {entry["file"] for entry in manifest["sources"]} == files

@@ -14,14 +14,15 @@ from reangle_jax.models.cogvideox.vae import VAE, in_chunks
 from reangle_jax.models.cogvideox.vae_blocks import ResidualBlocks, SpatialNorm
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.cogvideox.vae_tiling import for_decoding, for_encoding, in_tiles
+from reangle_jax.nn.execution import Execution
 
 # The published structure at the smallest width, for shapes; and two resolutions only, for what has to be compiled.
 WHOLE = VAEConfig(block_out_channels=(4, 4, 8, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4)
 SMALL = dataclasses.replace(WHOLE, block_out_channels=(4, 8), temporal_compression_ratio=2)
 
 
-def build(config=SMALL):
-    model = checkpoints.abstract(lambda: VAE(config, rngs=nnx.Rngs(0)))
+def build(config=SMALL, execution=None):
+    model = checkpoints.abstract(lambda: VAE(config, execution=execution, rngs=nnx.Rngs(0)))
     fill_randomly(model)
     return nnx.split(model)
 
@@ -105,7 +106,7 @@ def test_remat_keeps_output_and_gradient(rng):
     for remat in (False, True):
         blocks = checkpoints.abstract(
             lambda remat=remat: ResidualBlocks(
-                4, 8, 1, dataclasses.replace(SMALL, remat=remat), norm=SpatialNorm, rngs=nnx.Rngs(0)
+                4, 8, 1, SMALL, Execution(remat=remat), norm=SpatialNorm, rngs=nnx.Rngs(0)
             )
         )
         fill_randomly(blocks)
@@ -152,8 +153,8 @@ def test_scaling():
     np.testing.assert_allclose(vae.scale_latents(z), 0.7)
 
 
-def test_computes_in_the_configs_dtype(rng):
-    graphdef, state = build(dataclasses.replace(SMALL, dtype="bfloat16"))
+def test_computes_in_the_dtype_asked_for(rng):
+    graphdef, state = build(execution=Execution(dtype="bfloat16"))
     reference = build()
     video = clip(rng, 3)
     mean, logvar = encode(graphdef, state, video)

@@ -18,6 +18,7 @@ from reangle_jax.models.depth_anything import (
     preprocess,
 )
 from reangle_jax.models.depth_anything import video as video_module
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.vit import VisionTransformer, ViTConfig, interpolate_positions
 from tests.manifests import manifest, table_faults
 
@@ -148,7 +149,7 @@ def test_metric_depth_stays_below_its_limit(rng):
 
 
 def test_bfloat16_computes_near_float32(model, rng):
-    half = DepthAnything(dataclasses.replace(SMALL, dtype="bfloat16"), rngs=nnx.Rngs(0))
+    half = DepthAnything(SMALL, execution=Execution(dtype="bfloat16"), rngs=nnx.Rngs(0))
     nnx.update(half, nnx.state(model))
     images = jnp.asarray(rng.normal(size=(1, 28, 28, 3)), jnp.float32)
     assert nnx.eval_shape(lambda net, x: net(x), half.backbone, images).dtype == jnp.bfloat16
@@ -157,7 +158,7 @@ def test_bfloat16_computes_near_float32(model, rng):
 
 
 def test_every_parameter_matters(rng):
-    graphdef, state = nnx.split(DepthAnything(dataclasses.replace(SMALL, remat=True), rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(DepthAnything(SMALL, execution=Execution(remat=True), rngs=nnx.Rngs(0)))
     images = jnp.asarray(rng.normal(size=(1, 28, 28, 3)), jnp.float32)
 
     def mean(state):

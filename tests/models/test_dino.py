@@ -12,16 +12,17 @@ from converters.tables import dino as tables
 from converters.tables import featup as featup_tables
 from reangle_jax.checkpoints import abstract, fill, load_config, load_into, parameter_paths, save_model
 from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, JBUStage, VisionTransformer, normalise
+from reangle_jax.nn.execution import Execution
 from tests.manifests import manifest, table_faults
 
 SMALL = FeatUpConfig(width=16, depth=2, heads=2, native_grid=2, patch_size=4, key_width=4, radius=1, stages=2)
 apply = jax.jit(lambda model, *inputs: model(*inputs))  # op by op, each would be compiled on its own
 
 
-def build(config, seed=0):
+def build(config=SMALL, seed=0, execution=None):
     """Random weights without compiling their drawing; biases too, so that none is 0."""
     rng = np.random.default_rng(seed)
-    model = abstract(lambda: FeatUp(config, rngs=nnx.Rngs(0)))
+    model = abstract(lambda: FeatUp(config, execution=execution, rngs=nnx.Rngs(0)))
     arrays = {}
     for path, variable in parameter_paths(model).items():
         centre = 1.0 if path.endswith(("scale", "sigma")) else 0.0
@@ -148,7 +149,7 @@ def test_guidance_is_the_image_unless_given(model, rng):
 
 
 def test_every_parameter_matters(rng):
-    graphdef, state = nnx.split(build(dataclasses.replace(SMALL, remat=True)))
+    graphdef, state = nnx.split(build(execution=Execution(remat=True)))
     images = images_of(rng, 1, 12, 20)
     weights = jnp.asarray(rng.normal(size=(1, 12, 20, 16)), jnp.float32)
     loss = jax.grad(lambda state: jnp.sum(nnx.merge(graphdef, state)(images) * weights))
@@ -158,7 +159,7 @@ def test_every_parameter_matters(rng):
 
 
 def test_bfloat16_computes_near_float32(model, rng):
-    half = build(dataclasses.replace(SMALL, dtype="bfloat16"))
+    half = build(execution=Execution(dtype="bfloat16"))
     images = images_of(rng, 1, 12, 20)
     got = apply(half, images)
     assert got.dtype == jnp.bfloat16

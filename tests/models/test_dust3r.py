@@ -12,6 +12,7 @@ from converters.tables import dust3r as tables
 from reangle_jax.checkpoints import abstract, fill, load_config, load_into, parameter_paths, save_model
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, input_size, preprocess
 from reangle_jax.models.dust3r.heads import pixel_shuffle, to_points
+from reangle_jax.nn.execution import Execution
 from tests.manifests import manifest, table_faults
 
 PUBLISHED = {
@@ -36,10 +37,10 @@ encode = jax.jit(lambda model, images: model.encode(images))
 decode = jax.jit(lambda model, *tokens: model.decode(*tokens))
 
 
-def build(config, seed=0):
+def build(config, execution=None, seed=0):
     """Random weights without compiling their drawing; biases too, so that none is 0."""
     rng = np.random.default_rng(seed)
-    model = abstract(lambda: Dust3r(config, rngs=nnx.Rngs(0)))
+    model = abstract(lambda: Dust3r(config, execution=execution, rngs=nnx.Rngs(0)))
     arrays = {}
     for path, variable in parameter_paths(model).items():
         stacked = path.startswith(("encoder.", "decoder."))
@@ -118,8 +119,7 @@ def test_images_of_two_sizes(model, rng):
 
 @pytest.mark.parametrize("config", [SMALL, DENSE], ids=["linear", "mast3r"])
 def test_every_parameter_matters_and_slopes_are_finite(config, rng):
-    config = dataclasses.replace(config, remat=True)
-    graphdef, state = nnx.split(build(config))
+    graphdef, state = nnx.split(build(config, Execution(remat=True)))
     size = (24, 40) if config.patch_size == 8 else (48, 80)
     first, second = images_of(rng, 2, 1, *size)
     weights = jnp.asarray(rng.normal(size=size), jnp.float32)

@@ -1,7 +1,5 @@
 """LPIPS without torch: taps, sizes, what a distance must be, derivatives."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +11,7 @@ from reangle_jax.errors import TooSmallError
 from reangle_jax.models.lpips import Lpips, LpipsConfig
 from reangle_jax.models.lpips import model as lpips
 from reangle_jax.models.lpips.config import Pooling
+from reangle_jax.nn.execution import Execution
 from tests.networks import fill_randomly
 
 BACKBONES = ("alex", "vgg", "squeeze")
@@ -31,8 +30,8 @@ PARAMETERS = {
 apply = jax.jit(lambda model, *inputs: model(*inputs))
 
 
-def build(config, seed=0):
-    model = abstract(lambda: Lpips(config, rngs=nnx.Rngs(0)))
+def build(config, execution=None, seed=0):
+    model = abstract(lambda: Lpips(config, execution=execution, rngs=nnx.Rngs(0)))
     fill_randomly(model, seed)
     for path, variable in parameter_paths(model).items():
         if path.startswith("heads."):
@@ -134,7 +133,7 @@ def test_where_no_channel_responds_the_slope_is_finite():
 def test_bfloat16_computes_near_float32(rng):
     config = LpipsConfig.small("vgg")
     images, others = images_of(rng, 2, 32, 40), images_of(rng, 2, 32, 40)
-    got = apply(build(dataclasses.replace(config, dtype="bfloat16")), images, others)
+    got = apply(build(config, Execution(dtype="bfloat16")), images, others)
     assert got.dtype == jnp.float32
     # Eight bits of mantissa through thirteen layers.
     np.testing.assert_allclose(got, apply(build(config), images, others), rtol=0.1)

@@ -19,6 +19,7 @@ from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, VisionTran
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from reangle_jax.models.lpips import Lpips, LpipsConfig
 from reangle_jax.models.text.t5 import T5Encoder
+from reangle_jax.nn.execution import Execution
 from reangle_jax.scoring.met3r import Met3r
 from tests import jaxprs
 from tests.networks import DEPTH_SMALL, TEXT_SMALL, TRANSFORMER_SMALL, VAE_SMALL
@@ -44,7 +45,7 @@ NETWORKS = {
     "decoder": (lambda r: VAE(VAE_SMALL, rngs=r), (LATENTS,), "decode"),
 } | {
     f"transformer {impl}": (
-        lambda r, impl=impl: Transformer(dataclasses.replace(TRANSFORMER_SMALL, attention_impl=impl), rngs=r),
+        lambda r, impl=impl: Transformer(TRANSFORMER_SMALL, execution=Execution(impl, remat=True), rngs=r),
         DIFFUSION,
         None,
     )

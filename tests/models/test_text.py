@@ -21,6 +21,7 @@ from reangle_jax.models.text.tokenizers import (
     for_encoder,
     warn_of_cuts,
 )
+from reangle_jax.nn.execution import Execution
 
 SMALL = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)
 
@@ -99,8 +100,8 @@ def test_each_block_has_its_own_initial_values_and_gradients_reach_all(small):
 
 
 def test_remat_and_attention_kernel_change_nothing(small):
-    config = dataclasses.replace(SMALL, remat=True, attention_impl="xla")
-    other = abstract(lambda: T5Encoder(config, rngs=nnx.Rngs(0)))
+    execution = Execution("xla", remat=True)
+    other = abstract(lambda: T5Encoder(SMALL, execution=execution, rngs=nnx.Rngs(0)))
     fill(other, {path: variable[...] for path, variable in parameter_paths(small).items()})
     # Values are of order 1; the two kernels sum in another order.
     np.testing.assert_allclose(encode(other, IDS), encode(small, IDS), atol=2e-6)
@@ -114,9 +115,7 @@ def test_it_is_saved_and_loaded(tmp_path, small):
     np.testing.assert_array_equal(encode(loaded, IDS), encode(small, IDS))
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("relative_buckets", 30), ("relative_max_distance", 8), ("attention_impl", "x")]
-)
+@pytest.mark.parametrize(("field", "value"), [("relative_buckets", 30), ("relative_max_distance", 8)])
 def test_impossible_configs_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         dataclasses.replace(SMALL, **{field: value})

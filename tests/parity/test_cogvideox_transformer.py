@@ -53,7 +53,6 @@ CASES = {
     "sincos": (SINCOS, 13, 8, 12),
     "sincos_other_shape": (SINCOS, 2, 6, 10),
     "v1_5": (V1_5, 4, 8, 6),
-    "mapped_remat": (dataclasses.replace(T2V, attention_impl="mapped", remat=True), 2, 8, 12),
     "tiny": (dataclasses.replace(TransformerConfig.tiny(), num_layers=1), 5, 16, 24),
 }
 

@@ -82,7 +82,7 @@ def test_saved_from_a_mesh_loaded_without_one(model, folders, tmp_path):
 
 @pytest.mark.parametrize("form", ["orbax", "safetensors"])
 def test_loaded_in_the_dtype_of_the_config(model, folders, form):
-    config = dataclasses.replace(CONFIG, dtype="bfloat16", param_dtype="bfloat16")
+    config = dataclasses.replace(CONFIG, param_dtype="bfloat16")
     loaded = checkpoints.load_into(abstract(config), folders / form, mesh=meshes.make_mesh("u:2"))
     for path, variable in checkpoints.parameter_paths(loaded).items():
         expected = checkpoints.parameter_paths(model)[path][...]

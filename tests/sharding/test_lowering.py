@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from reangle_jax import learning
 from reangle_jax import mesh as meshes
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.backbones.cogvideox.sampling import Sampler
@@ -16,6 +17,7 @@ from reangle_jax.diffusion.samplers import init_state
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.nn.attention import compiling_for
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.splash import padded_length
 from reangle_jax.stages import finetune, generate
 from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, TRANSFORMER_SMALL, VAE_SMALL, WIDTH
@@ -40,13 +42,20 @@ def abstract(tree, mesh):
 
 def networks(mesh, impl):
     config = dataclasses.replace(
-        TRANSFORMER_SMALL, num_attention_heads=HEADS, attention_head_dim=64, attention_impl=impl, remat=True,
-        dtype="bfloat16", param_dtype="bfloat16", lora_rank=8, lora_alpha=8.0,
+        TRANSFORMER_SMALL, num_attention_heads=HEADS, attention_head_dim=64, param_dtype="bfloat16",
+        lora_rank=8, lora_alpha=8.0,
     )  # fmt: skip
-    transformer = nnx.split(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))), nnx.LoRAParam, ...)
-    vae = nnx.split(nnx.eval_shape(lambda: VAE(VAE_SMALL, rngs=nnx.Rngs(0))))
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    assert model.execution == Execution(impl, remat=True, dtype="bfloat16")  # as this platform does it best
+    transformer = nnx.split(model, nnx.LoRAParam, ...)
+    coder = nnx.eval_shape(lambda: VAE(VAE_SMALL, rngs=nnx.Rngs(0)))
+    vae = nnx.split(coder)
     lora, base, vae_state = (abstract(state, mesh) for state in (*transformer[1:], vae[1]))
-    return i2v.Network(config, transformer[0], base), i2v.Network(VAE_SMALL, vae[0], vae_state), lora
+    return (
+        i2v.Network(config, model.execution, transformer[0], base),
+        i2v.Network(VAE_SMALL, coder.execution, vae[0], vae_state),
+        lora,
+    )
 
 
 def finetuning_step(mesh, impl):
@@ -60,9 +69,9 @@ def finetuning_step(mesh, impl):
         text=jax.ShapeDtypeStruct((VIDEOS, TEXT_LENGTH, 16), jnp.float32),
         first=jax.ShapeDtypeStruct((VIDEOS, HEIGHT, WIDTH, 3), jnp.uint8),
     )
-    moments = abstract(jax.eval_shape(optimiser.init, lora), mesh)
+    state = abstract(jax.eval_shape(lambda lora: learning.init(lora, optimiser), lora), mesh)
     step = finetune.make_step(transformer, vae, options, optimiser)
-    return step.trace(lora, moments, transformer.state, vae.state, data, jax.eval_shape(jax.random.key, 0))
+    return step.trace(state, transformer.state, vae.state, data, jax.eval_shape(jax.random.key, 0))
 
 
 def sampling_step(mesh, impl):

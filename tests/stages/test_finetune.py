@@ -12,6 +12,7 @@ from reangle_jax import learning
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.config import Finetune
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.nn.execution import Execution
 from reangle_jax.stages import finetune
 from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH
 
@@ -139,6 +140,7 @@ class Recorder:
     """Stands for a transformer whose tokens span two latent frames: keeps what it is given, predicts zero."""
 
     config = TransformerConfig.cogvideox1_5_5b_i2v()
+    execution = Execution(dtype="bfloat16")
 
     def __call__(self, noised, text, t):
         self.noised = noised

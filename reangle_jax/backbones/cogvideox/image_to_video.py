@@ -18,7 +18,8 @@ from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.text import tokenizers
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
-from reangle_jax.nn.attention import PLATFORMS
+from reangle_jax.nn.choices import AUTO, Choice
+from reangle_jax.nn.execution import Execution
 
 # Rows and columns of a tile, and the most pixels that "auto" codes whole: the published models' native size.
 TILE_SAMPLE = (240, 360)
@@ -29,31 +30,48 @@ class Network(NamedTuple):
     """A network split for jax.jit: ``nnx.merge(graphdef, *states)`` gives the module back inside a traced function."""
 
     config: Any
+    execution: Execution
     graphdef: nnx.GraphDef
     state: nnx.State
 
 
-def describe_vae(folder: Path, *, tiles: str = "off", size: tuple[int, int] | None = None) -> Network:
+def describe_vae(
+    folder: Path,
+    *,
+    tiles: str = "off",
+    size: tuple[int, int] | None = None,
+    choice: Choice = AUTO,
+) -> Network:
     """:func:`load_vae` without its parameters: shapes stand in their place."""
     config = checkpoints.load_config(folder, VAEConfig)
     if in_tiles(tiles, size):
         config = config.tiled(TILE_SAMPLE)
-    return Network(config, *nnx.split(checkpoints.abstract(lambda: VAE(config, rngs=nnx.Rngs(0)))))
+    execution = Execution.in_type(config.param_dtype, choice)
+    model = checkpoints.abstract(lambda: VAE(config, execution=execution, rngs=nnx.Rngs(0)))
+    return Network(config, execution, *nnx.split(model))
 
 
-def load_vae(folder: Path, *, tiles: str = "off", size: tuple[int, int] | None = None) -> Network:
+def load_vae(
+    folder: Path,
+    *,
+    tiles: str = "off",
+    size: tuple[int, int] | None = None,
+    choice: Choice = AUTO,
+) -> Network:
     """The autoencoder of a weights folder.
 
     Args:
         folder: the autoencoder's.
         tiles: see :func:`in_tiles`.
         size: height and width of the frames, for ``auto``.
+        choice: how it is computed.
 
     Raises:
         InputError: the folder is missing or damaged, or holds another model.
     """
-    config, graphdef, state = describe_vae(folder, tiles=tiles, size=size)
-    return Network(config, *nnx.split(checkpoints.load_into(nnx.merge(graphdef, state), folder)))
+    vae = describe_vae(folder, tiles=tiles, size=size, choice=choice)
+    model = checkpoints.load_into(nnx.merge(vae.graphdef, vae.state), folder)
+    return Network(vae.config, vae.execution, *nnx.split(model))
 
 
 def in_tiles(tiles: str, size: tuple[int, int] | None) -> bool:
@@ -66,49 +84,44 @@ def in_tiles(tiles: str, size: tuple[int, int] | None) -> bool:
     return tiles == "on" or (tiles == "auto" and size is not None and size[0] * size[1] > WHOLE_PIXELS)
 
 
-def describe_transformer(folder: Path, *, lora_rank: int = 0, lora_alpha: float = 0.0) -> Network:
+def describe_transformer(
+    folder: Path, *, lora_rank: int = 0, lora_alpha: float = 0.0, choice: Choice = AUTO
+) -> Network:
     """:func:`load_transformer` without its parameters: shapes stand in their place.
 
     Raises:
-        InputError: the folder is missing, or its config.json damaged or another model's.
+        InputError: the folder is missing, its config.json damaged or another model's, or the choice impossible here.
     """
     config = checkpoints.load_config(folder, TransformerConfig)
-    impl = attention_for_device(config)
-    config = dataclasses.replace(config, lora_rank=lora_rank, lora_alpha=lora_alpha, attention_impl=impl)
-    graphdef, _, base = nnx.split(_abstract(config), nnx.LoRAParam, ...)
-    return Network(config, graphdef, base)
+    config = dataclasses.replace(config, lora_rank=lora_rank, lora_alpha=lora_alpha)
+    execution = Execution.chosen(config.param_dtype, choice)
+    graphdef, _, base = nnx.split(_abstract(config, execution), nnx.LoRAParam, ...)
+    return Network(config, execution, graphdef, base)
 
 
-def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float) -> Network:
+def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float, choice: Choice = AUTO) -> Network:
     """The transformer of a weights folder with room for adapters; its state is the frozen base alone.
 
     Merge it as ``nnx.merge(graphdef, lora, state)``, where ``lora`` is as :func:`init_lora` makes it.
 
     Raises:
-        InputError: the folder is missing or damaged, or holds another model.
+        InputError: the folder is missing or damaged, or holds another model; the choice is impossible here.
     """
-    config = describe_transformer(folder, lora_rank=lora_rank, lora_alpha=lora_alpha).config
-    graphdef, _, base = nnx.split(checkpoints.load_into(_abstract(config), folder), nnx.LoRAParam, ...)
-    return Network(config, graphdef, base)
+    found = describe_transformer(folder, lora_rank=lora_rank, lora_alpha=lora_alpha, choice=choice)
+    model = checkpoints.load_into(_abstract(found.config, found.execution), folder)
+    graphdef, _, base = nnx.split(model, nnx.LoRAParam, ...)
+    return Network(found.config, found.execution, graphdef, base)
 
 
-def _abstract(config: TransformerConfig) -> Transformer:
-    return checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+def _abstract(config: TransformerConfig, execution: Execution) -> Transformer:
+    return checkpoints.abstract(lambda: Transformer(config, execution=execution, rngs=nnx.Rngs(0)))
 
 
 def encoder_alone(vae: Network) -> Network:
     """An autoencoder that encodes only: its decoder's parameters are dropped."""
     model = nnx.merge(vae.graphdef, vae.state)
     del model.decoder
-    return Network(vae.config, *nnx.split(model))
-
-
-def attention_for_device(config: TransformerConfig) -> str:
-    """The attention to use here: the platform's fused kernel where the dtype allows it; on a CPU the config's own."""
-    kernels = {platform: impl for impl, platform in PLATFORMS.items()}
-    if jax.default_backend() not in kernels:
-        return config.attention_impl
-    return kernels[jax.default_backend()] if jnp.dtype(config.dtype).itemsize == 2 else "mapped"
+    return Network(vae.config, vae.execution, *nnx.split(model))
 
 
 def init_lora(config: TransformerConfig, *, key: Array) -> nnx.State:
@@ -122,7 +135,9 @@ def init_lora(config: TransformerConfig, *, key: Array) -> nnx.State:
     return init(key)
 
 
-def embed_prompts(folder: Path, prompts: Sequence[str], length: int) -> Float[np.ndarray, "N L D"]:
+def embed_prompts(
+    folder: Path, prompts: Sequence[str], length: int, *, choice: Choice = AUTO
+) -> Float[np.ndarray, "N L D"]:
     """Text embeddings of prompts, float32 on the host; equal prompts are encoded once.
 
     The text encoder is loaded, used and dropped here: it is as large as the transformer and needed only once.
@@ -133,7 +148,10 @@ def embed_prompts(folder: Path, prompts: Sequence[str], length: int) -> Float[np
     config = checkpoints.load_config(folder, T5Config)
     tokenizer = tokenizers.for_encoder(folder, config.vocab_size)
     tokenizers.warn_of_cuts(tokenizer, prompts, length)
-    model = checkpoints.load_into(checkpoints.abstract(lambda: T5Encoder(config, rngs=nnx.Rngs(0))), folder)
+    execution = Execution.in_type(config.param_dtype, choice)
+    model = checkpoints.load_into(
+        checkpoints.abstract(lambda: T5Encoder(config, execution=execution, rngs=nnx.Rngs(0))), folder
+    )
     graphdef, state = nnx.split(model)
     encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids).astype(jnp.float32))
     known: dict[str, np.ndarray] = {}

@@ -22,6 +22,7 @@ from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.heads import to_halves, to_pairs
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.nn.products import einsum
 
 _LAYERS = "blocks.layers.attn"
 FILE = "lora.safetensors"
@@ -63,12 +64,12 @@ def merge_lora(model: Transformer) -> Transformer:
     arrays = {path: value[...] for path, value in checkpoints.parameter_paths(model).items()}
     for name in TARGETS:
         path = f"{_LAYERS}.{name}"
-        change = jnp.einsum("lir,lro->lio", arrays.pop(f"{path}.lora_a"), arrays.pop(f"{path}.lora_b")) * lora.scale
+        change = einsum("lir,lro->lio", arrays.pop(f"{path}.lora_a"), arrays.pop(f"{path}.lora_b")) * lora.scale
         kernel = arrays[f"{path}.kernel"]
         # Added in float32, rounded once.
         arrays[f"{path}.kernel"] = (kernel.astype(jnp.float32) + change.astype(jnp.float32)).astype(kernel.dtype)
     config = dataclasses.replace(model.config, lora_rank=0, lora_alpha=0.0)
-    merged = checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    merged = checkpoints.abstract(lambda: Transformer(config, execution=model.execution, rngs=nnx.Rngs(0)))
     checkpoints.fill(merged, arrays)
     return merged
 

@@ -81,14 +81,14 @@ class Sampler:
         scales = guidance.guidance_scales(schedule.timesteps(steps), steps, guidance_scale, dynamic_guidance)
         denoise = guidance.guided(predictor(transformer.graphdef), scales if self.guided else None)
         self._step = samplers.make_step(denoise, sampler=sampler, steps=steps, schedule=schedule)
-        self._config, self._vae_config = transformer.config, vae.config
+        self._dtype, self._vae_config = transformer.execution.dtype, vae.config
         count, extra = latent_frames(transformer.config, vae.config, num_frames)
         self._latent_frames = count
 
         @jax.jit
         def condition(state: Any, image: Array, key: Array) -> Array:
             model = nnx.merge(vae.graphdef, state)
-            return image_condition(model, to_unit(image), count, key=key).astype(transformer.config.dtype)
+            return image_condition(model, to_unit(image), count, key=key).astype(transformer.execution.dtype)
 
         @jax.jit
         def decode(state: Any, latents: Array) -> Array:
@@ -107,7 +107,7 @@ class Sampler:
         batch, height, width = size
         ratio, channels = self._vae_config.spatial_compression_ratio, self._vae_config.latent_channels
         shape = (batch, self._latent_frames, height // ratio, width // ratio, channels)
-        return jax.random.normal(jax.random.split(key)[0], shape, jnp.float32).astype(self._config.dtype)
+        return jax.random.normal(jax.random.split(key)[0], shape, jnp.float32).astype(self._dtype)
 
     def condition(
         self, vae_state: Any, image: UInt8[Array | np.ndarray, "B H W 3"], *, key: Array

@@ -15,6 +15,7 @@ from reangle_jax.models.cogvideox.positions import rope_table, sincos_table
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.nn.attention import attention
 from reangle_jax.nn.embeddings import rotate_halves, timestep_embedding
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear, LoRAConfig
 from reangle_jax.nn.norms import LayerNorm
 from reangle_jax.nn.stack import Stack
@@ -27,9 +28,7 @@ OFS = 2.0
 Rope = tuple[Float[Array, "S half"], Float[Array, "S half"]]
 
 
-def _linear(config: TransformerConfig, rngs: nnx.Rngs) -> Callable[..., Linear]:
-    dtype, param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
-
+def _linear(config: TransformerConfig, execution: Execution, rngs: nnx.Rngs) -> Callable[..., Linear]:
     def build(
         in_features: int,
         out_features: int,
@@ -43,8 +42,7 @@ def _linear(config: TransformerConfig, rngs: nnx.Rngs) -> Callable[..., Linear]:
             axes=axes,
             lora=lora,
             init_scale=init_scale,
-            dtype=dtype,
-            param_dtype=param_dtype,
+            **execution.dtypes(config.param_dtype),
             rngs=rngs,
         )
 
@@ -77,8 +75,8 @@ def unpatchify(
 class PatchEmbed(nnx.Module):
     """Tokens of text and video, with their positions added where the model has a table."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        linear = _linear(config, rngs)
+    def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
+        linear = _linear(config, execution, rngs)
         patch_volume = config.patch_size**2 * (config.patch_size_t or 1)
         self.proj = linear(config.in_channels * patch_volume, config.inner_dim, (None, "embed"))
         self.text_proj = linear(config.text_embed_dim, config.inner_dim, (None, "embed"))
@@ -136,8 +134,10 @@ class PatchEmbed(nnx.Module):
 class TimestepMLP(nnx.Module):
     """Two linear layers over the sinusoidal embedding of a time."""
 
-    def __init__(self, features: int, out_features: int, config: TransformerConfig, *, rngs: nnx.Rngs):
-        linear = _linear(config, rngs)
+    def __init__(
+        self, features: int, out_features: int, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs
+    ):
+        linear = _linear(config, execution, rngs)
         self.linear_1 = linear(features, out_features, (None, None))
         self.linear_2 = linear(out_features, out_features, (None, None))
         self.features = features
@@ -150,12 +150,12 @@ class TimestepMLP(nnx.Module):
 class JointNorm(nnx.Module):
     """Layer norm with one affine form, then scale and shift by the time, apart for text and video."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
         width = config.inner_dim
         axes = (None, "modulation")
-        self.linear = _linear(config, rngs)(config.time_embed_dim, 6 * width, axes, init_scale=SMALL_INIT)
+        self.linear = _linear(config, execution, rngs)(config.time_embed_dim, 6 * width, axes, init_scale=SMALL_INIT)
         self.norm = _layer_norm(width, config.norm_eps, config)
-        self.dtype = jnp.dtype(config.dtype)
+        self.dtype = jnp.dtype(execution.dtype)
 
     def __call__(
         self, x: Float[Array, "B S inner"], time: Float[Array, "B time"], text_length: int
@@ -172,13 +172,14 @@ class JointNorm(nnx.Module):
 class JointAttention(nnx.Module):
     """Self-attention over text and video together."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        linear, width = _linear(config, rngs), config.inner_dim
+    def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
+        linear, width = _linear(config, execution, rngs), config.inner_dim
         self.to_q, self.to_k, self.to_v = (linear(width, width, ("embed", "heads"), config.lora) for _ in range(3))
         self.to_out = linear(width, width, ("heads", "embed"), config.lora)
         self.norm_q = _layer_norm(config.attention_head_dim, 1e-6, config)
         self.norm_k = _layer_norm(config.attention_head_dim, 1e-6, config)
         self.config = config
+        self.impl = execution.attention
 
     def __call__(self, x: Float[Array, "B S inner"], rope: Rope | None) -> Float[Array, "B S inner"]:
         """Mixes the tokens."""
@@ -188,15 +189,15 @@ class JointAttention(nnx.Module):
         v = self.to_v(x).reshape(heads)
         if rope is not None:
             q, k = rotate_halves(q, *rope), rotate_halves(k, *rope)
-        y = attention(q.astype(v.dtype), k.astype(v.dtype), v, impl=self.config.attention_impl)
+        y = attention(q.astype(v.dtype), k.astype(v.dtype), v, impl=self.impl)
         return self.to_out(y.reshape(x.shape))
 
 
 class FeedForward(nnx.Module):
     """Two linear layers with a GELU (tanh form) between."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        linear, width = _linear(config, rngs), config.inner_dim
+    def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
+        linear, width = _linear(config, execution, rngs), config.inner_dim
         self.up = linear(width, 4 * width, ("embed", "mlp"))
         self.down = linear(4 * width, width, ("mlp", "embed"))
 
@@ -208,11 +209,11 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Attention and feed-forward, each between a modulated norm and a gate."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.norm1 = JointNorm(config, rngs=rngs)
-        self.attn = JointAttention(config, rngs=rngs)
-        self.norm2 = JointNorm(config, rngs=rngs)
-        self.ff = FeedForward(config, rngs=rngs)
+    def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
+        self.norm1 = JointNorm(config, execution, rngs=rngs)
+        self.attn = JointAttention(config, execution, rngs=rngs)
+        self.norm2 = JointNorm(config, execution, rngs=rngs)
+        self.ff = FeedForward(config, execution, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B S inner"], time: Float[Array, "B time"], rope: Rope | None, text_length: int
@@ -227,8 +228,8 @@ class Block(nnx.Module):
 class Head(nnx.Module):
     """From the video tokens to patches of the prediction."""
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        linear, width = _linear(config, rngs), config.inner_dim
+    def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
+        linear, width = _linear(config, execution, rngs), config.inner_dim
         out_features = config.out_channels * config.patch_size**2 * (config.patch_size_t or 1)
         self.norm_final = _layer_norm(width, config.norm_eps, config)
         self.linear = linear(config.time_embed_dim, 2 * width, (None, None), init_scale=SMALL_INIT)
@@ -245,18 +246,23 @@ class Transformer(nnx.Module):
     """Predicts v from noised latents (with the image condition's beside them), text and times.
 
     Args:
-        config: sizes and arithmetic.
+        config: sizes.
+        execution: how it is computed; by default as this device does it best (`Execution.chosen`).
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-        self.patch_embed = PatchEmbed(config, rngs=rngs)
-        self.time_embedding = TimestepMLP(config.inner_dim, config.time_embed_dim, config, rngs=rngs)
+    def __init__(self, config: TransformerConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
+        execution = execution or Execution.chosen(config.param_dtype)
+        self.patch_embed = PatchEmbed(config, execution, rngs=rngs)
+        self.time_embedding = TimestepMLP(config.inner_dim, config.time_embed_dim, config, execution, rngs=rngs)
         ofs_dim = config.ofs_embed_dim
-        self.ofs_embedding = TimestepMLP(ofs_dim, ofs_dim, config, rngs=rngs) if ofs_dim else None
-        self.blocks = Stack(lambda layer: Block(config, rngs=layer), config.num_layers, remat=config.remat, rngs=rngs)
-        self.head = Head(config, rngs=rngs)
+        self.ofs_embedding = TimestepMLP(ofs_dim, ofs_dim, config, execution, rngs=rngs) if ofs_dim else None
+        self.blocks = Stack(
+            lambda layer: Block(config, execution, rngs=layer), config.num_layers, remat=execution.remat, rngs=rngs
+        )
+        self.head = Head(config, execution, rngs=rngs)
         self.config = config
+        self.execution = execution
 
     def embed_time(self, timesteps: Float[Array, " B"]) -> Float[Array, "B time"]:
         """The activated embedding of the times, which every block takes."""
@@ -284,7 +290,7 @@ class Transformer(nnx.Module):
             timesteps: one for each video, 0..999.
 
         Returns:
-            The prediction (v, for the published models), in the config's dtype.
+            The prediction (v, for the published models), in the dtype computed in.
 
         Raises:
             ValueError: sizes that the model cannot take.

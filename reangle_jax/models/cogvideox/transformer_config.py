@@ -2,13 +2,12 @@
 
 import dataclasses
 
-from reangle_jax.nn.attention import IMPLEMENTATIONS
 from reangle_jax.nn.linear import LoRAConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Everything that a transformer's shapes and arithmetic depend on; every field can be written as JSON.
+    """Everything that a transformer's shapes and numbers depend on; every field can be written as JSON.
 
     Attributes:
         num_layers: blocks.
@@ -33,9 +32,6 @@ class TransformerConfig:
         norm_eps: epsilon of the norms over the width; those over a head have 1e-6.
         lora_rank: rank of the adapters on to_q, to_k, to_v, to_out; 0 for none.
         lora_alpha: their strength: they add ``alpha / rank`` times the low-rank product.
-        attention_impl: see :func:`reangle_jax.nn.attention.attention`.
-        remat: recompute each block in the backward pass.
-        dtype: what is computed in.
         param_dtype: what the base's parameters are stored in; adapters are float32.
     """
 
@@ -61,9 +57,6 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     lora_rank: int = 0
     lora_alpha: float = 0.0
-    attention_impl: str = "plain"
-    remat: bool = False
-    dtype: str = "float32"
     param_dtype: str = "float32"
 
     def __post_init__(self):
@@ -75,8 +68,6 @@ class TransformerConfig:
             raise ValueError("a learned position table without rope exists in no published model")
         if self.lora_rank < 0 or (self.lora_rank > 0 and self.lora_alpha <= 0):
             raise ValueError(f"lora_rank {self.lora_rank} needs lora_alpha > 0, not {self.lora_alpha}")
-        if self.attention_impl not in IMPLEMENTATIONS:
-            raise ValueError(f"attention_impl {self.attention_impl!r} is not one of {', '.join(IMPLEMENTATIONS)}")
 
     @property
     def inner_dim(self) -> int:
@@ -108,9 +99,6 @@ class TransformerConfig:
             "sample_frames": 49,
             "sample_height": 60,
             "sample_width": 90,
-            "attention_impl": "mapped",  # where there is no fused kernel: all heads' logits at once would be 60 GB
-            "remat": True,
-            "dtype": "bfloat16",
             "param_dtype": "bfloat16",
         }
         return cls(**{**common, **fields})
@@ -160,6 +148,4 @@ class TransformerConfig:
             sample_height=16,
             sample_width=24,
             use_learned=True,
-            attention_impl="mapped",
-            remat=True,  # on CPUs it saves time too: memory is slower than computing the activations again
         )

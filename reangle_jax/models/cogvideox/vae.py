@@ -22,27 +22,28 @@ from reangle_jax.models.cogvideox.vae_blocks import (
 )
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.cogvideox.vae_tiling import for_decoding, for_encoding, in_tiles
+from reangle_jax.nn.execution import Execution
 
 
 class Encoder(nnx.Module):
     """Frames to the mean and log variance of latents."""
 
-    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VAEConfig, execution: Execution, *, rngs: nnx.Rngs):
         widths = (config.block_out_channels[0], *config.block_out_channels)
         last = len(config.block_out_channels) - 1
-        self.conv_in = CausalConv3D(config.in_channels, widths[0], config, rngs=rngs)
+        self.conv_in = CausalConv3D(config.in_channels, widths[0], config, execution, rngs=rngs)
         levels, downs = [], []
         for i in range(last + 1):
             depth = config.layers_per_block
-            levels.append(ResidualBlocks(widths[i], widths[i + 1], depth, config, norm=Norm, rngs=rngs))
+            levels.append(ResidualBlocks(widths[i], widths[i + 1], depth, config, execution, norm=Norm, rngs=rngs))
             if i < last:
                 compress_time = 2**i < config.temporal_compression_ratio
-                downs.append(Downsample(widths[i + 1], config, compress_time=compress_time, rngs=rngs))
+                downs.append(Downsample(widths[i + 1], config, execution, compress_time=compress_time, rngs=rngs))
         self.levels = nnx.List(levels)
         self.downs = nnx.List(downs)
-        self.mid = ResidualBlocks(widths[-1], widths[-1], 2, config, norm=Norm, rngs=rngs)
-        self.norm_out = Norm(widths[-1], config, rngs=rngs)
-        self.conv_out = CausalConv3D(widths[-1], 2 * config.latent_channels, config, rngs=rngs)
+        self.mid = ResidualBlocks(widths[-1], widths[-1], 2, config, execution, norm=Norm, rngs=rngs)
+        self.norm_out = Norm(widths[-1], config, execution, rngs=rngs)
+        self.conv_out = CausalConv3D(widths[-1], 2 * config.latent_channels, config, execution, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B T H W 3"], past: Past) -> tuple[Float[Array, "B t h w C2"], Past]:
         """Encodes a chunk."""
@@ -61,22 +62,24 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """Latents to frames; every norm looks at the latents again."""
 
-    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VAEConfig, execution: Execution, *, rngs: nnx.Rngs):
         widths = (config.block_out_channels[-1], *reversed(config.block_out_channels))
         last = len(config.block_out_channels) - 1
-        self.conv_in = CausalConv3D(config.latent_channels, widths[0], config, rngs=rngs)
-        self.mid = ResidualBlocks(widths[0], widths[0], 2, config, norm=SpatialNorm, rngs=rngs)
+        self.conv_in = CausalConv3D(config.latent_channels, widths[0], config, execution, rngs=rngs)
+        self.mid = ResidualBlocks(widths[0], widths[0], 2, config, execution, norm=SpatialNorm, rngs=rngs)
         levels, ups = [], []
         for i in range(last + 1):
             depth = config.layers_per_block + 1
-            levels.append(ResidualBlocks(widths[i], widths[i + 1], depth, config, norm=SpatialNorm, rngs=rngs))
+            levels.append(
+                ResidualBlocks(widths[i], widths[i + 1], depth, config, execution, norm=SpatialNorm, rngs=rngs)
+            )
             if i < last:
                 compress_time = 2**i < config.temporal_compression_ratio
-                ups.append(Upsample(widths[i + 1], config, compress_time=compress_time, rngs=rngs))
+                ups.append(Upsample(widths[i + 1], config, execution, compress_time=compress_time, rngs=rngs))
         self.levels = nnx.List(levels)
         self.ups = nnx.List(ups)
-        self.norm_out = SpatialNorm(widths[-1], config, rngs=rngs)
-        self.conv_out = CausalConv3D(widths[-1], config.in_channels, config, rngs=rngs)
+        self.norm_out = SpatialNorm(widths[-1], config, execution, rngs=rngs)
+        self.conv_out = CausalConv3D(widths[-1], config.in_channels, config, execution, rngs=rngs)
 
     def __call__(self, latent: Float[Array, "B t h w C"], past: Past) -> tuple[Float[Array, "B T H W 3"], Past]:
         """Decodes a chunk."""
@@ -129,13 +132,16 @@ class VAE(nnx.Module):
 
     Args:
         config: sizes.
+        execution: how it is computed; by default in what is stored, keeping all activations for the backward pass.
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: VAEConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
+        execution = execution or Execution(dtype=config.param_dtype)
         self.config = config
-        self.encoder = Encoder(config, rngs=rngs)
-        self.decoder = Decoder(config, rngs=rngs)
+        self.execution = execution
+        self.encoder = Encoder(config, execution, rngs=rngs)
+        self.decoder = Decoder(config, execution, rngs=rngs)
 
     def encode(self, video: Float[Array, "B T H W 3"]) -> tuple[Float[Array, "B t h w C"], Float[Array, "B t h w C"]]:
         """Encodes frames in [-1, 1] to the mean and log variance of latents.
@@ -149,7 +155,7 @@ class VAE(nnx.Module):
         config = self.config
         moments = in_tiles(
             lambda x: in_chunks(self.encoder, x, config.frames_per_chunk),
-            video.astype(config.dtype),
+            video.astype(self.execution.dtype),
             for_encoding(config),
         )
         mean, logvar = jnp.split(moments, 2, axis=-1)
@@ -160,7 +166,7 @@ class VAE(nnx.Module):
         config = self.config
         return in_tiles(
             lambda x: in_chunks(self.decoder, x, config.latents_per_chunk),
-            latents.astype(config.dtype),
+            latents.astype(self.execution.dtype),
             for_decoding(config),
         )
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.nn.conv import Conv2D, Conv3D
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.norms import GroupNorm
 
@@ -20,16 +21,11 @@ EPSILON = 1e-6
 Past = Any
 
 
-def dtypes(config: VAEConfig) -> dict[str, Any]:
-    """The keyword arguments that tell a layer what to compute in and what to store."""
-    return {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-
-
 class CausalConv3D(nnx.Module):
     """3x3x3 convolution over the present and the two frames before it; a clip's first frame stands for its past."""
 
-    def __init__(self, in_features: int, out_features: int, config: VAEConfig, *, rngs: nnx.Rngs):
-        self.conv = Conv3D(in_features, out_features, 3, **dtypes(config), rngs=rngs)
+    def __init__(self, in_features: int, out_features: int, config: VAEConfig, execution: Execution, *, rngs: nnx.Rngs):
+        self.conv = Conv3D(in_features, out_features, 3, **execution.dtypes(config.param_dtype), rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B T H W C"], past: Float[Array, "B 2 H W C"] | None
@@ -44,9 +40,11 @@ class CausalConv3D(nnx.Module):
 class Norm(nnx.Module):
     """Group normalisation over the whole chunk: the encoder's norm."""
 
-    def __init__(self, features: int, config: VAEConfig, *, rngs: nnx.Rngs):
+    def __init__(self, features: int, config: VAEConfig, execution: Execution, *, rngs: nnx.Rngs):
         del rngs
-        self.norm = GroupNorm(features, groups=config.norm_num_groups, epsilon=EPSILON, **dtypes(config))
+        self.norm = GroupNorm(
+            features, groups=config.norm_num_groups, epsilon=EPSILON, **execution.dtypes(config.param_dtype)
+        )
 
     def __call__(
         self, x: Float[Array, "B T H W C"], latent: Float[Array, "B t h w z"] | None
@@ -62,10 +60,12 @@ class SpatialNorm(nnx.Module):
     Spatially conditioned normalisation after Zheng et al., 2022 (arXiv 2209.09002).
     """
 
-    def __init__(self, features: int, config: VAEConfig, *, rngs: nnx.Rngs):
-        self.norm = GroupNorm(features, groups=config.norm_num_groups, epsilon=EPSILON, **dtypes(config))
-        self.scale = Linear(config.latent_channels, features, **dtypes(config), rngs=rngs)
-        self.shift = Linear(config.latent_channels, features, **dtypes(config), rngs=rngs)
+    def __init__(self, features: int, config: VAEConfig, execution: Execution, *, rngs: nnx.Rngs):
+        self.norm = GroupNorm(
+            features, groups=config.norm_num_groups, epsilon=EPSILON, **execution.dtypes(config.param_dtype)
+        )
+        self.scale = Linear(config.latent_channels, features, **execution.dtypes(config.param_dtype), rngs=rngs)
+        self.shift = Linear(config.latent_channels, features, **execution.dtypes(config.param_dtype), rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "B T H W C"], latent: Float[Array, "B t h w z"] | None
@@ -99,14 +99,23 @@ class ResidualBlock(nnx.Module):
     """Two rounds of norm, SiLU and causal convolution beside a shortcut."""
 
     def __init__(
-        self, in_features: int, out_features: int, config: VAEConfig, *, norm: type[Norm | SpatialNorm], rngs: nnx.Rngs
+        self,
+        in_features: int,
+        out_features: int,
+        config: VAEConfig,
+        execution: Execution,
+        *,
+        norm: type[Norm | SpatialNorm],
+        rngs: nnx.Rngs,
     ):
-        self.norm1 = norm(in_features, config, rngs=rngs)
-        self.conv1 = CausalConv3D(in_features, out_features, config, rngs=rngs)
-        self.norm2 = norm(out_features, config, rngs=rngs)
-        self.conv2 = CausalConv3D(out_features, out_features, config, rngs=rngs)
+        self.norm1 = norm(in_features, config, execution, rngs=rngs)
+        self.conv1 = CausalConv3D(in_features, out_features, config, execution, rngs=rngs)
+        self.norm2 = norm(out_features, config, execution, rngs=rngs)
+        self.conv2 = CausalConv3D(out_features, out_features, config, execution, rngs=rngs)
         changes = in_features != out_features
-        self.shortcut = Linear(in_features, out_features, **dtypes(config), rngs=rngs) if changes else None
+        self.shortcut = (
+            Linear(in_features, out_features, **execution.dtypes(config.param_dtype), rngs=rngs) if changes else None
+        )
 
     def __call__(
         self, x: Float[Array, "B T H W C"], latent: Float[Array, "B t h w z"] | None, past: Past
@@ -128,15 +137,16 @@ class ResidualBlocks(nnx.Module):
         out_features: int,
         depth: int,
         config: VAEConfig,
+        execution: Execution,
         *,
         norm: type[Norm | SpatialNorm],
         rngs: nnx.Rngs,
     ):
         widths = [in_features] + [out_features] * depth
         self.blocks = nnx.List(
-            [ResidualBlock(widths[i], widths[i + 1], config, norm=norm, rngs=rngs) for i in range(depth)]
+            [ResidualBlock(widths[i], widths[i + 1], config, execution, norm=norm, rngs=rngs) for i in range(depth)]
         )
-        self.remat = config.remat
+        self.remat = execution.remat
 
     def __call__(
         self, x: Float[Array, "B T H W C"], latent: Float[Array, "B t h w z"] | None, past: Past
@@ -158,9 +168,11 @@ class ResidualBlocks(nnx.Module):
 class Downsample(nnx.Module):
     """Halves height and width by a strided convolution of each frame, after halving time by averaging pairs."""
 
-    def __init__(self, features: int, config: VAEConfig, *, compress_time: bool, rngs: nnx.Rngs):
+    def __init__(self, features: int, config: VAEConfig, execution: Execution, *, compress_time: bool, rngs: nnx.Rngs):
         padding = ((0, 1), (0, 1))
-        self.conv = Conv2D(features, features, 3, stride=2, padding=padding, **dtypes(config), rngs=rngs)
+        self.conv = Conv2D(
+            features, features, 3, stride=2, padding=padding, **execution.dtypes(config.param_dtype), rngs=rngs
+        )
         self.compress_time = compress_time
 
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B t h w C"]:
@@ -178,8 +190,8 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Doubles height and width (and time) by repetition, followed by a convolution of each frame."""
 
-    def __init__(self, features: int, config: VAEConfig, *, compress_time: bool, rngs: nnx.Rngs):
-        self.conv = Conv2D(features, features, 3, padding=1, **dtypes(config), rngs=rngs)
+    def __init__(self, features: int, config: VAEConfig, execution: Execution, *, compress_time: bool, rngs: nnx.Rngs):
+        self.conv = Conv2D(features, features, 3, padding=1, **execution.dtypes(config.param_dtype), rngs=rngs)
         self.compress_time = compress_time
 
     def __call__(self, x: Float[Array, "B t h w C"]) -> Float[Array, "B T H W C"]:

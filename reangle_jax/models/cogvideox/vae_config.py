@@ -21,8 +21,6 @@ class VAEConfig:
         tile_sample: rows and columns, in pixels, of the tiles that larger frames are coded in (:meth:`tiled`); None
             codes whole frames. Other tiles give slightly other values.
         tile_overlap: share of a tile's rows and columns that overlaps its neighbour.
-        remat: recompute each residual block in the backward pass instead of keeping its activations.
-        dtype: what is computed in.
         param_dtype: what is stored.
     """
 
@@ -38,8 +36,6 @@ class VAEConfig:
     invert_scale_latents: bool = False
     tile_sample: tuple[int, int] | None = None
     tile_overlap: tuple[float, float] = (1 / 6, 1 / 5)
-    remat: bool = False
-    dtype: str = "float32"
     param_dtype: str = "float32"
 
     def __post_init__(self):

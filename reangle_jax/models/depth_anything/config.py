@@ -21,9 +21,6 @@ class DepthAnythingConfig:
         native_grid: tokens per side that the position table was made for.
         max_depth: None for relative inverse depth; else metres at which the metric variants saturate.
         pos_interpolation: how the position table is resized: ``authors`` (the .pth files' code) or ``hf``.
-        attention_impl: see `reangle_jax.nn.attention.attention`.
-        remat: recompute the backbone's blocks in the backward pass.
-        dtype: what is computed in.
         param_dtype: what is stored.
     """
 
@@ -38,9 +35,6 @@ class DepthAnythingConfig:
     native_grid: int = 37
     max_depth: float | None = None
     pos_interpolation: str = "authors"
-    attention_impl: str = "plain"
-    remat: bool = False
-    dtype: str = "float32"
     param_dtype: str = "float32"
 
     @property
@@ -58,9 +52,6 @@ class DepthAnythingConfig:
             patch_size=self.patch_size,
             native_grid=self.native_grid,
             pos_interpolation=self.pos_interpolation,
-            attention_impl=self.attention_impl,
-            remat=self.remat,
-            dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
 
@@ -88,7 +79,6 @@ class DepthAnythingConfig:
             taps=(5, 12, 18, 24),
             neck_widths=(256, 512, 1024, 1024),
             fusion_width=256,
-            remat=True,
         )
 
     @classmethod

@@ -1,7 +1,6 @@
 """The dense prediction head of Depth Anything V2 (DPT, Ranftl et al., 2021, arXiv 2103.13413)."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +10,15 @@ from jaxtyping import Array, Float
 from reangle_jax.models.depth_anything.config import DepthAnythingConfig
 from reangle_jax.nn.conv import Conv2D
 from reangle_jax.nn.dpt import FACTORS, Fusion, Reassemble
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.resize import resize_bilinear
 
 
 class DPTHead(nnx.Module):
     """Four taps of the backbone to one map at the image's size, before the last activation."""
 
-    def __init__(self, config: DepthAnythingConfig, *, rngs: nnx.Rngs):
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    def __init__(self, config: DepthAnythingConfig, execution: Execution, *, rngs: nnx.Rngs):
+        dtypes = execution.dtypes(config.param_dtype)
         features, levels = config.fusion_width, list(zip(config.neck_widths, FACTORS, strict=True))
         self.reassemble = nnx.List([Reassemble(config.width, n, f, rngs=rngs, **dtypes) for n, f in levels])
         self.convs = nnx.List(

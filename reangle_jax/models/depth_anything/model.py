@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from reangle_jax.models.depth_anything.config import DepthAnythingConfig
 from reangle_jax.models.depth_anything.dpt import DPTHead
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.vit import VisionTransformer
 
 
@@ -14,12 +15,14 @@ class DepthAnything(nnx.Module):
 
     Args:
         config: its numbers.
+        execution: how it is computed; by default with plain attention, in what is stored.
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: DepthAnythingConfig, *, rngs: nnx.Rngs):
-        self.backbone = VisionTransformer(config.backbone, rngs=rngs)
-        self.head = DPTHead(config, rngs=rngs)
+    def __init__(self, config: DepthAnythingConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
+        execution = execution or Execution(dtype=config.param_dtype)
+        self.backbone = VisionTransformer(config.backbone, execution=execution, rngs=rngs)
+        self.head = DPTHead(config, execution, rngs=rngs)
         self.config = config
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B H W"]:

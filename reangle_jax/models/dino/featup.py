@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from reangle_jax.models.dino.config import FeatUpConfig
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.norms import LayerNorm
 from reangle_jax.nn.resize import adaptive_mean_matrix, apply_separable, bicubic_matrix
@@ -94,11 +95,12 @@ class JBUStack(nnx.Module):
 
     Args:
         config: the backbone's and the upsampler's numbers.
+        execution: how it is computed.
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: FeatUpConfig, *, rngs: nnx.Rngs):
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    def __init__(self, config: FeatUpConfig, execution: Execution, *, rngs: nnx.Rngs):
+        dtypes = execution.dtypes(config.param_dtype)
         stages = [JBUStage(config.key_width, config.radius, rngs=rngs, **dtypes) for _ in range(config.stages)]
         self.stages = nnx.List(stages)
         self.fixup = Linear(config.width, config.width, rngs=rngs, **dtypes)
@@ -125,14 +127,16 @@ class FeatUp(nnx.Module):
 
     Args:
         config: their numbers.
+        execution: how it is computed; by default with plain attention, in what is stored.
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: FeatUpConfig, *, rngs: nnx.Rngs):
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-        self.backbone = VisionTransformer(config, rngs=rngs)
+    def __init__(self, config: FeatUpConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
+        execution = execution or Execution(dtype=config.param_dtype)
+        dtypes = execution.dtypes(config.param_dtype)
+        self.backbone = VisionTransformer(config, execution=execution, rngs=rngs)
         self.norm = LayerNorm(config.width, epsilon=1e-5, **dtypes) if config.use_norm else None
-        self.upsampler = JBUStack(config, rngs=rngs)
+        self.upsampler = JBUStack(config, execution, rngs=rngs)
         self.config = config
 
     def features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:

@@ -32,10 +32,6 @@ class Dust3rConfig:
         descriptor_width: channels of MASt3R's descriptors.
         mlp_ratio: hidden width of the feed-forward parts over the token width.
         epsilon: of the layer norms.
-        attention_impl: see `reangle_jax.nn.attention.attention`.
-        remat: recompute the blocks in the backward pass.
-        dtype: what encoder and decoders are computed in; the heads are always float32, because point maps are
-            exponentials of their output.
         param_dtype: what is stored.
     """
 
@@ -56,9 +52,6 @@ class Dust3rConfig:
     descriptor_width: int = 24
     mlp_ratio: int = 4
     epsilon: float = 1e-6
-    attention_impl: str = "plain"
-    remat: bool = False
-    dtype: str = "float32"
     param_dtype: str = "float32"
 
     def __post_init__(self):
@@ -91,9 +84,6 @@ class Dust3rConfig:
             layer_scale=False,
             mlp_ratio=self.mlp_ratio,
             epsilon=self.epsilon,
-            attention_impl=self.attention_impl,
-            remat=self.remat,
-            dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
 

@@ -1,14 +1,12 @@
 """The decoders of CroCo v2 (Weinzaepfel et al., 2023, arXiv 2211.10408) as DUSt3R pairs them."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from reangle_jax.nn.attention import attention
 from reangle_jax.nn.embeddings import Rope, rotate_grid
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.norms import LayerNorm
 from reangle_jax.nn.vit import SelfAttention, ViTConfig
@@ -17,15 +15,15 @@ from reangle_jax.nn.vit import SelfAttention, ViTConfig
 class CrossAttention(nnx.Module):
     """Multi-head attention of one image's tokens to the other's, both turned by their places."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, execution: Execution, *, rngs: nnx.Rngs):
         width = config.width
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes = execution.dtypes(config.param_dtype)
         self.to_q = Linear(width, width, axes=("embed", "heads"), rngs=rngs, **dtypes)
         self.to_k = Linear(width, width, axes=("embed", "heads"), rngs=rngs, **dtypes)
         self.to_v = Linear(width, width, axes=("embed", "heads"), rngs=rngs, **dtypes)
         self.proj = Linear(width, width, axes=("heads", "embed"), rngs=rngs, **dtypes)
         self.heads = config.heads
-        self.impl = config.attention_impl
+        self.impl = execution.attention
 
     def __call__(
         self, x: Float[Array, "B S C"], memory: Float[Array, "B M C"], rope: Rope, memory_rope: Rope
@@ -42,14 +40,14 @@ class CrossAttention(nnx.Module):
 class DecoderBlock(nnx.Module):
     """Self-attention, cross-attention and a feed-forward part, each behind a norm and around a skip."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, execution: Execution, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.width * config.mlp_ratio
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes = execution.dtypes(config.param_dtype)
         self.norm1 = LayerNorm(width, epsilon=config.epsilon, **dtypes)
-        self.attn = SelfAttention(config, rngs=rngs)
+        self.attn = SelfAttention(config, execution, rngs=rngs)
         self.norm2 = LayerNorm(width, epsilon=config.epsilon, **dtypes)
         self.norm_memory = LayerNorm(width, epsilon=config.epsilon, **dtypes)
-        self.cross = CrossAttention(config, rngs=rngs)
+        self.cross = CrossAttention(config, execution, rngs=rngs)
         self.norm3 = LayerNorm(width, epsilon=config.epsilon, **dtypes)
         self.fc1 = Linear(width, hidden, axes=("embed", "mlp"), rngs=rngs, **dtypes)
         self.fc2 = Linear(hidden, width, axes=("mlp", "embed"), rngs=rngs, **dtypes)
@@ -66,9 +64,9 @@ class DecoderBlock(nnx.Module):
 class DecoderPair(nnx.Module):
     """One layer of both decoders: each reads what the other one's previous layer gave."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-        self.first = DecoderBlock(config, rngs=rngs)
-        self.second = DecoderBlock(config, rngs=rngs)
+    def __init__(self, config: ViTConfig, execution: Execution, *, rngs: nnx.Rngs):
+        self.first = DecoderBlock(config, execution, rngs=rngs)
+        self.second = DecoderBlock(config, execution, rngs=rngs)
 
     def __call__(
         self, tokens: tuple[Float[Array, "B S1 C"], Float[Array, "B S2 C"]], ropes: tuple[Rope, Rope]

@@ -1,7 +1,7 @@
 """The heads of DUSt3R and MASt3R: tokens to point maps, confidences and descriptors. All in float32."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,11 @@ from jaxtyping import Array, Float
 from reangle_jax.models.dust3r.config import Dust3rConfig
 from reangle_jax.nn.conv import Conv2D
 from reangle_jax.nn.dpt import FACTORS, Fusion, Reassemble
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.resize import resize_bilinear
+
+FLOAT32 = Execution()  # whatever the rest is computed in: point maps are exponentials of the heads' output
 
 
 class View(NamedTuple):
@@ -55,7 +58,7 @@ class LinearHead(nnx.Module):
     """One projection of the last tokens to all values of their patch."""
 
     def __init__(self, config: Dust3rConfig, *, rngs: nnx.Rngs):
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(jnp.float32), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes = FLOAT32.dtypes(config.param_dtype)
         self.proj = Linear(config.decoder_width, 4 * config.patch_size**2, axes=("embed", None), rngs=rngs, **dtypes)
         self.patch_size = config.patch_size
 
@@ -68,7 +71,7 @@ class DPTHead(nnx.Module):
     """Convolutions over four levels made of the encoder's output and three of the decoder's."""
 
     def __init__(self, config: Dust3rConfig, *, rngs: nnx.Rngs):
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(jnp.float32), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes = FLOAT32.dtypes(config.param_dtype)
         features, width = config.fusion_width, config.head_width
         sources = (config.encoder_width, *(config.decoder_width,) * 3)
         levels = zip(sources, config.neck_widths, FACTORS, strict=True)
@@ -107,7 +110,7 @@ class Mast3rHead(nnx.Module):
     """`DPTHead`, and a perceptron on the encoder's and the last decoder's tokens for descriptors."""
 
     def __init__(self, config: Dust3rConfig, *, rngs: nnx.Rngs):
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(jnp.float32), "param_dtype": jnp.dtype(config.param_dtype)}
+        dtypes = FLOAT32.dtypes(config.param_dtype)
         width = config.encoder_width + config.decoder_width
         values = (config.descriptor_width + 1) * config.patch_size**2
         self.dpt = DPTHead(config, rngs=rngs)

@@ -1,7 +1,5 @@
 """DUSt3R (Wang et al., 2023, arXiv 2312.14132) and MASt3R (Leroy et al., 2024, arXiv 2406.09756)."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -11,6 +9,7 @@ from reangle_jax.models.dust3r.decoder import DecoderPair
 from reangle_jax.models.dust3r.heads import HEADS, View
 from reangle_jax.nn.conv import Conv2D
 from reangle_jax.nn.embeddings import Rope, grid_rope, place_waves
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.norms import LayerNorm
 from reangle_jax.nn.stack import Stack
@@ -24,17 +23,23 @@ class Dust3r(nnx.Module):
 
     Args:
         config: its numbers.
+        execution: how it is computed; by default with plain attention, in what is stored. The heads are always float32.
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: Dust3rConfig, *, rngs: nnx.Rngs):
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    def __init__(self, config: Dust3rConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
+        execution = execution or Execution(dtype=config.param_dtype)
+        dtypes = execution.dtypes(config.param_dtype)
         encoder, decoder, size = config.encoder, config.decoder, config.patch_size
         self.patch_embed = Conv2D(3, encoder.width, size, stride=size, rngs=rngs, **dtypes)
-        self.encoder = Stack(lambda r: Block(encoder, rngs=r), encoder.depth, remat=config.remat, rngs=rngs)
+        self.encoder = Stack(
+            lambda r: Block(encoder, execution, rngs=r), encoder.depth, remat=execution.remat, rngs=rngs
+        )
         self.encoder_norm = LayerNorm(encoder.width, epsilon=config.epsilon, **dtypes)
         self.decoder_embed = Linear(encoder.width, decoder.width, axes=("embed", None), rngs=rngs, **dtypes)
-        self.decoder = Stack(lambda r: DecoderPair(decoder, rngs=r), decoder.depth, remat=config.remat, rngs=rngs)
+        self.decoder = Stack(
+            lambda r: DecoderPair(decoder, execution, rngs=r), decoder.depth, remat=execution.remat, rngs=rngs
+        )
         self.decoder_norm = LayerNorm(decoder.width, epsilon=config.epsilon, **dtypes)
         self.head1 = HEADS[config.head](config, rngs=rngs)
         self.head2 = HEADS[config.head](config, rngs=rngs)

@@ -73,7 +73,6 @@ class LpipsConfig:
         backbone: ``alex`` (AlexNet; the authors' choice for comparing images), ``vgg`` (VGG16) or ``squeeze``
             (SqueezeNet 1.1).
         divisor: of every layer's width; 1 is as published, 16 the smallest network there is.
-        dtype: what the convolutions are computed in; distances are always taken in float32.
         param_dtype: what is stored.
 
     Raises:
@@ -82,7 +81,6 @@ class LpipsConfig:
 
     backbone: str = "alex"
     divisor: int = 1
-    dtype: str = "float32"
     param_dtype: str = "float32"
 
     def __post_init__(self):

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from reangle_jax.errors import TooSmallError
 from reangle_jax.models.lpips.config import Convolution, LpipsConfig, Pooling, Squeezing, windows
 from reangle_jax.nn.conv import Conv2D
+from reangle_jax.nn.execution import Execution
 
 # What the published heads were trained with: colours of -1 to 1, less this mean, over this deviation.
 _MEAN, _DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -60,11 +61,13 @@ class Lpips(nnx.Module):
 
     Args:
         config: which network.
+        execution: what the convolutions are computed in, by default what is stored; distances are always float32.
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: LpipsConfig, *, rngs: nnx.Rngs):
-        dtypes: dict[str, Any] = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+    def __init__(self, config: LpipsConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
+        execution = execution or Execution(dtype=config.param_dtype)
+        dtypes = execution.dtypes(config.param_dtype)
         layers, heads, width = [], [], 3
         for stage in config.stages:
             for layer in stage:

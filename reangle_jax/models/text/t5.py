@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Int32
 
-from reangle_jax.nn.attention import IMPLEMENTATIONS, attention
+from reangle_jax.nn.attention import attention
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.norms import RMSNorm
 from reangle_jax.nn.stack import Stack
@@ -29,9 +30,6 @@ class T5Config:
         relative_buckets: distances told apart, half of them for each direction; even.
         relative_max_distance: from this distance on all are one.
         norm_eps: epsilon of the norms.
-        attention_impl: see :func:`reangle_jax.nn.attention.attention`.
-        remat: recompute each block in the backward pass.
-        dtype: what is computed in.
         param_dtype: what the parameters are stored in.
     """
 
@@ -44,9 +42,6 @@ class T5Config:
     relative_buckets: int = 32
     relative_max_distance: int = 128
     norm_eps: float = 1e-6
-    attention_impl: str = "plain"
-    remat: bool = False
-    dtype: str = "float32"
     param_dtype: str = "float32"
 
     def __post_init__(self):
@@ -55,8 +50,6 @@ class T5Config:
                 f"relative_buckets {self.relative_buckets} must be a multiple of 4, "
                 f"and a quarter of it below relative_max_distance {self.relative_max_distance}"
             )
-        if self.attention_impl not in IMPLEMENTATIONS:
-            raise ValueError(f"attention_impl {self.attention_impl!r} is not one of {', '.join(IMPLEMENTATIONS)}")
 
     @classmethod
     def t5_v1_1_xxl(cls) -> "T5Config":
@@ -68,7 +61,6 @@ class T5Config:
             d_ff=10240,
             num_layers=24,
             num_heads=64,
-            dtype="bfloat16",
             param_dtype="bfloat16",
         )
 
@@ -105,9 +97,9 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> Int32[np.n
 class SelfAttention(nnx.Module):
     """Attention without a factor on the logits; the positions' bias comes from outside."""
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, execution: Execution, *, rngs: nnx.Rngs):
         inner = config.num_heads * config.d_kv
-        types = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype), "rngs": rngs}
+        types = {**execution.dtypes(config.param_dtype), "rngs": rngs}
         into = {"use_bias": False, "axes": ("embed", "heads"), **types}
         # The missing 1/sqrt(d_kv) sits in the queries' initial values.
         self.q = Linear(config.d_model, inner, init_scale=config.d_kv**-0.5, **into)
@@ -115,20 +107,21 @@ class SelfAttention(nnx.Module):
         self.v = Linear(config.d_model, inner, **into)
         self.o = Linear(inner, config.d_model, use_bias=False, axes=("heads", "embed"), **types)
         self.config = config
+        self.impl = execution.attention
 
     def __call__(self, x: Float[Array, "B L D"], bias: Float[Array, "1 N L L"]) -> Float[Array, "B L D"]:
         """Mixes the tokens."""
         config = self.config
         q, k, v = (layer(x).reshape(*x.shape[:2], config.num_heads, config.d_kv) for layer in (self.q, self.k, self.v))
-        y = attention(q, k, v, bias=bias, scale=1.0, impl=config.attention_impl)
+        y = attention(q, k, v, bias=bias, scale=1.0, impl=self.impl)
         return self.o(y.reshape(*x.shape[:2], -1))
 
 
 class GatedFeedForward(nnx.Module):
     """GELU (tanh form) of one layer times another, then a third."""
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        types = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype), "rngs": rngs}
+    def __init__(self, config: T5Config, execution: Execution, *, rngs: nnx.Rngs):
+        types = {**execution.dtypes(config.param_dtype), "rngs": rngs}
         self.gate = Linear(config.d_model, config.d_ff, use_bias=False, axes=("embed", "mlp"), **types)
         self.up = Linear(config.d_model, config.d_ff, use_bias=False, axes=("embed", "mlp"), **types)
         self.down = Linear(config.d_ff, config.d_model, use_bias=False, axes=("mlp", "embed"), **types)
@@ -138,19 +131,18 @@ class GatedFeedForward(nnx.Module):
         return self.down(jax.nn.gelu(self.gate(x), approximate=True) * self.up(x))
 
 
-def _norm(config: T5Config) -> RMSNorm:
-    types = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-    return RMSNorm(config.d_model, epsilon=config.norm_eps, **types)
+def _norm(config: T5Config, execution: Execution) -> RMSNorm:
+    return RMSNorm(config.d_model, epsilon=config.norm_eps, **execution.dtypes(config.param_dtype))
 
 
 class Block(nnx.Module):
     """Attention and feed-forward, each after a norm and added to what comes in."""
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        self.norm1 = _norm(config)
-        self.attn = SelfAttention(config, rngs=rngs)
-        self.norm2 = _norm(config)
-        self.ff = GatedFeedForward(config, rngs=rngs)
+    def __init__(self, config: T5Config, execution: Execution, *, rngs: nnx.Rngs):
+        self.norm1 = _norm(config, execution)
+        self.attn = SelfAttention(config, execution, rngs=rngs)
+        self.norm2 = _norm(config, execution)
+        self.ff = GatedFeedForward(config, execution, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L D"], bias: Float[Array, "1 N L L"]) -> Float[Array, "B L D"]:
         """Applies the block."""
@@ -162,20 +154,25 @@ class T5Encoder(nnx.Module):
     """Embeds tokens in context.
 
     Args:
-        config: sizes and arithmetic.
+        config: sizes.
+        execution: how it is computed; by default with plain attention, in what is stored.
         rngs: source of the initial values.
     """
 
-    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: T5Config, *, execution: Execution | None = None, rngs: nnx.Rngs):
+        execution = execution or Execution(dtype=config.param_dtype)
         param_dtype = jnp.dtype(config.param_dtype)
         tokens = jax.random.normal(rngs.params(), (config.vocab_size, config.d_model), param_dtype)
         positions = jax.random.normal(rngs.params(), (config.relative_buckets, config.num_heads), param_dtype)
         self.embedding = nnx.Param(tokens, axes=("vocab", "embed"))
         # The published model keeps it in its first block; all blocks use it.
         self.relative_bias = nnx.Param(positions * config.d_model**-0.5, axes=(None, "heads"))
-        self.blocks = Stack(lambda layer: Block(config, rngs=layer), config.num_layers, remat=config.remat, rngs=rngs)
-        self.norm = _norm(config)
+        self.blocks = Stack(
+            lambda layer: Block(config, execution, rngs=layer), config.num_layers, remat=execution.remat, rngs=rngs
+        )
+        self.norm = _norm(config, execution)
         self.config = config
+        self.execution = execution
 
     def __call__(self, ids: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         """Encodes.
@@ -184,10 +181,10 @@ class T5Encoder(nnx.Module):
             ids: tokens. There is no mask: CogVideoX and FLUX let padding be attended to.
 
         Returns:
-            One vector for each token, in the config's dtype.
+            One vector for each token, in the dtype computed in.
         """
         config = self.config
         where = relative_buckets(ids.shape[1], config.relative_buckets, config.relative_max_distance)
         bias = self.relative_bias[...][where].transpose(2, 0, 1)[None]
-        x = self.embedding[...][ids].astype(config.dtype)
+        x = self.embedding[...][ids].astype(self.execution.dtype)
         return self.norm(self.blocks(x, bias))

@@ -1,0 +1,27 @@
+"""What can be chosen of a network's execution, without jax: settings are checked before it is there."""
+
+import dataclasses
+
+IMPLEMENTATIONS = ("plain", "mapped", "xla", "cudnn", "splash")
+# The platform that kernels of one platform alone need.
+PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """The user's choice; ``auto`` leaves it to `reangle_jax.nn.execution`.
+
+    Attributes:
+        attention: an implementation, or ``auto``: the platform's fused kernel if the dtype allows it, else ``mapped``,
+            since all heads' logits at once would fill any memory.
+        remat: ``on``, ``off`` or ``auto``: on. On CPUs that saves time too: memory is slower than computing the
+            activations again.
+        dtype: a dtype, or ``auto``: what the weights are stored in.
+    """
+
+    attention: str = "auto"
+    remat: str = "auto"
+    dtype: str = "auto"
+
+
+AUTO = Choice()
