@@ -19,7 +19,7 @@ import numpy as np
 
 from converters.check import Plan
 from converters.errors import SourceError
-from converters.pipeline import Hasher, Worker, hash_file
+from converters.hashing import Hasher, hash_file
 from converters.rules import Move
 from converters.sources.folder import Opened
 from converters.sources.tensors import Source
@@ -193,17 +193,20 @@ class Writer:
         arrays = {path: (shape, self.dtype) for path, shape in self.plan.targets.items()}
         depths = {move.path: len(move.index) for move in self.plan.moves}
         with (
-            Worker("hash", hasher.take, 1) as hashing,
             weights_folder.ParamsWriter(self.partial / ARRAYS, arrays, depths, self._note) as writing,
-            ThreadPoolExecutor(1, "read") as reader,
+            ThreadPoolExecutor(2, "read and hash") as pool,
         ):
-            for tensor, raw in _read_ahead(source, self._to_read(moves), reader):
-                if tensor.offset:
-                    hashing.put((tensor, raw))
+            hashed = None
+            for tensor, raw in _read_ahead(source, self._to_read(moves), pool):
+                if hashed:
+                    hashed.result()
+                hashed = pool.submit(hasher.take, tensor, raw) if tensor.offset else None
                 if tensor.name in moves:
                     self._put(writing, moves[tensor.name], raw)
                 self.advance(tensor.nbytes)
                 del raw
+            if hashed:
+                hashed.result()
         return hasher.result()
 
     def _check_hashes(self, hashes: Mapping[Path, str]) -> None:
