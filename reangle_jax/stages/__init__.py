@@ -52,5 +52,8 @@ views/NAME/frames.npz                     generate: frames uint8 [T,H,W,3]
 views/NAME/video.mp4                      generate: the same, to look at
 views/NAME/untuned.npz                    generate: frames of the untuned model, with evaluate.untuned
 metrics.json, grid.mp4                    evaluate
+run.json                                  the ledger: settings, versions, devices; of each unit what it was made of, its
+                                          outputs' hashes, seconds and peaks of memory
+.hashes.json, .scratch/, .lock            hashes of files that are untouched; work in progress; held by the process
 ========================================  =======================================================================
 """

@@ -241,8 +241,8 @@ STOPS = (
     ("depth/", -9, "do ingest/frames: not done yet"),
     ("warp_views/up:5", -9, "skip ingest/frames: done"),
     ("finetune stop", 143, "skip warp_views/left_8: done"),
-    ("finetune step", -9, "finetune goes on after step 3"),
-    ("generate/in:0.1", -9, "finetune goes on after step "),  # 4, or 3 if it was killed while 4 was being saved
+    ("finetune step", -9, "finetune goes on after step 4"),  # the signal came when step 3 had been looked at
+    ("generate/in:0.1", -9, "finetune goes on after step 4"),
     ("evaluate/metrics", -9, "skip generate/left_8: done"),
     ("never", 0, "skip generate/in_0_1: done"),
 )
