@@ -118,8 +118,8 @@ def read(root: str | os.PathLike, kind: type[Example], command: str, fields: Seq
         raise InputError(f"{root} has no {_name(kind)} records: run {command}")
     build: Any = kind
     left = {name: tfds.decode.SkipDecoding() for name in build._fields if fields and name not in fields}
-    builders = [tfds.builder_from_directory(part) for part in parts]  # type: ignore[call-arg]
-    sources = [builder.as_data_source("train", decoders=left or None) for builder in builders]
+    how: Any = {"split": "train", "decoders": left or None}
+    sources = [tfds.builder_from_directory(part).as_data_source(**how) for part in parts]
 
     def example(found: dict[str, Any]) -> Example:
         found |= dict.fromkeys(left)

@@ -15,6 +15,8 @@ import optax
 import optax.contrib
 import orbax.checkpoint as ocp
 
+from reangle_jax import learning
+from reangle_jax.errors import NotFiniteError
 from training import records
 
 Batch = Any
@@ -106,6 +108,23 @@ def make_optimiser(parameters: dict[str, jax.Array], config: TrainConfig) -> opt
     )
 
 
+def at_a_rate(
+    optimiser: optax.GradientTransformation, freedom: dict[str, jax.Array] | None
+) -> optax.GradientTransformation:
+    """An optimiser whose updates are multiplied by the rate in its state, and by factors of their own."""
+
+    def init(params: Any) -> Any:
+        return optimiser.init(params), jnp.zeros((), jnp.float32)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        updates, inner = optimiser.update(updates, state[0], params)
+        if freedom is not None:
+            updates = {name: u * jnp.broadcast_to(freedom[name], u.shape) for name, u in updates.items()}
+        return jax.tree.map(lambda u: state[1] * u, updates), (inner, state[1])
+
+    return optax.GradientTransformation(init, update)
+
+
 def train(
     loss: Loss,
     parameters: Any,
@@ -137,33 +156,28 @@ def train(
     flat = {jax.tree_util.keystr(path): value for path, value in leaves}
     names = list(flat)
     freedom = dict(zip(flat, jax.tree.leaves(trainable), strict=True)) if trainable is not None else None
-    optimiser = make_optimiser(flat, config)
+    optimiser = at_a_rate(make_optimiser(flat, config), freedom)
 
     def restore(flat: dict[str, jax.Array]) -> Any:
         return tree.unflatten([flat[name] for name in names])  # jax sorts a dict's keys
 
+    def loss_of(flat: dict[str, jax.Array], batch: Batch, key: jax.Array, mean: dict[str, jax.Array]):
+        return loss(restore(flat), batch, key, *((restore(mean),) if distil else ()))
+
+    update = learning.make_step(loss_of, optimiser, has_aux=True)
+
     def step_fn(state: dict[str, Any], batch: Batch, rate: jax.Array, key: jax.Array):
-        teacher = (restore(state["mean"]),) if distil else ()
-
-        def loss_of(flat: dict[str, jax.Array]):
-            return loss(restore(flat), batch, key, *teacher)
-
-        (value, numbers), gradients = jax.value_and_grad(loss_of, has_aux=True)(state["parameters"])
-        updates: Any
-        updates, opt_state = optimiser.update(gradients, state["optimiser"], state["parameters"])
-        if freedom is not None:
-            updates = {name: u * jnp.broadcast_to(freedom[name], u.shape) for name, u in updates.items()}
-        new = jax.tree.map(lambda p, u: p + rate * u, state["parameters"], updates)
+        learnt: learning.State = state["learnt"]
+        learnt, numbers = update(learnt._replace(optimiser=(learnt.optimiser[0], rate)), batch, key, state["mean"])
         decay = jnp.minimum(config.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
-        mean = jax.tree.map(lambda m, p: m + (1.0 - decay) * (p - m), state["mean"], new)  # a value at rest stays exact
-        numbers = {"loss": value, "gradient_norm": optax.tree.norm(gradients), **numbers}
-        return {"parameters": new, "mean": mean, "optimiser": opt_state, "step": state["step"] + 1.0}, numbers
+        # A value at rest stays exact.
+        mean = jax.tree.map(lambda m, p: m + (1.0 - decay) * (p - m), state["mean"], learnt.parameters)
+        return {"learnt": learnt, "mean": mean, "step": state["step"] + 1.0}, numbers
 
     step_fn = jax.jit(step_fn, donate_argnums=0)
     state = {
-        "parameters": flat,
+        "learnt": learning.init(flat, optimiser),
         "mean": jax.tree.map(jnp.array, flat),
-        "optimiser": optimiser.init(flat),
         "step": jnp.zeros((), jnp.float32),
         "seconds": jnp.zeros((), jnp.float32),
     }
@@ -194,7 +208,9 @@ def _loop(step_fn, state, make_batch, config: TrainConfig, workdir: Path, manage
             log.write(json.dumps(line) + "\n")
 
     def save(step: int) -> None:
-        manager.save(step, args=ocp.args.StandardSave({**state, "seconds": jnp.float32(elapsed)}))
+        good = state["learnt"]._replace(healthy=jnp.ones((), bool))  # a step that was not changed nothing
+        kept = {**state, "learnt": good, "seconds": jnp.float32(elapsed)}
+        manager.save(step, args=ocp.args.StandardSave(kept))
         manager.wait_until_finished()
         held_out = evaluate(state["mean"])
         if held_out:
@@ -208,11 +224,17 @@ def _loop(step_fn, state, make_batch, config: TrainConfig, workdir: Path, manage
         if progress >= 1:
             break
         rate = jnp.float32(config.rate(progress, step))
-        state, numbers = step_fn(state, batch, rate, jax.random.fold_in(key, step))
+        inputs = jax.device_put(batch), rate, jax.random.fold_in(key, step)
+        with jax.transfer_guard("disallow"):
+            state, numbers = step_fn(state, *inputs)
         if step % config.log_every == 0:
             line = {name: float(value) for name, value in numbers.items()}
-            if not np.isfinite(line["loss"]):
-                raise FloatingPointError(f"the loss is {line['loss']} at step {step}; lower the learning rate")
+            if not state["learnt"].healthy:
+                save(step + 1)
+                raise NotFiniteError(
+                    f"the loss or its gradient is not finite at step {step} or some before: lower --rate; the last "
+                    "good state is kept"
+                )
             now = time.monotonic()
             line = {"step": step, "seconds": round(elapsed), "rate": float(rate), **line}
             line["steps_a_second"] = config.log_every / (now - last_log) if step > first else None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reangle_jax.errors import NotFiniteError
 from training import training
 from training.train_transformer import mirrored_prompt
 
@@ -64,6 +65,22 @@ def test_a_run_that_was_cut_off_ends_as_an_unbroken_one(tmp_path):
     resumed = run(tmp_path / "broken", 30)
     # Bitwise: the same program on the same batches.
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def test_numbers_that_are_not_finite_end_it_with_the_last_good_state(tmp_path):
+    def batches(rng, step):
+        batch = make_batch(rng, step)
+        return batch | {"y": batch["y"] * np.float32(np.nan if step >= 7 else 1)}
+
+    config = training.TrainConfig(steps=200, learning_rate=0.1, warmup=5, ema=0.9, log_every=5, weight_decay=0.0)
+    with pytest.raises(NotFiniteError, match=r"step 10 or some before: lower --rate"):
+        training.train(loss, start(), batches, config, tmp_path)
+    # Steps 7 to 10 changed nothing: training on with other batches learns.
+    mean = training.train(loss, start(), make_batch, config, tmp_path)
+    np.testing.assert_allclose(mean["kernel"], TRUE, atol=0.1)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {"loss", "gradient_norm", "update_norm", "rate"} <= lines[-1].keys()
+    assert [line["step"] for line in lines[:3]] == [0, 5, 15]
 
 
 def test_what_is_not_trainable_keeps_its_value(tmp_path):
