@@ -137,7 +137,9 @@ class VideoFile:
     def _convert(self, frame: av.VideoFrame, scaling: str, target: str) -> np.ndarray:
         key = (*_layout(frame), scaling, target)
         if self._converter is None or self._converter[0] != key:
-            self._converter = key, filter_graph(frame, ("scale", scaling), ("format", f"pix_fmts={target}"))
+            # Only the matrix is undone here (`colour` does the rest), and codes that are reserved would be refused.
+            same = "setparams", "color_primaries=bt709:color_trc=bt709"
+            self._converter = key, filter_graph(frame, same, ("scale", scaling), ("format", f"pix_fmts={target}"))
         graph = self._converter[1]
         graph.push(frame)
         return graph.vpull().to_ndarray()
@@ -185,8 +187,11 @@ def _stream(container: InputContainer, path: Path) -> VideoStream:
         raise InputError(f"config.video: {path} is a single picture: give a video, or the folder with all frames")
     best = container.streams.best("video")
     stream = next((stream for stream in streams if stream is best), streams[0])
-    # FFmpeg's H.264 decoder marks damaged frames only where frames are decoded in parallel.
-    stream.thread_type = "AUTO"
+    if stream.codec_context is None:
+        raise InputError(f"config.video: {path} is coded in a way that FFmpeg does not know: re-encode it to H.264")
+    # The H.264 decoder marks damaged frames only where frames are decoded in parallel; HEVC's waits there for ever for
+    # a reference that is lost.
+    stream.thread_type = "AUTO" if stream.codec_context.name == "h264" else "SLICE"
     stream.codec_context.thread_count = max(2, min(_MAX_THREADS, os.cpu_count() or 1))
     return stream
 
