@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Float16, Float32, UInt8
 from reangle_jax import checkpoints, tiny
 from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
-from reangle_jax.models.depth_anything.video import IMAGENET_MEAN, IMAGENET_STD
+from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.embeddings import sincos_1d
 from training import training
 from training.pool import ImagePool, load_pool

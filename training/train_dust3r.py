@@ -26,7 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from reangle_jax import checkpoints, tiny
-from reangle_jax.arrays import Picture
+from reangle_jax.arrays import Picture, to_unit
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.cameras import rigid_inverse
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
@@ -170,7 +170,7 @@ def loss(parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef
     del key
     model = nnx.merge(graphdef, parameters)
     network = model.dust3r
-    images = batch["images"].astype(jnp.float32) / 127.5 - 1.0
+    images = to_unit(batch["images"])
     count = images.shape[1]
     tokens = network.encode(images.reshape(-1, *images.shape[2:]))
     exchanged = jnp.concatenate([tokens[count:], tokens[:count]])
@@ -193,7 +193,7 @@ def loss(parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(graphdef: nnx.GraphDef, parameters: nnx.State, first: Array, second: Array):
     model = nnx.merge(graphdef, parameters)
-    first, second = (x.astype(jnp.float32) / 127.5 - 1.0 for x in (first, second))
+    first, second = (to_unit(x) for x in (first, second))
     return tuple(view.points for view in model.dust3r(first, second))
 
 

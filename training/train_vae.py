@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 from reangle_jax import checkpoints, tiny
+from reangle_jax.arrays import to_unit
 from reangle_jax.data.video import fit
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
@@ -113,7 +114,7 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Reconstruction error and divergence of one batch; nothing is propagated into the encoder if ``decoder_only``."""
     vae = nnx.merge(graphdef, parameters)
-    video = batch.astype(jnp.float32) / 127.5 - 1.0
+    video = to_unit(batch)
     mean, logvar = vae.encode(video)
     if decoder_only:
         mean, logvar = jax.lax.stop_gradient((mean, logvar))
@@ -137,7 +138,7 @@ def held_out_clips(pool: ImagePool, count: int = 4) -> np.ndarray:
 @partial(jax.jit, static_argnums=0)
 def _reconstruct(graphdef: nnx.GraphDef, parameters: nnx.State, clip: jax.Array):
     vae = nnx.merge(graphdef, parameters)
-    video = clip.astype(jnp.float32)[None] / 127.5 - 1.0
+    video = to_unit(clip)[None]
     mean, logvar = vae.encode(video)
     return psnr(jnp.clip(vae.decode(mean), -1, 1), video), jnp.mean(jnp.square(mean) + jnp.exp(logvar))
 

@@ -1,7 +1,7 @@
 """CogVideoX transformers, diffusers layout: 2b, 5b, 5b-I2V and 1.5-5B-I2V, by config."""
 
 from converters.rules import IDENTITY, LINEAR, Rule, Table, Transform
-from reangle_jax.models.cogvideox.heads import to_halves, to_pairs
+from reangle_jax.models.cogvideox.channel_order import to_halves, to_pairs
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
 POSITIONS = Transform("positions", lambda x: x[0], lambda x: x[None])  # [1, S, width] -> [S, width]

@@ -308,7 +308,7 @@ def test_dtypes_that_weights_have():
 
 
 def test_the_rotated_kernels_rows_move_as_its_columns_did(rng):
-    from reangle_jax.models.cogvideox.heads import to_halves
+    from reangle_jax.models.cogvideox.channel_order import to_halves
 
     kernel, vector = rotated(networks.TRANSFORMER_SMALL)
     x = rng.normal(size=(32, 20))

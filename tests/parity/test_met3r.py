@@ -15,7 +15,7 @@ from flax import nnx
 from converters.tables import dino as dino_tables
 from converters.tables import featup as featup_tables
 from reangle_jax.models.dino import FeatUp, FeatUpConfig
-from reangle_jax.models.dino.preprocess import IMAGENET_MEAN, IMAGENET_STD
+from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.scoring import met3r
 from tests.parity import test_dino as dino_forms
 from tests.parity import test_dust3r as dust3r_forms

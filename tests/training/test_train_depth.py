@@ -10,7 +10,7 @@ import pytest
 
 from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnythingConfig
-from reangle_jax.models.depth_anything.video import IMAGENET_MEAN, IMAGENET_STD
+from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from training.train_depth import (
     SIZES,
     Frames,

@@ -5,6 +5,7 @@ have 2k and 2k + 1. Converters permute to_q, to_k and their norms; attention see
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -147,6 +148,14 @@ class TimestepMLP(nnx.Module):
         return self.linear_2(jax.nn.silu(self.linear_1(timestep_embedding(times, self.features))))
 
 
+class Modulation(NamedTuple):
+    """What the time does to normed tokens, and (the gate) to what is computed from them; float32."""
+
+    shift: Float[Array, "B _ inner"]
+    scale: Float[Array, "B _ inner"]
+    gate: Float[Array, "B _ inner"]
+
+
 class JointNorm(nnx.Module):
     """Layer norm with one affine form, then scale and shift by the time, apart for text and video."""
 
@@ -161,10 +170,11 @@ class JointNorm(nnx.Module):
         self, x: Float[Array, "B S inner"], time: Float[Array, "B time"], text_length: int
     ) -> tuple[Float[Array, "B S inner"], Float[Array, "B S inner"]]:
         """Returns the modulated norm and the gate for what is computed from it."""
-        chunks = self.linear(time).astype(jnp.float32).reshape(x.shape[0], 2, 3, 1, x.shape[-1])
+        parts = jnp.split(self.linear(time).astype(jnp.float32)[:, None, :], 6, axis=-1)
+        of_video, of_text = Modulation(*parts[:3]), Modulation(*parts[3:])
         is_text = (jnp.arange(x.shape[1]) < text_length)[None, :, None]
         # A select is fused into the arithmetic around it; a concatenation of two halves would be copied.
-        shift, scale, gate = (jnp.where(is_text, chunks[:, 1, k], chunks[:, 0, k]) for k in range(3))
+        shift, scale, gate = (jnp.where(is_text, *pair) for pair in zip(of_text, of_video, strict=True))
         y = self.norm(x) * (1.0 + scale) + shift
         return y.astype(self.dtype), gate.astype(self.dtype)
 

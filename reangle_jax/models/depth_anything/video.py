@@ -10,10 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, UInt8
 
 from reangle_jax.models.depth_anything.model import DepthAnything
+from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.resize import resize_bilinear
-
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def input_size(height: int, width: int, *, short_side: int, multiple: int) -> tuple[int, int]:

@@ -1,10 +1,12 @@
-"""Colours as DINO was shown them."""
+"""Colours as networks were shown them that learnt from ImageNet."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+# Of RGB with values 0 to 1.
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def normalise(images: Float[Array, "*batch H W 3"]) -> Float[Array, "*batch H W 3"]:
