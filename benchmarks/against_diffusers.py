@@ -46,7 +46,10 @@ from converters import command
 from reangle_jax import checkpoints, config, learning, measure, mesh
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.backbones.cogvideox import lora as lora_file
+from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
+from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion import guidance, samplers
+from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
@@ -150,7 +153,7 @@ def draws(case: Case, key: jax.Array) -> dict[str, jax.Array]:
         "pixels": jnp.exp(log_sigma) * jax.random.normal(keys[2], (batch, *case.pixels, 3)),
         "condition": jax.random.normal(keys[4], (batch, 1, *case.latents[1:])),
         "kept": jax.random.bernoulli(keys[5], 1.0 - case.options.condition_dropout, (batch, 1, 1, 1, 1)),
-        "t": jax.random.randint(keys[6], (batch,), 0, finetune.SCHEDULE.train_steps),
+        "t": jax.random.randint(keys[6], (batch,), 0, Schedule.cogvideox_5b().train_steps),
         "eps": jax.random.normal(keys[7], shape),
     }
 
@@ -161,7 +164,7 @@ class Ours:
     name = "reangle_jax"
 
     def __init__(self, folder: Path, case: Case, data: finetune.TrainingSet):
-        self.config, self.data, schedule = case.adapted, data, finetune.SCHEDULE
+        self.config, self.data = case.adapted, data
         self.vae = i2v.load_vae(folder / "ours" / "vae")
         self.transformer = i2v.load_transformer(
             folder / "ours" / "transformer", lora_rank=case.rank, lora_alpha=float(case.rank)
@@ -169,7 +172,9 @@ class Ours:
         lora = lora_file.to_state(lora_file.read(folder / "lora.safetensors", self.config), self.config)
         optimiser = finetune.make_optimiser(case.options)
         self.state = learning.init(lora, optimiser)
-        self.step = finetune.make_step(self.transformer, self.vae, case.options, optimiser)
+        clip = Clip(case.transformer.sample_frames, *case.pixels, "off")
+        backbone = CogVideoXBackbone.of_networks(self.transformer, self.vae, clip)
+        self.step, schedule = finetune.make_step(backbone, case.options, optimiser), backbone.schedule
         scales = guidance.guidance_scales(schedule.timesteps(SAMPLING_STEPS), SAMPLING_STEPS, GUIDANCE, False)
         denoise = guidance.guided(i2v.predictor(self.transformer.graphdef), scales)
         self.sampler = samplers.make_step(denoise, sampler="ddim", steps=SAMPLING_STEPS, schedule=schedule)

@@ -30,6 +30,8 @@ from reangle_jax import config as settings_module
 from reangle_jax import learning
 from reangle_jax import mesh as mesh_module
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
+from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion import guidance, samplers
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
@@ -76,7 +78,8 @@ def lower_finetune(rank: int, layers: int | None, where: NamedSharding):
     settings.video = "clip.mp4"
     options = settings_module.parse(settings).finetune
     optimiser, encoder = finetune.make_optimiser(options), i2v.encoder_alone(vae)
-    step = finetune.make_step(transformer, encoder, options, optimiser)
+    backbone = CogVideoXBackbone.of_networks(transformer, vae, Clip(49, 480, 720, "off"))
+    step = finetune.make_step(backbone, options, optimiser)
     latents, text = (7, 13, 60, 90, 16), (7, 226, 4096)
     data = finetune.TrainingSet(
         mean=jax.ShapeDtypeStruct(latents, jnp.float32),

@@ -1,7 +1,6 @@
 """The one training loop: a guarded step, resumed, stopped and logged, and ended where the numbers are not finite.
 
-step = make_step(loss, optimiser)              # loss(parameters, *arguments) -> scalar, or (scalar, numbers)
-state, history = train(step, init(parameters, optimiser), lambda number: (data, key_of(number)), ...)
+First ``step = make_step(loss, optimiser)``, then ``state, history = train(step, init(parameters, optimiser), ...)``.
 """
 
 import contextlib

@@ -7,6 +7,8 @@ import numpy as np
 from flax import nnx
 
 from reangle_jax import checkpoints
+from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
+from reangle_jax.backbones.registry import Clip
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
@@ -70,3 +72,9 @@ def fill_randomly(model: nnx.Module, seed: int = 0) -> None:
         else:
             value = 0.1 * value
         variable.set_value(jnp.asarray(value, variable.dtype))
+
+
+def backbone(weights: Path, *, rank: int = 2, alpha: float = 2.0) -> CogVideoXBackbone:
+    """The very small networks of a folder as the stages see them, for clips of FRAMES x HEIGHT x WIDTH."""
+    folders = {part: weights / part for part in ("transformer", "vae", "text_encoder")}
+    return CogVideoXBackbone("tiny", folders, Clip(FRAMES, HEIGHT, WIDTH, "off"), rank, alpha)

@@ -14,14 +14,17 @@ def settings(**changes):
 
 
 def test_learned_positions_allow_one_size_only():
-    weights.check_model(settings(num_frames=17, height=128, width=192), TABLE)
+    def check(fields=TABLE, **changes):
+        weights.backbone(settings(model="tiny", **changes)).check("transformer", fields)
+
+    check(num_frames=17, height=128, width=192)
     with pytest.raises(
         InputError, match=r"config\.num_frames=49.*17 frames of 128x192 only: set config\.num_frames=17"
     ):
-        weights.check_model(settings(height=128, width=192), TABLE)
+        check(height=128, width=192)
     with pytest.raises(InputError, match=r"set config\.width=192"):
-        weights.check_model(settings(num_frames=17, height=128, width=208), TABLE)
-    weights.check_model(settings(num_frames=21, height=64, width=64), TABLE | {"use_learned": False})
+        check(num_frames=17, height=128, width=208)
+    check(TABLE | {"use_learned": False}, num_frames=21, height=64, width=64)
 
 
 def test_folders(tmp_path):
@@ -44,7 +47,7 @@ def test_the_classes_are_the_models_own():
         "vae": VAEConfig,
         "text_encoder": T5Config,
     }
-    assert {part: cls.__name__ for part, cls in classes.items()} == weights.PARTS
+    assert {part: cls.__name__ for part, cls in classes.items()} == weights.parts(settings())
 
 
 def write(folder, **fields):

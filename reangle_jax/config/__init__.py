@@ -6,21 +6,10 @@ that everything else reads. A setting is written down once, in `reangle_jax.conf
 
 from reangle_jax.config.defaults import get_default, get_tiny
 from reangle_jax.config.reading import flatten, from_text, parse, type_of, view_folder
-from reangle_jax.config.settings import (
-    MODELS,
-    SIX_MOTIONS,
-    SPATIAL_MULTIPLE,
-    Evaluate,
-    Execution,
-    Finetune,
-    Sample,
-    Settings,
-)
+from reangle_jax.config.settings import SIX_MOTIONS, Evaluate, Execution, Finetune, Sample, Settings
 
 __all__ = [
-    "MODELS",
     "SIX_MOTIONS",
-    "SPATIAL_MULTIPLE",
     "Evaluate",
     "Execution",
     "Finetune",

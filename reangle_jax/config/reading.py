@@ -10,6 +10,8 @@ from typing import Any
 
 import ml_collections
 
+from reangle_jax.backbones import registry
+from reangle_jax.config.rules import Rule, multiple_of
 from reangle_jax.config.settings import Settings
 from reangle_jax.data import lora_files
 from reangle_jax.data.paths import user_path
@@ -53,10 +55,12 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Settings:
         raise InputError("config.video is not set: give a video file or a folder of frames, --config.video=FILE")
     flat = flatten(settings)
     for key, field in leaves():
-        rule = field.metadata["rule"]
-        if rule is not None and not rule.holds(flat[key]):
-            words = f"it must be {rule.words}{rule.mend(flat[key])}"
-            raise InputError(f"config.{key}={flat[key]!r} is not possible: {words}")
+        if field.metadata["rule"] is not None:
+            _require(key, flat[key], field.metadata["rule"])
+    grid = registry.entry(settings.model).grid
+    _require("num_frames", settings.num_frames, multiple_of(grid.frames, plus=1))
+    _require("height", settings.height, multiple_of(grid.multiple))
+    _require("width", settings.width, multiple_of(grid.multiple))
     _check_depth(settings)
     _check_cameras(settings)
     _check_devices(settings)
@@ -114,6 +118,11 @@ def flatten(settings: Settings) -> dict[str, Any]:
 def view_folder(view: str) -> str:
     """A view's NAME in the run's folder: every character outside A-Z a-z 0-9 becomes ``_``."""
     return "".join(c if c.isascii() and c.isalnum() else "_" for c in view)
+
+
+def _require(key: str, value: Any, rule: Rule) -> None:
+    if not rule.holds(value):
+        raise InputError(f"config.{key}={value!r} is not possible: it must be {rule.words}{rule.mend(value)}")
 
 
 def _unknown(prefix: str, key: str, known: Iterable[str]) -> InputError:

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -39,12 +39,17 @@ def above(low: float, mend: str = "") -> Rule:
 
 def one_of(*words: str) -> Rule:
     """One of some words."""
+    return one_listed(lambda: words)
+
+
+def one_listed(words: Callable[[], Sequence[str]]) -> Rule:
+    """One of the words of a list that may grow."""
 
     def closest(value: Any) -> str:
-        close = difflib.get_close_matches(str(value), words, n=1)
+        close = difflib.get_close_matches(str(value), words(), n=1)
         return f" (did you mean {close[0]}?)" if close else ""
 
-    return Rule(f"one of {', '.join(words)}", lambda value: value in words, closest)
+    return Rule(f"one of {', '.join(words())}", lambda value: value in words(), closest)
 
 
 def multiple_of(step: int, *, plus: int = 0) -> Rule:

@@ -3,20 +3,19 @@
 import dataclasses
 from typing import Any
 
+from reangle_jax.backbones import registry
 from reangle_jax.config.rules import (
     Rule,
     above,
     at_least,
     auto_or_above,
     between,
-    multiple_of,
+    one_listed,
     one_of,
     pair_below,
 )
 from reangle_jax.nn.choices import IMPLEMENTATIONS, Choice
 
-MODELS = ("tiny", "cogvideox-5b-i2v", "cogvideox1.5-5b-i2v")
-SPATIAL_MULTIPLE = 16  # the VAE's 8 times the transformer's 2 x 2 patch
 # The paper's six motions. Amounts at the last of 49 frames, from the released scripts' rates per frame.
 SIX_MOTIONS = ("left:10", "right:10", "up:8", "down:8", "in:0.15", "out:0.15")
 
@@ -104,11 +103,11 @@ class Settings:
     video: str = setting("", "a video file that FFmpeg reads, or a folder of frames; must be given", is_path=True)
     caption: str = setting("", "what the video shows; may be empty")
     start: int = setting(0, "first frame, in frames of the source", at_least(0))
-    num_frames: int = setting(49, "frames taken", multiple_of(4, plus=1))
+    num_frames: int = setting(49, "frames taken: 1 + 4k for CogVideoX")
     height: int = setting(
-        480, "in pixels; the video is resized to cover and centre-cropped", multiple_of(SPATIAL_MULTIPLE)
+        480, "in pixels, a multiple of 16 for CogVideoX; the video is resized to cover and centre-cropped"
     )
-    width: int = setting(720, "likewise", multiple_of(SPATIAL_MULTIPLE))
+    width: int = setting(720, "likewise")
     fps: float = setting(0.0, "resample to this rate; 0 keeps the source's", between(0, 1000))
     depth: str = setting(
         "model", "model, or a .npy or .npz file of T, H, W: of the frames taken, or of the whole clip", is_path=True
@@ -130,7 +129,7 @@ class Settings:
         is_path=True,
     )
     train_views: tuple[str, ...] = setting(SIX_MOTIONS, "the warps that are trained on beside the input", is_path=True)
-    model: str = setting("cogvideox-5b-i2v", "the video model", one_of(*MODELS))
+    model: str = setting("cogvideox-5b-i2v", "the video model", one_listed(registry.names))
     weights: str = setting(
         "",
         "folder of converted weights, with transformer/ vae/ text_encoder/; empty: weights/MODEL (tiny has its own)",

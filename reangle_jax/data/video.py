@@ -96,6 +96,7 @@ def read_video(
     fps: float | None = None,
     height: int,
     width: int,
+    multiple: int = 1,
 ) -> Video:
     """Reads the chosen frames of a video file or of a folder of frames, as a player shows them.
 
@@ -111,6 +112,7 @@ def read_video(
             is taken to have this one.
         height: rows of the result, reached by resizing to cover and cropping the centre.
         width: columns of the result.
+        multiple: what height and width must be a multiple of, for advice on another size.
 
     Returns:
         the clip, frames uint8 [num_frames, height, width, 3].
@@ -137,7 +139,7 @@ def read_video(
         raise InputError(_too_short(source, watched.count, len(frames), start, num_frames, known, fps))
     watched.complain(indices)
     assert picture is not None
-    _say_what_is_lost(picture, height, width)
+    _say_what_is_lost(picture, height, width, multiple)
     rate = fps or (_rate(seconds, known) if source.fps else known)
     return Video(np.stack(frames), float(rate), np.array(indices), picture.pixels.shape[:2], picture.aspect)
 
@@ -200,7 +202,7 @@ def _rate(seconds: list[float], known: float) -> float:
     return rate
 
 
-def _say_what_is_lost(picture: Upright, height: int, width: int) -> None:
+def _say_what_is_lost(picture: Upright, height: int, width: int, multiple: int) -> None:
     rows, columns = picture.pixels.shape[:2]
     shown = round(columns * picture.aspect)
     tall, wide = covering_size(rows, columns, height, width, picture.aspect)
@@ -209,7 +211,8 @@ def _say_what_is_lost(picture: Upright, height: int, width: int) -> None:
         return
     # Another size of the same area, for models that take any.
     side = math.sqrt(height * width)
-    like = [max(16, 16 * round(side * factor / 16)) for factor in (math.sqrt(rows / shown), math.sqrt(shown / rows))]
+    factors = (math.sqrt(rows / shown), math.sqrt(shown / rows))
+    like = [max(multiple, multiple * round(side * factor / multiple)) for factor in factors]
     _log.warning(
         "%.0f %% of the picture (%dx%d) is cropped away, %s of the middle, to fill %dx%d: crop or pad the clip to that "
         "shape first (README: Your own clip), or set config.height=%d --config.width=%d if the model takes them",

@@ -8,32 +8,31 @@ from jaxtyping import Array, Bool, Float
 
 from reangle_jax.arrays import AnyArray
 
-TEMPORAL_FACTOR = 4  # frames that the VAE turns into one latent frame, after the first
 
-
-def latent_mask(visible: Bool[AnyArray, "T H W"], height: int, width: int) -> Float[Array, "t h w"]:
+def latent_mask(visible: Bool[AnyArray, "T H W"], height: int, width: int, group: int) -> Float[Array, "t h w"]:
     """Brings a visible mask to the latent grid (method.md, stage 2).
 
     Nearest in space by PyTorch's rule (row ``floor(i * H / height)``); in time the first frame stays alone and each
-    following group of four becomes one by logical AND, because a latent frame mixes all four.
+    following group of frames becomes one by logical AND, because a latent frame mixes them all.
 
     Args:
-        visible: True where the warp shows a source point, ``[T, H, W]`` with T = 1 + 4k.
+        visible: True where the warp shows a source point, ``[T, H, W]`` with T = 1 + group k.
         height: the latent grid's rows.
         width: the latent grid's columns.
+        group: frames that become one latent frame, after the first.
 
     Returns:
         float32 ``[1 + k, height, width]``, 1 = visible.
 
     Raises:
-        ValueError: T is not 1 + 4k.
+        ValueError: T is not 1 + group k.
     """
     frames, rows, columns = visible.shape
-    if frames % TEMPORAL_FACTOR != 1:
-        raise ValueError(f"a mask of {frames} frames has no latent grid: the number of frames must be 1 + 4k")
+    if (frames - 1) % group:
+        raise ValueError(f"a mask of {frames} frames has no latent grid: the number of frames must be 1 + {group}k")
     # Whole numbers: i * H / height in floating point may fall just under the row that it means.
     row = np.arange(height) * rows // height
     column = np.arange(width) * columns // width
     grid = jnp.asarray(visible, jnp.bool_)[:, row[:, None], column[None, :]]
-    groups = grid[1:].reshape(-1, TEMPORAL_FACTOR, height, width).all(axis=1)
+    groups = grid[1:].reshape(-1, group, height, width).all(axis=1)
     return jnp.concatenate([grid[:1], groups]).astype(jnp.float32)

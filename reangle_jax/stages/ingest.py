@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from reangle_jax.backbones import registry
 from reangle_jax.config import Settings
 from reangle_jax.data import files
 from reangle_jax.run import External, Stage, Unit, Work
@@ -50,6 +51,7 @@ def _frames(settings: Settings, folder: Path) -> None:
         fps=settings.fps,
         height=settings.height,
         width=settings.width,
+        multiple=registry.entry(settings.model).grid.multiple,
     )
     _log.info("%d frames of %dx%d at %g fps from %s", *clip.frames.shape[:3], clip.fps, settings.video)
     files.atomic_savez(

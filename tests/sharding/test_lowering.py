@@ -12,14 +12,17 @@ from flax import nnx
 from reangle_jax import learning
 from reangle_jax import mesh as meshes
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.backbones.cogvideox.sampling import Sampler
+from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion.samplers import init_state
+from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.nn.attention import compiling_for
 from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.splash import padded_length
-from reangle_jax.stages import finetune, generate
+from reangle_jax.stages import finetune
 from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, TRANSFORMER_SMALL, VAE_SMALL, WIDTH
 from tests.stages.test_finetune import OPTIONS
 
@@ -70,13 +73,14 @@ def finetuning_step(mesh, impl):
         first=jax.ShapeDtypeStruct((VIDEOS, HEIGHT, WIDTH, 3), jnp.uint8),
     )
     state = abstract(jax.eval_shape(lambda lora: learning.init(lora, optimiser), lora), mesh)
-    step = finetune.make_step(transformer, vae, options, optimiser)
+    backbone = CogVideoXBackbone.of_networks(transformer, vae, Clip(FRAMES, HEIGHT, WIDTH, "off"))
+    step = finetune.make_step(backbone, options, optimiser)
     return step.trace(state, transformer.state, vae.state, data, jax.eval_shape(jax.random.key, 0))
 
 
 def sampling_step(mesh, impl):
     transformer, vae, lora = networks(mesh, impl)
-    sampler = Sampler(transformer, vae, generate.SCHEDULE, num_frames=FRAMES, steps=3, guidance_scale=6.0,
+    sampler = Sampler(transformer, vae, Schedule.cogvideox_5b(), num_frames=FRAMES, steps=3, guidance_scale=6.0,
                       dynamic_guidance=True, sampler="ddim")  # fmt: skip
     state = jax.eval_shape(init_state, jax.ShapeDtypeStruct((1, *LATENTS[1:]), jnp.bfloat16))
     batch = jax.NamedSharding(mesh, jax.P(meshes.DATA))  # as denoise lays the two halves

@@ -10,12 +10,11 @@ from flax import nnx
 
 from reangle_jax import checkpoints, learning
 from reangle_jax import mesh as meshes
-from reangle_jax.backbones.cogvideox import image_to_video as i2v
-from reangle_jax.backbones.cogvideox.sampling import Sampler
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from reangle_jax.stages import finetune, generate
-from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH
+from reangle_jax.stages import finetune
+from tests import networks
+from tests.networks import HEIGHT, TEXT_LENGTH, WIDTH
 from tests.stages.test_finetune import OPTIONS
 
 pytestmark = [pytest.mark.sharding, pytest.mark.usefixtures("optax_promotion")]
@@ -37,28 +36,29 @@ def training_set():
 
 
 def load(weights):
-    transformer = i2v.load_transformer(weights / "transformer", lora_rank=RANK, lora_alpha=4.0)
-    return transformer, i2v.load_vae(weights / "vae")
+    """The backbone, the denoiser's parameters and the autoencoder's."""
+    backbone = networks.backbone(weights, rank=RANK, alpha=4.0)
+    return backbone, backbone.load_denoiser(), backbone.load_coder()
 
 
 def train(weights, text):
     """Losses and adapters after three steps, on the host, and what the layout was."""
     with meshes.use(meshes.make_mesh(text)):
-        transformer, vae = load(weights)
+        backbone, base, coder = load(weights)
         optimiser = finetune.make_optimiser(OPTIONS)
-        step = finetune.make_step(transformer, vae, OPTIONS, optimiser)
-        state = learning.init(i2v.init_lora(transformer.config, key=jax.random.key(1)), optimiser)
+        step = finetune.make_step(backbone, OPTIONS, optimiser)
+        state = learning.init(backbone.init_adapters(key=jax.random.key(1)), optimiser)
         data, losses = meshes.replicate(training_set()), []
         before = [array.sharding for array in jax.tree.leaves(state)]
         for number in range(3):
-            state, numbers = step(state, transformer.state, vae.state, data, jax.random.key(number))
+            state, numbers = step(state, base, coder, data, jax.random.key(number))
             losses.append(float(numbers["loss"]))
         after = [array.sharding for array in jax.tree.leaves(state)]
         assert all(a.is_equivalent_to(b, 3) for a, b in zip(before, after, strict=True))
         programs = step._cache_size()
     arrays = {path: np.asarray(value[...]) for path, value in checkpoints.parameter_paths(state.parameters).items()}
     shares = {
-        "base": transformer.state["blocks"]["layers"]["ff"]["up"]["kernel"][...].addressable_shards[0].data.size,
+        "base": base["blocks"]["layers"]["ff"]["up"]["kernel"][...].addressable_shards[0].data.size,
         "lora": jax.tree.leaves(state.parameters)[0].addressable_shards[0].data.size,
         "adam": sum(array.addressable_shards[0].data.size for array in jax.tree.leaves(state.optimiser)),
     }
@@ -90,16 +90,14 @@ def test_training_equals_one_devices(small_weights, one_device, text):
 
 def sample(weights, text):
     with meshes.use(meshes.make_mesh(text)):
-        transformer, vae = load(weights)
-        lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
-        sampler = Sampler(transformer, vae, generate.SCHEDULE, num_frames=FRAMES, steps=3, guidance_scale=4.0,
-                          dynamic_guidance=False, sampler="ddim")  # fmt: skip
+        backbone, base, coder = load(weights)
+        adapters = backbone.init_adapters(key=jax.random.key(1))
+        sampler = backbone.sampler(steps=3, guidance_scale=4.0, dynamic_guidance=False, sampler="ddim")
         data = training_set()
         text = np.asarray(data.text)  # as embed_prompts gives it
         noise = sampler.noise((1, HEIGHT, WIDTH), key=jax.random.key(0))
-        condition = sampler.condition(vae.state, np.asarray(data.first[:1]), key=jax.random.key(0))
-        latents = sampler.denoise(lora, transformer.state, noise, condition, text[:1], text[1:2],
-                                  key=jax.random.key(1))  # fmt: skip
+        condition = sampler.condition(coder, np.asarray(data.first[:1]), key=jax.random.key(0))
+        latents = sampler.denoise(adapters, base, noise, condition, text[:1], text[1:2], key=jax.random.key(1))
         assert sampler._step._cache_size() == 1
         return np.asarray(latents)
 

@@ -1,6 +1,7 @@
 """Motion learning: what is trained and what is not, the mask, resuming."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,12 @@ import pytest
 from flax import nnx
 
 from reangle_jax import learning
+from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.config import Finetune
-from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from reangle_jax.nn.execution import Execution
 from reangle_jax.stages import finetune
+from tests import networks
 from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -35,21 +37,24 @@ OPTIONS = Finetune(
 
 
 @pytest.fixture(scope="module")
-def networks(small_weights):
-    vae = i2v.load_vae(small_weights / "vae")
-    transformer = i2v.load_transformer(small_weights / "transformer", lora_rank=2, lora_alpha=2.0)
-    return transformer, vae
+def backbone(small_weights):
+    return networks.backbone(small_weights)
 
 
 @pytest.fixture(scope="module")
-def data(networks, small_weights):
+def loaded(backbone):
+    """The denoiser's parameters and the encoder's."""
+    return backbone.load_denoiser(), backbone.load_coder(decodes=False)
+
+
+@pytest.fixture(scope="module")
+def data(backbone, loaded):
     rng = np.random.default_rng(0)
     videos = rng.integers(0, 256, (3, FRAMES, HEIGHT, WIDTH, 3)).astype(np.uint8)
     visible = np.ones(videos.shape[:-1], bool)
     visible[1:, :, :, 32:] = False
-    data = finetune.encode_videos(networks[1], videos, visible)
-    text = i2v.embed_prompts(small_weights / "text_encoder", ["a", "b", "a"], TEXT_LENGTH)
-    return data._replace(text=jnp.asarray(text))
+    data = finetune.encode_videos(backbone, loaded[1], videos, visible)
+    return data._replace(text=jnp.asarray(backbone.embed(["a", "b", "a"])))
 
 
 def test_encoded_set_has_latent_shapes_and_masks(data):
@@ -60,14 +65,12 @@ def test_encoded_set_has_latent_shapes_and_masks(data):
     np.testing.assert_array_equal(data.text[0], data.text[2])
 
 
-def run_steps(networks, data, count, options=OPTIONS):
-    transformer, vae = networks
+def run_steps(backbone, loaded, data, count, options=OPTIONS):
     optimiser = finetune.make_optimiser(options)
-    step = finetune.make_step(transformer, vae, options, optimiser)
-    state, losses = learning.init(i2v.init_lora(transformer.config, key=jax.random.key(1)), optimiser), []
+    step = finetune.make_step(backbone, options, optimiser)
+    state, losses = learning.init(backbone.init_adapters(key=jax.random.key(1)), optimiser), []
     for number in range(count):
-        key = jax.random.fold_in(jax.random.key(2), number)
-        state, numbers = step(state, transformer.state, vae.state, data, key)
+        state, numbers = step(state, *loaded, data, jax.random.fold_in(jax.random.key(2), number))
         losses.append(float(numbers["loss"]))
     return state.parameters, losses, step
 
@@ -80,39 +83,36 @@ def test_the_rate_is_constant_or_falls_to_zero_at_the_end():
     np.testing.assert_allclose(rates, [1e-2, 1e-2, 1e-2, 5e-3, 0.0], atol=1e-8)
 
 
-def test_only_adapters_change_and_one_program_serves_all_steps(networks, data):
-    before = jax.tree.map(np.array, networks[0].state)
-    lora, losses, step = run_steps(networks, data, 3)
-    fresh = i2v.init_lora(networks[0].config, key=jax.random.key(1))
+def test_only_adapters_change_and_one_program_serves_all_steps(backbone, loaded, data):
+    before = jax.tree.map(np.array, loaded[0])
+    lora, losses, step = run_steps(backbone, loaded, data, 3)
+    fresh = backbone.init_adapters(key=jax.random.key(1))
     assert all(np.isfinite(losses))
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool(jnp.any(a != b)), lora, fresh)))
     # The frozen base is the same to the last bit.
-    jax.tree.map(np.testing.assert_array_equal, before, networks[0].state)
+    jax.tree.map(np.testing.assert_array_equal, before, loaded[0])
     assert step._cache_size() == 1
 
 
-def test_fresh_adapters_change_no_bit(networks, small_weights):
-    transformer = networks[0]
+def test_fresh_adapters_change_no_bit(backbone, loaded, small_weights):
     plain = i2v.load_transformer(small_weights / "transformer", lora_rank=0, lora_alpha=0.0)
-    lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
+    lora = backbone.init_adapters(key=jax.random.key(1))
     keys = jax.random.split(jax.random.key(3), 3)
     latents, condition = (jax.random.normal(k, (1, 2, 8, 8, 4)) for k in keys[:2])
     text = jax.random.normal(keys[2], (1, TEXT_LENGTH, 16))
     t = jnp.array([500])
-    with_lora = i2v.predictor(transformer.graphdef)(latents, t, lora, transformer.state, condition, text)
+    with_lora = i2v.predictor(backbone.transformer.graphdef)(latents, t, lora, loaded[0], condition, text)
     without = i2v.predictor(plain.graphdef)(latents, t, nnx.State({}), plain.state, condition, text)
     np.testing.assert_array_equal(with_lora, without)
 
 
-def test_loss_looks_at_visible_latents_only(networks, data):
-    transformer, vae = networks
-    lora = i2v.init_lora(transformer.config, key=jax.random.key(1))
-    model = nnx.merge(transformer.graphdef, lora, transformer.state)
-    coder = nnx.merge(vae.graphdef, vae.state)
+def test_loss_looks_at_visible_latents_only(backbone, loaded, data):
+    lora = backbone.init_adapters(key=jax.random.key(1))
     one = dataclasses.replace(OPTIONS, batch_size=1)
 
     def loss(mask, options=one):
-        return float(finetune.motion_loss(model, coder, data._replace(mask=mask), options, key=jax.random.key(7)))
+        given = (lora, *loaded, data._replace(mask=mask), options)
+        return float(finetune.motion_loss(backbone, *given, key=jax.random.key(7)))
 
     ones, zeros = jnp.ones_like(data.mask), jnp.zeros_like(data.mask)
     left = ones.at[:, :, :, 4:].set(0)
@@ -124,31 +124,35 @@ def test_loss_looks_at_visible_latents_only(networks, data):
     assert 0 < loss(left) < plain
 
 
-def test_condition_in_training_is_the_condition_in_sampling(networks, data):
-    vae = nnx.merge(networks[1].graphdef, networks[1].state)
-    image = i2v.to_unit(data.first[:1])
-    condition = i2v.image_condition(vae, image, 2, key=jax.random.key(0))
-    mean, logvar = vae.encode(image[:, None])
+def test_condition_in_training_is_the_condition_in_sampling(backbone, loaded, data):
+    condition = backbone.condition(loaded[1], to_unit(data.first[:1]), key=jax.random.key(0))
+    mean, logvar = backbone.encode(loaded[1], data.first[:1, None])
     # The first latent lies about the scaled posterior mean, within 6 deviations; the rest is zero.
-    deviation = jnp.exp(0.5 * logvar) * vae.config.scaling_factor
-    offset = jnp.abs(condition[:, :1] - mean * vae.config.scaling_factor)
+    deviation = jnp.exp(0.5 * logvar) * backbone.vae.config.scaling_factor
+    offset = jnp.abs(condition[:, :1] - mean * backbone.vae.config.scaling_factor)
     assert bool(jnp.all(offset <= 6 * deviation + 1e-6))
     assert bool(jnp.all(condition[:, 1:] == 0))
 
 
-class Recorder:
-    """Stands for a transformer whose tokens span two latent frames: keeps what it is given, predicts zero."""
+class Recorder(CogVideoXBackbone):
+    """A transformer whose tokens span two latent frames, for clips of three: keeps what it is given, predicts zero."""
 
-    config = TransformerConfig.cogvideox1_5_5b_i2v()
-    execution = Execution(dtype="bfloat16")
+    seen: typing.ClassVar = []
 
-    def __call__(self, noised, text, t):
-        self.noised = noised
-        return jnp.zeros_like(noised[..., :4])
+    @property
+    def front(self):
+        return -3 % 2
+
+    def predict(self, adapters, base, noised, condition, text, t):
+        self.seen[:] = [noised, condition]
+        return jnp.zeros_like(noised)
+
+    def condition(self, coder, image, *, key):
+        return i2v.image_condition(self._encoding(coder), image, 3 + self.front, key=key)
 
 
-def test_odd_clips_are_filled_up_in_front_for_tokens_of_two_frames(networks, data):
-    coder, model = nnx.merge(networks[1].graphdef, networks[1].state), Recorder()
+def test_odd_clips_are_filled_up_in_front_for_tokens_of_two_frames(backbone, loaded, data):
+    model = Recorder(**{field.name: getattr(backbone, field.name) for field in dataclasses.fields(backbone)})
     three = data._replace(
         mean=jnp.concatenate([data.mean, data.mean[:, :1]], axis=1),
         logvar=jnp.full((3, 3, *data.logvar.shape[2:]), -30.0),
@@ -157,11 +161,11 @@ def test_odd_clips_are_filled_up_in_front_for_tokens_of_two_frames(networks, dat
     options = dataclasses.replace(OPTIONS, batch_size=1, condition_dropout=0.0)
 
     def loss(data):
-        return float(finetune.motion_loss(model, coder, data, options, key=jax.random.key(7)))
+        return float(finetune.motion_loss(model, None, *loaded, data, options, key=jax.random.key(7)))
 
     first = loss(three)
-    assert model.noised.shape[1] == 4
-    condition = np.asarray(model.noised[..., 4:], np.float32)
+    noised, condition = map(np.asarray, model.seen)
+    assert noised.shape[1] == condition.shape[1] == 4
     assert condition[:, 0].any()
     assert not condition[:, 1:].any()
     # The copy counts where the frame that it copies counts: of four frames' v the masks of the first and the others
@@ -172,7 +176,7 @@ def test_odd_clips_are_filled_up_in_front_for_tokens_of_two_frames(networks, dat
     assert first + last == pytest.approx(both, rel=1e-5)
 
 
-def test_training_lowers_the_loss(networks, data):
+def test_training_lowers_the_loss(backbone, loaded, data):
     options = dataclasses.replace(OPTIONS, batch_size=4, learning_rate=3e-2)
-    _, losses, _ = run_steps(networks, data, 40, options)
+    _, losses, _ = run_steps(backbone, loaded, data, 40, options)
     assert np.mean(losses[-10:]) < 0.97 * np.mean(losses[:10])

@@ -10,6 +10,7 @@ from reangle_jax.backbones.cogvideox import lora
 from reangle_jax.data import files
 from reangle_jax.run import Ledger, Stage, run_stage
 from reangle_jax.stages import generate
+from tests import networks
 from tests.backbones.test_lora_files import published, write
 from tests.networks import TRANSFORMER_SMALL
 
@@ -69,8 +70,10 @@ def test_they_add_to_what_was_learnt(file, tmp_path, small_weights, steps):
     learnt = lora.read(write(tmp_path / "learnt.safetensors", published(7, rank=4), r=4, lora_alpha=2.0), tuned_config)
     (tmp_path / "run/lora").mkdir(parents=True)
     lora.save_folder(tmp_path / "run/lora", lora.to_state(learnt, tuned_config), tuned_config)
-    chosen = settings(small_weights, loras=(f"{file}:-0.5", str(file)), steps=steps)
-    network, state = generate._tuned(chosen, tmp_path / "run")
+    backbone = networks.backbone(small_weights, rank=4, alpha=2.0)
+    learnt_in = tmp_path / "run/lora" if steps else None
+    wider, state = backbone.load_adapters(learnt_in, [(file, -0.5), (file, 1.0)])
+    network = wider.transformer
     given = lora.read(file, TRANSFORMER_SMALL)
     parts = [(given, -0.5), (given, 1.0)]
     want = lora.combine([(learnt, 1.0), *parts] if steps else parts)

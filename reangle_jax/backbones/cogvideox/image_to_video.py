@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float
 
 from reangle_jax import checkpoints, mesh
 from reangle_jax.models.cogvideox.transformer import Transformer
@@ -124,6 +124,12 @@ def encoder_alone(vae: Network) -> Network:
     return Network(vae.config, vae.execution, *nnx.split(model))
 
 
+def encoding(vae: Network) -> Callable[[nnx.State], VAE]:
+    """Of an autoencoder's parameters, with or without its decoder's, makes the module that encodes; to be traced."""
+    graphdef = encoder_alone(vae).graphdef
+    return lambda state: nnx.merge(graphdef, nnx.State({"encoder": state["encoder"]}))
+
+
 def init_lora(config: TransformerConfig, *, key: Array) -> nnx.State:
     """Fresh adapters, which change nothing yet, on the current mesh."""
 
@@ -159,16 +165,6 @@ def embed_prompts(
         if prompt not in known:
             known[prompt] = np.asarray(encode(state, jnp.asarray(tokenizer([prompt], length))))[0]
     return np.stack([known[prompt] for prompt in prompts])
-
-
-def to_unit(frames: UInt8[Array, "*s"]) -> Float[Array, "*s"]:
-    """Bytes to [-1, 1]."""
-    return frames.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_bytes(frames: Float[Array, "*s"]) -> UInt8[Array, "*s"]:
-    """[-1, 1] to bytes, rounded."""
-    return jnp.clip(jnp.round((frames.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def image_condition(

@@ -13,7 +13,8 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from reangle_jax import mesh
-from reangle_jax.backbones.cogvideox.image_to_video import Network, image_condition, predictor, to_bytes, to_unit
+from reangle_jax.arrays import to_bytes, to_unit
+from reangle_jax.backbones.cogvideox.image_to_video import Network, encoding, image_condition, predictor
 from reangle_jax.diffusion import guidance, samplers
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
@@ -83,12 +84,11 @@ class Sampler:
         self._step = samplers.make_step(denoise, sampler=sampler, steps=steps, schedule=schedule)
         self._dtype, self._vae_config = transformer.execution.dtype, vae.config
         count, extra = latent_frames(transformer.config, vae.config, num_frames)
-        self._latent_frames = count
+        self._latent_frames, coder = count, encoding(vae)
 
         @jax.jit
         def condition(state: Any, image: Array, key: Array) -> Array:
-            model = nnx.merge(vae.graphdef, state)
-            return image_condition(model, to_unit(image), count, key=key).astype(transformer.execution.dtype)
+            return image_condition(coder(state), to_unit(image), count, key=key).astype(transformer.execution.dtype)
 
         @jax.jit
         def decode(state: Any, latents: Array) -> Array:
@@ -115,7 +115,7 @@ class Sampler:
         """First frames as the condition that stands beside the noise, in the transformer's dtype.
 
         Args:
-            vae_state: the autoencoder's parameters.
+            vae_state: the autoencoder's parameters; its decoder's may be left out.
             image: first frames.
             key: the videos'; a part of it draws from the image's posterior.
         """

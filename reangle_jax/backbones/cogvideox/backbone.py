@@ -1,0 +1,208 @@
+"""CogVideoX image-to-video (Yang et al., 2024, arXiv 2408.06072) as the stages see it, the small family included."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from reangle_jax.arrays import to_unit
+from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox import lora, needs
+from reangle_jax.backbones.cogvideox.pipeline import load_schedule
+from reangle_jax.backbones.cogvideox.sampling import Sampler, latent_frames
+from reangle_jax.backbones.interface import Backbone, Demand, Needs
+from reangle_jax.backbones.registry import Clip
+from reangle_jax.diffusion.schedule import Schedule
+from reangle_jax.errors import InputError
+from reangle_jax.models.cogvideox.vae import VAE
+from reangle_jax.models.text import tokenizers
+
+# What tells the published transformers apart.
+_MARKS: dict[str, dict[str, Any]] = {
+    "cogvideox-5b-i2v": {"num_layers": 42, "in_channels": 32, "patch_size_t": None, "use_learned": True},
+    "cogvideox1.5-5b-i2v": {"num_layers": 42, "in_channels": 32, "patch_size_t": 2, "use_learned": False},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class CogVideoXBackbone(Backbone):
+    """The transformer, the causal autoencoder and T5; v-prediction."""
+
+    @classmethod
+    def of_networks(cls, transformer: i2v.Network, vae: i2v.Network, clip: Clip) -> "CogVideoXBackbone":
+        """One that lies in no folder: it computes, and loads nothing; the networks' parameters may be shapes."""
+        rank, alpha = transformer.config.lora_rank, transformer.config.lora_alpha
+        backbone = cls("cogvideox-5b-i2v", {}, clip, rank, alpha)
+        vars(backbone).update(transformer=transformer, vae=vae, schedule=Schedule.cogvideox_5b())
+        return backbone
+
+    @functools.cached_property
+    def transformer(self) -> i2v.Network:
+        """The transformer with its adapters, shapes in place of parameters."""
+        return i2v.describe_transformer(
+            self.folders["transformer"], lora_rank=self.rank, lora_alpha=self.alpha, choice=self.choice
+        )
+
+    @functools.cached_property
+    def vae(self) -> i2v.Network:
+        """The autoencoder, shapes in place of parameters."""
+        size = (self.clip.height, self.clip.width)
+        return i2v.describe_vae(self.folders["vae"], tiles=self.clip.tiles, size=size, choice=self.choice)
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """Of the noise."""
+        return load_schedule(self.folders["transformer"], self.transformer.config)
+
+    @functools.cached_property
+    def _encoding(self) -> Callable[[nnx.State], VAE]:
+        return i2v.encoding(self.vae)
+
+    @property
+    def dtype(self) -> str:
+        """See `Backbone.dtype`."""
+        return self.transformer.execution.dtype
+
+    @functools.cached_property
+    def _latent_frames(self) -> tuple[int, int]:
+        return latent_frames(self.transformer.config, self.vae.config, self.clip.num_frames)
+
+    @property
+    def front(self) -> int:
+        """See `Backbone.front`: tokens of CogVideoX 1.5 span two latent frames."""
+        return self._latent_frames[1]
+
+    def check(self, part: str, fields: Mapping[str, Any]) -> None:
+        """See `Backbone.check`."""
+        if part == "text_encoder":
+            tokenizers.for_encoder(self.folders[part], int(fields.get("vocab_size") or 0))
+        if part != "transformer":
+            return
+        for name, expected in _MARKS.get(self.name, {}).items():
+            if fields.get(name) != expected:
+                raise InputError(
+                    f"config.weights: {self.folders[part]} holds another model than {self.name} ({name} is "
+                    f"{fields.get(name)}, not {expected}): give its weights, or change config.model"
+                )
+        if not fields.get("use_learned"):
+            return
+        rows, columns = (fields[f"sample_{side}"] * self.grid.pixels for side in ("height", "width"))
+        native = {"num_frames": fields["sample_frames"], "height": rows, "width": columns}
+        for key, allowed in native.items():
+            if getattr(self.clip, key) != allowed:
+                raise InputError(
+                    f"config.{key}={getattr(self.clip, key)}: {self.name} has learned positions for "
+                    f"{native['num_frames']} frames of {rows}x{columns} only: set config.{key}={allowed}"
+                )
+
+    def check_adapters(self, file: Path) -> None:
+        """See `Backbone.check_adapters`."""
+        lora.check(file, self.transformer.config)
+
+    def needs(self, demand: Demand) -> dict[str, Needs]:
+        """See `Backbone.needs`."""
+        return needs.of_stages(self, demand)
+
+    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "N L D"]:
+        """See `Backbone.embed`."""
+        length = self.transformer.config.max_text_seq_length
+        return i2v.embed_prompts(self.folders["text_encoder"], prompts, length, choice=self.choice)
+
+    def load_coder(self, *, decodes: bool = True) -> nnx.State:
+        """See `Backbone.load_coder`."""
+        size = (self.clip.height, self.clip.width)
+        vae = i2v.load_vae(self.folders["vae"], tiles=self.clip.tiles, size=size, choice=self.choice)
+        return vae.state if decodes else i2v.encoder_alone(vae).state
+
+    def load_denoiser(self) -> nnx.State:
+        """See `Backbone.load_denoiser`."""
+        return i2v.load_transformer(
+            self.folders["transformer"], lora_rank=self.rank, lora_alpha=self.alpha, choice=self.choice
+        ).state
+
+    def init_adapters(self, *, key: Array) -> nnx.State:
+        """See `Backbone.init_adapters`."""
+        return i2v.init_lora(self.transformer.config, key=key)
+
+    def save_adapters(self, folder: Path, adapters: nnx.State) -> None:
+        """See `Backbone.save_adapters`."""
+        lora.save_folder(folder, adapters, self.transformer.config)
+
+    def load_adapters(
+        self, folder: Path | None, given: Sequence[tuple[Path, float]]
+    ) -> tuple["CogVideoXBackbone", nnx.State]:
+        """See `Backbone.load_adapters`."""
+        config = self.transformer.config
+        adapters = self.init_adapters(key=jax.random.key(0))
+        if folder is not None:
+            with ocp.StandardCheckpointer() as checkpointer:
+                adapters = checkpointer.restore(folder / lora.STATE, adapters)
+        if not given:
+            return self, adapters
+        parts = [(lora.read(path, config), weight) for path, weight in given]
+        # Adapters that were never trained are zero: they need no room.
+        own = [(lora.from_state(adapters, config), 1.0)] if folder is not None else []
+        joined = lora.combine([*own, *parts])
+        wider = dataclasses.replace(self, rank=joined.rank, alpha=joined.alpha)
+        return wider, lora.to_state(joined, wider.transformer.config)
+
+    def encode(
+        self, coder: nnx.State, video: UInt8[Array, "B T H W 3"]
+    ) -> tuple[Float[Array, "B t h w C"], Float[Array, "B t h w C"]]:
+        """See `Backbone.encode`."""
+        return self._encoding(coder).encode(to_unit(video))
+
+    def draw(
+        self, mean: Float[Array, "B t h w C"], logvar: Float[Array, "B t h w C"], *, key: Array
+    ) -> Float[Array, "B t h w C"]:
+        """See `Backbone.draw`."""
+        return VAE.sample(mean, logvar, key=key) * self.vae.config.scaling_factor
+
+    def condition(self, coder: nnx.State, image: Float[Array, "B H W 3"], *, key: Array) -> Float[Array, "B t h w C"]:
+        """See `Backbone.condition`."""
+        return i2v.image_condition(self._encoding(coder), image, self._latent_frames[0], key=key)
+
+    def times(self, batch: int, *, key: Array) -> Int[Array, " B"]:
+        """See `Backbone.times`."""
+        return jax.random.randint(key, (batch,), 0, self.schedule.train_steps)
+
+    def noised(
+        self, z: Float[Array, "B t h w C"], eps: Float[Array, "B t h w C"], t: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B t h w C"], Float[Array, "B t h w C"]]:
+        """See `Backbone.noised`."""
+        return self.schedule.add_noise(z, eps, t), self.schedule.velocity(z, eps, t)
+
+    def predict(
+        self,
+        adapters: Any,
+        base: Any,
+        noised: Float[Array, "B t h w C"],
+        condition: Float[Array, "B t h w C"],
+        text: Float[Array, "B L D"],
+        t: Int[Array, " B"],
+    ) -> Float[Array, "B t h w C"]:
+        """See `Backbone.predict`."""
+        joined = jnp.concatenate([noised, condition], axis=-1).astype(self.dtype)
+        model = nnx.merge(self.transformer.graphdef, adapters, base)
+        return model(joined, text.astype(self.dtype), t.astype(jnp.float32))
+
+    def sampler(self, *, steps: int, guidance_scale: float, dynamic_guidance: bool, sampler: str) -> Sampler:
+        """See `Backbone.sampler`: ``ddim`` or ``dpm``."""
+        return Sampler(
+            self.transformer,
+            self.vae,
+            self.schedule,
+            num_frames=self.clip.num_frames,
+            steps=steps,
+            guidance_scale=guidance_scale,
+            dynamic_guidance=dynamic_guidance,
+            sampler=sampler,
+        )

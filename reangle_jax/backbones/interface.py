@@ -1,0 +1,234 @@
+"""What the stages ask of a video model: all that differs between families is behind these methods.
+
+A backbone knows the model's files and sizes and holds no parameters: they are loaded by the methods that say so, each
+network when it is needed, and handed back to the methods that use them. Those that compute can be traced by jax.jit.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Shaped, UInt8
+
+from reangle_jax.arrays import AnyArray
+from reangle_jax.backbones import registry
+from reangle_jax.nn.choices import AUTO, Choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a unit of work needs.
+
+    Attributes:
+        phases: device memory of each of its phases, bytes: everything that is there at once.
+        flops: operations, two for a multiply-add.
+    """
+
+    phases: dict[str, float]
+    flops: float
+
+    @property
+    def peak_bytes(self) -> float:
+        """The most device memory of any phase."""
+        return max(self.phases.values())
+
+
+class Demand(NamedTuple):
+    """How much is asked of a backbone.
+
+    Attributes:
+        steps: of fine-tuning.
+        batch_size: videos of each.
+        videos: that are encoded for it.
+        sampling_steps: of one video.
+        guided: whether two passes are made at each.
+        variants: of the adapters that are in memory at once when sampling.
+    """
+
+    steps: int
+    batch_size: int
+    videos: int
+    sampling_steps: int
+    guided: bool
+    variants: int
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A video from its noise, in steps; each is compiled once for all videos."""
+
+    steps: int
+
+    def condition(self, coder: Any, image: UInt8[AnyArray, "B H W 3"], *, key: Array) -> Float[Array, "B t h w C"]:
+        """First frames, encoded as the model is conditioned on them."""
+        ...
+
+    def noise(self, size: tuple[int, int, int], *, key: Array) -> Float[Array, "B t h w C"]:
+        """The noise to begin with; of so many videos, rows and columns of pixels."""
+        ...
+
+    def denoise(
+        self,
+        lora: Any,
+        base: Any,
+        noise: Float[Array, "B t h w C"],
+        condition: Float[Array, "B t h w C"] | None,
+        text: Float[AnyArray, "B L D"],
+        negative: Float[AnyArray, "B L D"] | None,
+        *,
+        key: Array,
+        on_step: Callable[[], None],
+    ) -> Float[Array, "B t h w C"]:
+        """All steps from noise to clean latents; ``on_step`` is called after each."""
+        ...
+
+    def decode(self, coder: Any, latents: Float[Array, "B t h w C"]) -> UInt8[Array, "B T H W 3"]:
+        """Frames of clean latents."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone(abc.ABC):
+    """A video model for clips of one size, with room for adapters.
+
+    Attributes:
+        name: of the model, as `config.model` has it.
+        folders: of its parts' weights.
+        clip: the clips' size.
+        rank: of the adapters.
+        alpha: their strength.
+        choice: how the networks are computed.
+    """
+
+    name: str
+    folders: Mapping[str, Path]
+    clip: registry.Clip
+    rank: int
+    alpha: float
+    choice: Choice = AUTO
+
+    @property
+    def grid(self) -> registry.Grid:
+        """How clips lie on the latent grid."""
+        return registry.entry(self.name).grid
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> str:
+        """What the denoiser computes in."""
+
+    @property
+    def front(self) -> int:
+        """Latent frames that fill up a clip at its front: copies of its first in training, dropped after sampling."""
+        return 0
+
+    # Before any work.
+
+    @abc.abstractmethod
+    def check(self, part: str, fields: Mapping[str, Any]) -> None:
+        """Refuses a part whose config.json, ``fields``, is another model's, or does not fit the clips.
+
+        Raises:
+            InputError: it does not fit.
+        """
+
+    @abc.abstractmethod
+    def check_adapters(self, file: Path) -> None:
+        """Refuses a LoRA that does not fit the model, by its header.
+
+        Raises:
+            InputError: it does not fit.
+        """
+
+    @abc.abstractmethod
+    def needs(self, demand: Demand) -> dict[str, Needs]:
+        """What a unit of ``finetune`` and of ``generate`` needs; without weights, of the published model."""
+
+    # Loading. All raise InputError where a folder is damaged or holds another model.
+
+    @abc.abstractmethod
+    def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "N L D"]:
+        """Embeddings of prompts, on the host; the text encoder is loaded and dropped again."""
+
+    @abc.abstractmethod
+    def load_coder(self, *, decodes: bool = True) -> Any:
+        """The autoencoder's parameters; without its decoder's where nothing is to be decoded."""
+
+    @abc.abstractmethod
+    def load_denoiser(self) -> Any:
+        """The frozen parameters of the denoiser, without adapters."""
+
+    @abc.abstractmethod
+    def init_adapters(self, *, key: Array) -> nnx.State:
+        """Fresh adapters, which change nothing yet."""
+
+    @abc.abstractmethod
+    def save_adapters(self, folder: Path, adapters: nnx.State) -> None:
+        """Writes a run's lora/: the state, and lora.safetensors for others to read."""
+
+    @abc.abstractmethod
+    def load_adapters(self, folder: Path | None, given: Sequence[tuple[Path, float]]) -> tuple["Backbone", nnx.State]:
+        """What was learnt, joined with LoRAs at their weights, and the backbone that has room for all of it.
+
+        Args:
+            folder: a run's lora/; None if nothing was learnt.
+            given: files of LoRAs and their weights.
+        """
+
+    # Computing.
+
+    @abc.abstractmethod
+    def encode(
+        self, coder: Any, video: UInt8[Array, "B T H W 3"]
+    ) -> tuple[Float[Array, "B t h w C"], Float[Array, "B t h w C"]]:
+        """Mean and log variance of a video's latents."""
+
+    @abc.abstractmethod
+    def draw(
+        self, mean: Float[Array, "B t h w C"], logvar: Float[Array, "B t h w C"], *, key: Array
+    ) -> Float[Array, "B t h w C"]:
+        """Latents from their posterior, at the denoiser's scale."""
+
+    @abc.abstractmethod
+    def condition(self, coder: Any, image: Float[Array, "B H W 3"], *, key: Array) -> Float[Array, "B t h w C"]:
+        """First frames in [-1, 1] as the denoiser is conditioned on them, for clips filled up at their front."""
+
+    @abc.abstractmethod
+    def times(self, batch: int, *, key: Array) -> Shaped[Array, " B"]:
+        """Times of training, drawn."""
+
+    @abc.abstractmethod
+    def noised(
+        self, z: Float[Array, "B t h w C"], eps: Float[Array, "B t h w C"], t: Shaped[Array, " B"]
+    ) -> tuple[Float[Array, "B t h w C"], Float[Array, "B t h w C"]]:
+        """Latents noised as at a time, and what the denoiser is to predict of them."""
+
+    @abc.abstractmethod
+    def predict(
+        self,
+        adapters: Any,
+        base: Any,
+        noised: Float[Array, "B t h w C"],
+        condition: Float[Array, "B t h w C"],
+        text: Float[Array, "B L D"],
+        t: Shaped[Array, " B"],
+    ) -> Float[Array, "B t h w C"]:
+        """The denoiser's prediction, computed in its own dtype."""
+
+    @abc.abstractmethod
+    def sampler(self, *, steps: int, guidance_scale: float, dynamic_guidance: bool, sampler: str) -> Sampler:
+        """Sampling of clips.
+
+        Args:
+            steps: of denoising.
+            guidance_scale: classifier-free guidance; 1 and less is none.
+            dynamic_guidance: whether it changes over the steps.
+            sampler: a name that the family knows.
+
+        Raises:
+            InputError: the family has no such sampler, or cannot take so many steps.
+        """

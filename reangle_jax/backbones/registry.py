@@ -1,0 +1,93 @@
+"""The models that `config.model` may name: their latent grid and their parts, known before anything is loaded."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from reangle_jax.backbones.interface import Backbone
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """How a clip lies on a model's latent grid: the first frame alone, then groups of frames, each cell a square.
+
+    Attributes:
+        frames: of the video in one latent frame, after the first.
+        pixels: along a side of a latent's cell.
+        multiple: of pixels, that height and width must be.
+    """
+
+    frames: int
+    pixels: int
+    multiple: int
+
+    def latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Latent frames, rows and columns of a clip."""
+        return (num_frames - 1) // self.frames + 1, height // self.pixels, width // self.pixels
+
+
+class Clip(NamedTuple):
+    """The clips that a backbone is asked for.
+
+    Attributes:
+        num_frames: T.
+        height: in pixels.
+        width: in pixels.
+        tiles: whether frames are coded in tiles: on, off or auto.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    tiles: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A model.
+
+    Attributes:
+        grid: its latent grid.
+        parts: folders of its weights, and the class of the config.json in each; the one that has adapters first.
+        backbone: the class, or where it is, ``module:Class``: imported when it is first asked for.
+    """
+
+    grid: Grid
+    parts: Mapping[str, str]
+    backbone: "type[Backbone] | str"
+
+    def load(self) -> "type[Backbone]":
+        """The class."""
+        if not isinstance(self.backbone, str):
+            return self.backbone
+        module, name = self.backbone.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+_COGVIDEOX = Entry(
+    Grid(frames=4, pixels=8, multiple=16),  # the autoencoder's 8 times the transformer's 2 x 2 patch
+    {"transformer": "TransformerConfig", "vae": "VAEConfig", "text_encoder": "T5Config"},
+    "reangle_jax.backbones.cogvideox.backbone:CogVideoXBackbone",
+)
+_entries: dict[str, Entry] = dict.fromkeys(["tiny", "cogvideox-5b-i2v", "cogvideox1.5-5b-i2v"], _COGVIDEOX)
+
+
+def register(name: str, entry: Entry) -> None:
+    """Adds a model, which ``config.model=name`` then means."""
+    _entries[name] = entry
+
+
+def names() -> tuple[str, ...]:
+    """All models."""
+    return tuple(_entries)
+
+
+def entry(name: str) -> Entry:
+    """A model's entry.
+
+    Raises:
+        KeyError: there is none of this name.
+    """
+    return _entries[name]
