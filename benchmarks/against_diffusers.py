@@ -213,7 +213,7 @@ class Pair:
         data = training_set(case)
         self.ours, self.theirs = Ours(folder, case, data), Theirs(folder, case, data)
         self.case, self.numbers = case, 0
-        rng, dtype = np.random.default_rng(3), jnp.dtype(case.transformer.dtype)
+        rng, dtype = np.random.default_rng(3), jnp.dtype(case.transformer.param_dtype)
         text = (2, case.transformer.max_text_seq_length, case.transformer.text_embed_dim)
         shapes = ((1, *case.latents), (2, *case.latents), text)
         self.inputs = [jnp.asarray(rng.normal(size=shape), jnp.float32).astype(dtype) for shape in shapes]

@@ -26,7 +26,7 @@ class Theirs:
 
     def __init__(self, folder: Path, case: Any, data: Any):
         self.case, self.device = case, "cuda" if torch.cuda.is_available() else "cpu"
-        self.dtype = getattr(torch, case.transformer.dtype)
+        self.dtype = getattr(torch, case.transformer.param_dtype)
         networks = (diffusers.CogVideoXTransformer3DModel, diffusers.AutoencoderKLCogVideoX)
         self.transformer, self.vae = (
             network.from_pretrained(folder / "published" / part, torch_dtype=self.dtype)

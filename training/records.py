@@ -119,7 +119,7 @@ def read(root: str | os.PathLike, kind: type[Example], command: str, fields: Seq
     build: Any = kind
     left = {name: tfds.decode.SkipDecoding() for name in build._fields if fields and name not in fields}
     how: Any = {"split": "train", "decoders": left or None}
-    sources = [tfds.builder_from_directory(part).as_data_source(**how) for part in parts]
+    sources: list[Any] = [tfds.builder_from_directory(part).as_data_source(**how) for part in parts]
 
     def example(found: dict[str, Any]) -> Example:
         found |= dict.fromkeys(left)
