@@ -16,10 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from reangle_jax.data import files, safetensors
+from reangle_jax.data import chunks, files, safetensors
 from reangle_jax.errors import InputError
 
 CONFIG = "config.json"
@@ -28,12 +27,9 @@ PARAMS = "params"
 MANIFEST = "manifest.json"
 # Fields that config.json had when it also said how a network is computed (`reangle_jax.nn.execution`).
 _EXECUTION = {"attention_impl", "remat", "dtype"}
-CHUNK_BYTES = 16 << 20  # at most, so that a process that needs a shard of a layer reads little else
 GATHER_BYTES = 4 << 20  # stacks up to this are one file, not one a layer
 IN_FLIGHT_BYTES = 64 << 20  # on their way to the disk, beside the newest
 REPORT_BYTES = 256 << 20  # what an interruption costs at most
-_BLOCK = 256  # a transposition goes block by block: whole columns at once miss the cache on every value
-_MOVED_AS = {1: np.uint8, 2: np.uint16, 4: np.int32}  # what OpenCV's transposition, which is vectorised, takes
 
 
 def config_fields(config: Any) -> dict[str, Any]:
@@ -243,8 +239,8 @@ class ParamsWriter:
             depth = (depths or {}).get(path, 0)
             small = depth and math.prod(shape) * dtype.itemsize <= GATHER_BYTES
             self._whole[path] = math.prod(shape[:depth]) if small else 0
-            chunks = chunk_shape(shape, 0 if small else depth, dtype.itemsize)
-            opening[path] = _create(folder / path, shape, chunks, dtype, synced=self._synced)
+            cells = chunks.chunk_shape(shape, 0 if small else depth, dtype.itemsize)
+            opening[path] = _create(folder / path, shape, cells, dtype, synced=self._synced)
         self._stores = {path: future.result() for path, future in opening.items()}
         self._waiting: dict[str, dict[tuple[int, ...], tuple[str, np.ndarray]]] = {}
         self._pending: collections.deque[tuple[Any, list[str], int]] = collections.deque()
@@ -267,7 +263,7 @@ class ParamsWriter:
             values = np.stack([waiting[index][1] for index in sorted(waiting)]).reshape(shape)
             index, tags = (), [tag for tag, _ in waiting.values()]
             del self._waiting[path]
-        values = contiguous(values).view(dtype)
+        values = chunks.contiguous(values).view(dtype)
         future = self._stores[path][index].write(values, can_reference_source_data_indefinitely=True)
         self._pending.append((future, tags, values.nbytes))
         while len(self._pending) > 1 and sum(size for _, _, size in self._pending) > IN_FLIGHT_BYTES:
@@ -325,7 +321,7 @@ def describe_to_orbax(folder: Path, paths: Sequence[str]) -> None:
     files.fsync(folder)
 
 
-def _create(folder: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype, *, synced: bool) -> Any:
+def _create(folder: Path, shape: tuple[int, ...], cells: tuple[int, ...], dtype: np.dtype, *, synced: bool) -> Any:
     """An array about to be opened or made; files and folders are synced as they are written, where that can be."""
     import tensorstore as ts
 
@@ -335,7 +331,7 @@ def _create(folder: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype
             "kvstore": {"driver": "file", "path": f"{folder.absolute()}/"},
             "metadata": {
                 "shape": list(shape),
-                "chunks": list(chunks),
+                "chunks": list(cells),
                 "dtype": "bfloat16" if dtype.name == "bfloat16" else dtype.newbyteorder("<").str,
                 "compressor": None,
                 "fill_value": None,
@@ -346,35 +342,3 @@ def _create(folder: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype
         create=True,
         context=ts.Context({"file_io_sync": synced}),
     )
-
-
-def chunk_shape(shape: tuple[int, ...], depth: int, itemsize: int) -> tuple[int, ...]:
-    """The chunks of an array whose first `depth` axes are stacked; every axis is divided evenly.
-
-    The largest axis that can be divided is, by its smallest factor, until a chunk is small enough.
-    """
-    tail = list(shape[depth:])
-    while math.prod(tail) * itemsize > CHUNK_BYTES:
-        for axis in sorted(range(len(tail)), key=lambda axis: -tail[axis]):
-            factor = next((f for f in (2, 3, 5, 7, 11, 13) if tail[axis] % f == 0), None)
-            if factor:
-                tail[axis] //= factor
-                break
-        else:
-            break
-    return (*((1,) * depth), *tail)
-
-
-def contiguous(x: np.ndarray) -> np.ndarray:
-    """The same values in C order."""
-    if x.flags.c_contiguous:
-        return x
-    if x.ndim != 2 or x.nbytes < 1 << 16 or x.dtype.itemsize not in _MOVED_AS or x.strides[0] != x.dtype.itemsize:
-        return np.ascontiguousarray(x)
-    out = np.empty(x.shape, x.dtype)
-    source, target = x.view(_MOVED_AS[x.dtype.itemsize]), out.view(_MOVED_AS[x.dtype.itemsize])
-    for i in range(0, x.shape[0], _BLOCK):
-        for j in range(0, x.shape[1], _BLOCK):
-            block = source[i : i + _BLOCK, j : j + _BLOCK]
-            target[i : i + _BLOCK, j : j + _BLOCK] = cv2.transpose(np.ascontiguousarray(block.T))
-    return out

@@ -17,7 +17,7 @@ from converters.errors import SourceError
 from converters.sources.folder import open_part
 from converters.tables.cogvideox_transformer import rotated
 from reangle_jax import checkpoints
-from reangle_jax.data import weights_folder
+from reangle_jax.data import chunks, weights_folder
 from reangle_jax.errors import InputError
 from tests import networks
 from tests.published import shard, write_small
@@ -79,7 +79,7 @@ def test_shards_chunks_and_cast(published, tmp_path, monkeypatch):
     source, want = published
     shutil.copytree(source, tmp_path / "in")
     shard(tmp_path / "in/transformer/diffusion_pytorch_model.safetensors", 3)
-    monkeypatch.setattr(weights_folder, "CHUNK_BYTES", 256)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 256)
     monkeypatch.setattr(weights_folder, "GATHER_BYTES", 300)
     writer(tmp_path / "in", tmp_path / "out", dtype="bfloat16").run()
     folder = tmp_path / "out/transformer"

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from reangle_jax.data import weights_folder
+from reangle_jax.data import chunks, weights_folder
 from reangle_jax.data.weights_folder import ParamsWriter, open_arrays
 from reangle_jax.errors import InputError
 
@@ -26,16 +26,16 @@ from reangle_jax.errors import InputError
     ],
 )
 def test_chunks_divide_the_array(shape, depth, want):
-    assert weights_folder.chunk_shape(shape, depth, 2) == want
+    assert chunks.chunk_shape(shape, depth, 2) == want
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
 def test_transposition_in_blocks(rng, dtype):
     x = rng.integers(0, np.iinfo(dtype).max, (600, 300), dtype=dtype)
     for view in (x.T, x[::2, 3:].T, x[5:, ::3], x.T[:, ::-1], x[:300].reshape(100, 3, 300).swapaxes(1, 2)):
-        np.testing.assert_array_equal(weights_folder.contiguous(view), view)
-        assert weights_folder.contiguous(view).flags.c_contiguous
-    assert weights_folder.contiguous(x) is x
+        np.testing.assert_array_equal(chunks.contiguous(view), view)
+        assert chunks.contiguous(view).flags.c_contiguous
+    assert chunks.contiguous(x) is x
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def write(folder, arrays, **keywords):
 
 def test_written_and_read(arrays, tmp_path, monkeypatch):
     monkeypatch.setattr(weights_folder, "GATHER_BYTES", 100)
-    monkeypatch.setattr(weights_folder, "CHUNK_BYTES", 96)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 96)
     landed = []
     write(tmp_path, arrays, landed=landed.extend)
     assert sorted(landed) == sorted(
