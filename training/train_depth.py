@@ -29,7 +29,7 @@ from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.embeddings import sincos_1d
-from training import training
+from training import records, training
 from training.pool import ImagePool, load_pool
 from training.scenes import random_scene, render, source_cameras
 
@@ -38,6 +38,7 @@ STORED = (144, 224)  # size of the frames that are kept, pixels
 INPUT = (126, 196)  # what the network sees of a 128 x 192 frame: 9 x 14 patches
 SIZES = ((84, 126), (84, 126), INPUT)  # the sizes that it is trained at, in turn: small ones cost less than half
 VIEWS = 3  # frames a scene
+PART = 64  # scenes
 GRADIENT_WEIGHT, TRIM = 0.5, 0.8
 LEAST_DEVIATION = 0.2  # a map flatter than that is not stretched: its noise would be all there is
 
@@ -59,34 +60,28 @@ def _random_poses(rng: np.random.Generator, count: int) -> Float32[np.ndarray, "
     return poses
 
 
-def render_frames(seed: int, count: int, pool: ImagePool) -> Frames:
-    """Renders ``count`` frames of random scenes, `VIEWS` of each, at the size `STORED`."""
-    images, inverse = [], []
-    times = jnp.linspace(0.0, 1.0, VIEWS)
-    for k in range(-(-count // VIEWS)):
-        rng = np.random.default_rng([seed, k])
-        scene, _ = random_scene(rng, pool)
-        intrinsics = source_cameras(rng, VIEWS, *STORED).K
-        rgb, depth = render(scene, jnp.asarray(intrinsics), jnp.asarray(_random_poses(rng, VIEWS)), times, *STORED)
-        images.append((np.clip(np.asarray(rgb), 0, 1) * 255 + 0.5).astype(np.uint8))
-        inverse.append((1 / np.asarray(depth)).astype(np.float16))
-    return Frames(np.concatenate(images)[:count], np.concatenate(inverse)[:count])
+def render_scene(seed: int, number: int, pool: ImagePool) -> Frames:
+    """`VIEWS` frames of a random scene, at the size `STORED`."""
+    rng = np.random.default_rng([seed, number])
+    scene, _ = random_scene(rng, pool)
+    intrinsics, times = source_cameras(rng, VIEWS, *STORED).K, jnp.linspace(0.0, 1.0, VIEWS)
+    rgb, depth = render(scene, jnp.asarray(intrinsics), jnp.asarray(_random_poses(rng, VIEWS)), times, *STORED)
+    images = (np.clip(np.asarray(rgb), 0, 1) * 255 + 0.5).astype(np.uint8)
+    return Frames(images, (1 / np.asarray(depth)).astype(np.float16))
 
 
 def rendered_frames(folder: Path, name: str, seed: int, count: int, pool: ImagePool) -> Frames:
-    """Frames from ``folder``, rendered there first if they are missing or of another number."""
-    path = folder / f"{name}_{seed}_{count}.npz"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        frames = render_frames(seed, count, pool)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **frames._asdict())
-        os.replace(temporary, path)
-    return load_frames(path)
+    """Frames from ``folder``; what is missing there is rendered first, part by part (see `training.records`)."""
+    home, scenes = folder / f"{name}_{seed}_{count}", -(-count // VIEWS)
+    for first in range(0, scenes, PART):
+        numbers = range(first, min(first + PART, scenes))
+        records.write(home, Frames, first, (render_scene(seed, k, pool) for k in numbers))
+    found = zip(*records.read(home, Frames, "training.train_depth"), strict=True)
+    return Frames(*(np.concatenate(field)[:count] for field in found))
 
 
 def load_frames(path: str | os.PathLike) -> Frames:
-    """Reads frames as `rendered_frames` and the teacher's script write them.
+    """Reads frames as the teacher's script writes them: an .npz of ``images`` and ``inverse_depth``.
 
     Raises:
         InputError: the file is missing or is no such archive.

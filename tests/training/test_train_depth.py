@@ -11,6 +11,8 @@ import pytest
 from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnythingConfig
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
+from training import train_depth
+from training.pool import ImagePool
 from training.train_depth import (
     SIZES,
     Frames,
@@ -130,6 +132,27 @@ def test_training_starts_near_the_mean_and_keeps_tokens_apart(frames, rng):
     tokens, depth = jax.jit(lambda net, x: (net.backbone(x), net(x)))(model, images)
     np.testing.assert_allclose(depth, 1.0, atol=0.5)
     assert float(jnp.std(tokens, axis=1).mean()) > 0.5
+
+
+def test_frames_are_rendered_once_and_where_they_are_missing(frames, tmp_path, monkeypatch):
+    rendered = []
+
+    def render_scene(seed, number, pool):
+        rendered.append((seed, number))
+        if number == 2 and len(rendered) == 3:
+            raise KeyboardInterrupt
+        return Frames(frames.images[:3] + np.uint8(number), frames.inverse_depth[:3])
+
+    monkeypatch.setattr(train_depth, "render_scene", render_scene)
+    monkeypatch.setattr(train_depth, "PART", 2)
+    pool = ImagePool((), (), (), (), np.zeros((0, 128, 128, 4), np.uint8), ())
+    with pytest.raises(KeyboardInterrupt):
+        train_depth.rendered_frames(tmp_path, "train", 5, 7, pool)
+    for _ in range(2):
+        found = train_depth.rendered_frames(tmp_path, "train", 5, 7, pool)
+    assert rendered == [(5, 0), (5, 1), (5, 2), (5, 2)]
+    assert found.images.shape == (7, 144, 224, 3)
+    np.testing.assert_array_equal(found.images[6], frames.images[0] + np.uint8(2))
 
 
 def test_missing_files_are_named(tmp_path):
