@@ -92,6 +92,8 @@ def nothing(inputs):
         (nothing, ["--config.sead=1"], "config.sead is not a setting: did you mean config.seed?"),
         (nothing, ["--config.seed=one"], "config.seed='one' has the wrong type: it must be a whole number"),
         (nothing, ["--config.focal=wide"], "config.focal='wide' is not possible"),
+        (nothing, ["--config.mesh=u:16"], "config.mesh='u:16' needs 16 devices and there are 8"),
+        (nothing, ["--config.execution.attention=cudnn"], "needs a GPU, and this is a CPU: use auto"),
         (spoil_depth(lambda d: d[:, :-1]), [], "depth.npy: its shape is (5, 31, 48), the video's is (5, 32, 48)"),
         (spoil_depth(lambda d: d * np.nan), [], "depth.npy: holds NaN"),
         (spoil_depth(lambda d: d * 0 + 1), [], "depth.npy: is constant"),

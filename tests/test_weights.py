@@ -5,6 +5,7 @@ import pytest
 from reangle_jax import config, weights
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.nn.execution import Execution
 
 TABLE = {"use_learned": True, "sample_frames": 17, "sample_height": 16, "sample_width": 24, "patch_size_t": None}
 
@@ -25,6 +26,15 @@ def test_learned_positions_allow_one_size_only():
     with pytest.raises(InputError, match=r"set config\.width=192"):
         check(num_frames=17, height=128, width=208)
     check(TABLE | {"use_learned": False}, num_frames=21, height=64, width=64)
+
+
+def test_the_choice_of_execution_reaches_the_networks():
+    choice = {"attention": "xla", "remat": "off", "dtype": "bfloat16"}
+    model = weights.backbone(settings(model="tiny", num_frames=17, height=128, width=192, execution=choice))
+    assert model.transformer.execution == Execution("xla", remat=False, dtype="bfloat16")
+    assert (model.dtype, model.vae.execution.dtype) == ("bfloat16", "bfloat16")
+    usual = weights.backbone(settings(model="tiny", num_frames=17, height=128, width=192))
+    assert usual.transformer.execution == Execution("mapped", remat=True)  # the tests' devices are CPUs
 
 
 def test_folders(tmp_path):
