@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from reangle_jax.models.cogvideox.vae_blocks import (
     CausalConv3D,
@@ -95,7 +95,7 @@ class Decoder(nnx.Module):
         return x, new
 
 
-def in_chunks(apply: Callable[[Array, Past], tuple[Array, Past]], x: Float[Array, "B T *rest"], size: int) -> Array:
+def in_chunks(apply: Callable[[Array, Past], tuple[Array, Past]], x: Shaped[Array, "B T *rest"], size: int) -> Array:
     """Runs ``apply(chunk, past) -> (output, past)`` over chunks of frames and joins the outputs.
 
     Args:
