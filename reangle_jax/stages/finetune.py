@@ -20,6 +20,7 @@ from reangle_jax.backbones.interface import Backbone
 from reangle_jax.config import Finetune, Settings
 from reangle_jax.data import files
 from reangle_jax.diffusion.losses import masked_v_loss
+from reangle_jax.errors import NotFiniteError
 from reangle_jax.geometry import masks, trajectories
 from reangle_jax.progress import progress
 from reangle_jax.randomness import named_key
@@ -148,6 +149,11 @@ def _training_set(settings: Settings, folder: Path, backbone: Backbone, scratch:
     text = backbone.embed(prompts(settings))
     data = encode_videos(backbone, backbone.load_coder(decodes=False), np.stack(videos), np.stack(visible))
     data = data._replace(text=jnp.asarray(text))
+    if not all(np.isfinite(value).all() for value in (data.mean, data.logvar, text)):
+        raise NotFiniteError(
+            "finetune: the videos' latents or the prompts' embeddings are not finite: set "
+            "config.execution.dtype=float32, or convert the autoencoder's and the text encoder's weights again"
+        )
     files.atomic_savez(cached, **{name: np.asarray(value) for name, value in data._asdict().items()})
     return data
 

@@ -94,6 +94,11 @@ def _sample(
     base, sampler = backbone.load_denoiser(), backbone.sampler(**dataclasses.asdict(settings.sample))
     done = (len(work.todo) - len(units)) * settings.sample.steps
     with progress(len(work.todo) * settings.sample.steps, "generate", initial=done) as bar:
+
+        def stepped() -> None:
+            bar.update()
+            work.stop.now()  # Python drops what a signal raises while it collects garbage
+
         for unit, prompt, condition in zip(units, text[1:], conditions, strict=True):
             bar.set(view=unit.name)
             # The untuned model starts from the same noise: the two differ by the adapters alone.
@@ -106,7 +111,7 @@ def _sample(
                 prompt[None],
                 text[:1],
                 key=jax.random.fold_in(key, 1),
-                on_step=bar.update,
+                on_step=stepped,
             )
             found = np.asarray(latents, np.float32)
             if not np.isfinite(found).all():

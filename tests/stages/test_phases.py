@@ -1,5 +1,6 @@
 """Fine-tuning and sampling as stages: one network at a time in memory, and a stop loses nothing that was done."""
 
+import contextlib
 import gc
 import json
 import os
@@ -199,6 +200,13 @@ def test_a_nan_in_a_weight_is_named_in_training_and_in_sampling(folder, small_we
     assert not (folder / "views/left_8/frames.npz").exists()
 
 
+def test_an_encoded_set_that_is_not_finite_is_refused_and_not_kept(folder, small_weights, monkeypatch):
+    monkeypatch.setattr(i2v, "embed_prompts", lambda *_, **__: np.full((2, 4, 16), np.nan, np.float32))
+    with pytest.raises(NotFiniteError, match=r"the prompts' embeddings are not finite: set config\.execution\.dtype"):
+        go(folder, settings(small_weights), finetune)
+    assert not list(folder.rglob("encoded.npz"))
+
+
 def test_sampling_is_not_repeated_when_decoding_is_stopped(folder, small_weights, monkeypatch):
     chosen = settings(small_weights, finetune__steps=0)
     Killer(monkeypatch).when_called(sampling.Sampler, "decode")
@@ -212,6 +220,25 @@ def test_sampling_is_not_repeated_when_decoding_is_stopped(folder, small_weights
     record = json.loads((folder / "run.json").read_text())["stages"]
     assert all(record[f"generate/{name}"]["seconds"] > 0 for name in ("left_8", "in_0_1"))
     assert not list((folder / ".scratch/generate").glob("*/*"))
+
+
+def test_a_signal_whose_exception_python_drops_still_stops(folder, small_weights, monkeypatch):
+    """As when it comes while XLA's callback collects garbage."""
+    real, stops, steps = sampling.Sampler.noise, [], []
+    installed = Stop.installed
+    monkeypatch.setattr(Stop, "installed", lambda stop: stops.append(stop) or installed(stop))
+
+    def interrupted(*arguments, **options):
+        with contextlib.suppress(Stopped):
+            stops[-1].handle(signal.SIGTERM, None)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(sampling.Sampler, "noise", interrupted)
+    update = progress.update
+    monkeypatch.setattr(progress, "update", lambda bar, *a, **v: steps.append(bar._description) or update(bar, *a, **v))
+    with pytest.raises(Stopped):
+        go(folder, settings(small_weights, finetune__steps=0), finetune, first_frames, generate)
+    assert steps == ["generate"]
 
 
 def test_too_little_memory_is_one_line_with_what_helps(folder, small_weights, monkeypatch):
