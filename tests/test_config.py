@@ -77,6 +77,8 @@ def test_settings_are_frozen_and_typed():
         ({"num_frames": 17.5}, r"config\.num_frames=17\.5 has the wrong type \(float\): it must be a whole number"),
         ({"height": 100}, r"config\.height=100 is not possible: it must be a multiple of 16, such as 96 or 112"),
         ({"width": 8}, "config.width=8"),
+        ({"start": 10**23}, f"config.start={10**23} is not possible: it must be at least 0 and at most 1000000000"),
+        ({"num_frames": 4 * 10**20 + 1}, r"is not possible: it must be 1 \+ 4k and at most 1000000000"),
         ({"start": -1}, "config.start=-1 is not possible: it must be at least 0"),
         ({"fps": float("nan")}, "config.fps=nan has the wrong type"),
         ({"fps": -2}, "config.fps=-2.0"),

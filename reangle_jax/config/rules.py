@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+_MOST = 10**9
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -23,8 +25,12 @@ class Rule:
 
 
 def at_least(low: float) -> Rule:
-    """No less than ``low``."""
-    return Rule(f"at least {_spelt(low)}", lambda value: value >= low)
+    """No less than ``low``, and no slip of the keyboard: C's integers, which count frames and steps, end at 2**63."""
+    return Rule(
+        f"at least {_spelt(low)}",
+        lambda value: low <= value <= _MOST,
+        lambda value: f" and at most {_spelt(_MOST)}" if value > _MOST else "",
+    )
 
 
 def between(low: float, high: float) -> Rule:
@@ -56,11 +62,13 @@ def multiple_of(step: int, *, plus: int = 0) -> Rule:
     """``plus`` and any number of times ``step``, at least once where nothing is added."""
 
     def nearest(value: int) -> str:
+        if value > _MOST:
+            return f" and at most {_spelt(_MOST)}"
         low = max(plus or step, (value - plus) // step * step + plus)
         return f", such as {low} or {low + step}"
 
     words = f"{plus} + {step}k" if plus else f"a multiple of {step}"
-    return Rule(words, lambda value: value >= (plus or step) and value % step == plus % step, nearest)
+    return Rule(words, lambda value: (plus or step) <= value <= _MOST and value % step == plus % step, nearest)
 
 
 def auto_or_above(low: float) -> Rule:

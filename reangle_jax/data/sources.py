@@ -39,10 +39,11 @@ class Watched:
 
     Attributes:
         count: how many frames have been read.
+        end: when the last of them is no longer shown, in the source's seconds.
     """
 
     def __init__(self, source: Source):
-        self.count = 0
+        self.count, self.end = 0, 0.0
         self._source = source
         self._damaged: list[int] = []
 
@@ -50,7 +51,7 @@ class Watched:
         for frame in self._source.frames:
             if frame.damaged:
                 self._damaged.append(self.count)
-            self.count += 1
+            self.count, self.end = self.count + 1, frame.seconds + frame.duration
             yield frame
 
     def close(self) -> None:

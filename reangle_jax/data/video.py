@@ -45,16 +45,6 @@ class Video:
     pixel_aspect: float = 1.0
 
 
-def source_indices(start: int, num_frames: int, source_fps: float, fps: float | None) -> list[int]:
-    """Which source frame each output frame is, in a source of a constant rate: the nearest in time.
-
-    Output frame k lies k / fps seconds after source frame `start`. Halves round up. With fps None or 0, frames are
-    taken one by one.
-    """
-    step = source_fps / fps if fps else 1.0
-    return [start + math.floor(k * step + 0.5) for k in range(num_frames)]
-
-
 def covering_size(rows: int, columns: int, height: int, width: int, aspect: float = 1.0) -> tuple[int, int]:
     """Rows and columns of a picture of that size and pixel aspect, resized to just cover height x width."""
     shown = columns * aspect
@@ -136,7 +126,8 @@ def read_video(
             indices.append(index)
             seconds.append(frame.seconds)
     if len(frames) < num_frames:
-        raise InputError(_too_short(source, watched.count, len(frames), start, num_frames, known, fps))
+        left = watched.end - seconds[0] if seconds else 0.0
+        raise InputError(_too_short(source, watched.count, len(frames), start, num_frames, fps, left))
     watched.complain(indices)
     assert picture is not None
     _say_what_is_lost(picture, height, width, multiple)
@@ -221,13 +212,17 @@ def _say_what_is_lost(picture: Upright, height: int, width: int, multiple: int) 
 
 
 def _too_short(
-    source: Source, count: int, got: int, start: int, num_frames: int, known: float, fps: float | None
+    source: Source, count: int, got: int, start: int, num_frames: int, fps: float | None, left: float
 ) -> str:
     if count == 0:
         return f"config.video: {source.path} holds no frame that can be decoded: is it damaged or empty?"
-    wanted = source_indices(start, num_frames, known, fps if source.fps else None)[-1] + 1
-    asked = f"config.start={start} and config.num_frames={num_frames}" + (f" at config.fps={fps:g}" if fps else "")
-    if not fps and source.count >= wanted and count < 0.9 * source.count:
+    asked = f"config.start={start} and config.num_frames={num_frames}"
+    if fps and source.fps and got:  # frames are chosen by time, which need not pass evenly
+        asked += f" at config.fps={fps:g}"
+        wanted = f"{(num_frames - 1) / fps:.3g} s, of which {left:.3g} s are left"
+    else:
+        wanted = start + num_frames
+    if not fps and source.count >= start + num_frames and count < 0.9 * source.count:
         return (
             f"config.video: {source.path} cannot be read past frame {count} of {source.count}, and {asked} need "
             f"{wanted}: the file is broken midway; re-encode it, or take an earlier part"
