@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from converters.errors import SourceError
+from reangle_jax.data import files
 from reangle_jax.data.safetensors import DTYPES, Tensor
 
 MAX_PICKLE = 64 << 20  # bytes of the archive's data.pkl: names and shapes, of the largest models a megabyte
@@ -55,6 +56,8 @@ def _load(file: Path) -> Any:
             f"{file}: reading a PyTorch file needs torch: pip install 'reangle-jax[convert]', or give the safetensors"
         ) from None
     zipped = _check_archive(file)
+    if not zipped and (words := files.stand_in(file)):
+        raise SourceError(f"{file}: {words}")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")

@@ -29,7 +29,7 @@ from av.filter import Graph
 from av.video.stream import VideoStream
 from jaxtyping import Int, Shaped
 
-from reangle_jax.data import colour
+from reangle_jax.data import colour, files
 from reangle_jax.errors import InputError
 
 _MAX_THREADS = 8  # each holds a frame or more: 4K in 10 bits takes 25 MB
@@ -169,12 +169,12 @@ def _open(path: Path) -> InputContainer:
     except PermissionError:
         raise InputError(f"config.video: {path} may not be read: check its permissions") from None
     except (FFmpegError, OSError):
-        raise InputError(
-            f"config.video: {path} is not a video that FFmpeg can read: re-encode it, for instance to mp4"
-        ) from None
+        words = files.stand_in(path) or "is not a video that FFmpeg can read: re-encode it, for instance to mp4"
+        raise InputError(f"config.video: {path} {words}") from None
     if container.format.name == "tty":  # it takes any text for one
         container.close()
-        raise InputError(f"config.video: {path} is not a video but text: give a video file")
+        words = files.stand_in(path) or "is not a video but text: give a video file"
+        raise InputError(f"config.video: {path} {words}")
     return container
 
 

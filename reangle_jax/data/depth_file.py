@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, Real
 
+from reangle_jax.data import files
 from reangle_jax.data.video import covering_size, crop_centre
 from reangle_jax.errors import InputError
 
@@ -42,8 +43,8 @@ def load_depth(path: str | os.PathLike[str]) -> np.ndarray:
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        words = " ".join(str(error).split())
-        raise InputError(f"{name} is not a .npy or .npz that NumPy can read ({words})") from None
+        words = f"is not a .npy or .npz that NumPy can read ({' '.join(str(error).split())})"
+        raise InputError(f"{name} {files.stand_in(path) or words}") from None
 
 
 def fit_depth(

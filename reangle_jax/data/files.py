@@ -45,6 +45,20 @@ def fsync(path: str | os.PathLike[str]) -> bool:
         os.close(descriptor)
 
 
+def stand_in(path: str | os.PathLike[str]) -> str | None:
+    """What lies in the place of a file that was not really downloaded, with the mend; None: nothing that is known."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError:
+        return None
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS and not the file itself; run git lfs pull, or download it from its page"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "is a web page and not the file itself; download it again by its own link"
+    return None
+
+
 @contextlib.contextmanager
 def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     """Holds a lock on a file, which is made if need be; where the file system knows no locks, goes on with a warning.

@@ -65,7 +65,7 @@ def _why_not(path: Path) -> str:
     with contextlib.suppress(OSError), path.open("rb") as file:
         if file.read(4) in (b"II*\0", b"MM\0*") and _turned_on_its_side(path):
             return "is a TIFF that is stored on its side, which OpenCV cannot turn: save it upright, or as PNG"
-    return "is not a picture that OpenCV can read: remove or replace it"
+    return files.stand_in(path) or "is not a picture that OpenCV can read: remove or replace it"
 
 
 def _turned_on_its_side(path: Path) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from reangle_jax.data import files
 from reangle_jax.errors import InputError
 
 _BLOCK = 1 << 18  # values that stay in the cache
@@ -141,7 +142,8 @@ def read_header(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             if len(prefix) < 8:
                 raise InputError(f"{file}: {size} bytes are no safetensors file; download it again")
             if length > MAX_HEADER or length < 2:
-                raise InputError(f"{file}: is no safetensors file (a header of {length} bytes); check what it is")
+                words = f"is no safetensors file (a header of {length} bytes); check what it is"
+                raise InputError(f"{file}: {files.stand_in(file) or words}")
             if 8 + length > size:
                 raise InputError(f"{file}: ends inside of its header ({size} bytes); download it again")
             text = handle.read(length)

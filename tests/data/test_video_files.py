@@ -143,7 +143,7 @@ class TestRefusals:
             InputError, match=r"start=5 and config\.num_frames=9 need 14: config\.num_frames=1 would fit"
         ):
             self.read(movie, start=5)
-        with pytest.raises(InputError, match=r"at config\.fps=8 need 1 s, of which 0\.375 s are left: config\.num_frames=1 would"):
+        with pytest.raises(InputError, match=r"at config\.fps=8 need 1 s, of which 0\.375 s are left: .*=1 would"):
             self.read(movie, fps=8)
         with pytest.raises(InputError, match=r"lower config\.start \(below 9\)"):
             self.read(movie, start=30)
