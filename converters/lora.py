@@ -25,7 +25,10 @@ def import_command(args: list[str]) -> int:
     Raises:
         InputError: the file is missing or damaged, or fits no transformer; the folder exists.
     """
-    parser = argparse.ArgumentParser("python -m converters lora-import", description=import_command.__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m converters lora-import",
+        description="A LoRA of another program to what a run keeps as lora/, for --config.loras.",
+    )
     parser.add_argument("--source", required=True, help="a LoRA of diffusers, PEFT or kohya: a file, or its folder")
     parser.add_argument("--out", required=True, help="folder to make: lora.safetensors and state/ (Orbax)")
     parser.add_argument("--alpha", type=float, help="for a file that does not state its alpha")
@@ -40,7 +43,7 @@ def import_command(args: list[str]) -> int:
     config = dataclasses.replace(config, lora_rank=adapters.rank, lora_alpha=adapters.alpha)
     with files.atomic_folder(out) as folder:
         lora.save_folder(folder, lora.to_state(adapters, config), config)
-    print(f"wrote {out}: rank {adapters.rank}, alpha {adapters.alpha:g}; use it with config.loras=('{out}',)")
+    print(f"wrote {out}: rank {adapters.rank}, alpha {adapters.alpha:g}; use it with --config.loras={out}")
     return 0
 
 
@@ -50,7 +53,10 @@ def export_command(args: list[str]) -> int:
     Raises:
         InputError: the source has no LoRA, or a damaged one; the file cannot be written.
     """
-    parser = argparse.ArgumentParser("python -m converters lora-export", description=export_command.__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m converters lora-export",
+        description="A run's LoRA to the file that diffusers' load_lora_weights reads.",
+    )
     parser.add_argument("--source", required=True, help="a run's lora/, or the run")
     parser.add_argument("--out", required=True, help="file to write, such as pytorch_lora_weights.safetensors")
     parser.add_argument("--dtype", choices=list(_DTYPES), default="float32")

@@ -15,7 +15,7 @@ from reangle_jax.measure import human_seconds
 from reangle_jax.run import Ledger, Stage, run_stage
 from reangle_jax.stopping import Stop, Stopped
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("reangle_jax.main")  # by name: the command itself is __main__
 
 
 def stages(*, preview: bool = False) -> Iterator[Stage]:

@@ -1,5 +1,6 @@
 """``--plan``: what each stage will need on this device, and what is done already. Estimates are arithmetic alone."""
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import jax
 from reangle_jax import checkpoints, measure, weights
 from reangle_jax.backbones.interface import Demand, Needs
 from reangle_jax.config import Settings
+from reangle_jax.data import sources
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
@@ -38,7 +40,7 @@ def table(ledger: Ledger, stages: Sequence[Stage]) -> str:
         f"{'stage':14}{'units':>7}{'done':>6}{'peak memory':>14}{'time':>18}  state",
     ]
     remade: dict[str, str] = {}  # by work that comes first: what follows from it may change
-    total = 0.0
+    total, open_units = 0.0, 0
     for stage in stages:
         verdicts = ledger.survey(stage, remade)
         units = [verdict.unit for verdict in verdicts]
@@ -56,14 +58,16 @@ def table(ledger: Ledger, stages: Sequence[Stage]) -> str:
         else:
             seconds, time, memory = 0.0, "seconds", "small"
         total += seconds * len(todo) / max(1, len(units))
+        open_units += len(todo)
         states = list(dict.fromkeys(reason for verdict in todo for reason in verdict.reasons[:2])) or ["done"]
         states += [f"redone if what it reads changes: {', '.join([*waits][:2])}"] if waits else []
         state = "; ".join(states)
         if each is not None and limit and each.peak_bytes > limit:
             state += "  (DOES NOT FIT this device)"
         lines.append(f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>18}  {state[:160]}")
-    lines += ["", f"to do: about {human_seconds(total)} (~: computed from the sizes; took: measured in this folder)"]
-    missing = _missing_weights(settings)
+    about = f"about {human_seconds(total)}" if total else "nothing" if not open_units else "seconds"
+    lines += ["", f"to do: {about} (~: computed from the sizes, compiling apart; took: measured in this folder)"]
+    missing = _missing(settings)
     return "\n".join(lines + [f"missing: {line}" for line in missing])
 
 
@@ -103,11 +107,14 @@ def _rate() -> float:
     return next((rate for name, rate in _RATES.items() if name in kind), 1e14)
 
 
-def _missing_weights(settings: Settings) -> list[str]:
+def _missing(settings: Settings) -> list[str]:
+    """The clip and the weights that a run would refuse to start without, each in one line."""
     missing = []
-    for part in weights.needed(settings):
+    checks = [functools.partial(sources.open_source, settings.video)]
+    checks += [functools.partial(weights.check, settings, [part]) for part in weights.needed(settings)]
+    for check in checks:
         try:
-            weights.check(settings, [part])
+            check()
         except InputError as error:
             missing.append(str(error))
     return missing

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -157,6 +158,12 @@ class TestRealProcess:
         assert result.stderr == "error: config.num_frames=6 is not possible: it must be 1 + 4k, such as 5 or 9\n"
         assert result.stdout == ""
 
+    def test_its_last_line_says_that_it_is_done_and_where(self, inputs):
+        run = inputs / "run"
+        result = self.run(f"--config={inputs / 'config.py'}", f"--workdir={run}", "--preview")
+        assert result.returncode == 0
+        assert re.search(rf" done in [\d.]+ s: {re.escape(str(run))}\n\Z", result.stderr)
+
     def test_no_flags(self):
         result = self.run()
         assert result.returncode == 2
@@ -310,6 +317,11 @@ def test_plan_writes_nothing(inputs, capsys):
     assert not (inputs / "run").exists()
 
 
+def test_plan_names_a_clip_that_is_not_there(inputs, capsys):
+    assert call(inputs, "--plan", "--config.video=none.mp4") == 0
+    assert "missing: config.video: no such file or folder: none.mp4" in capsys.readouterr().out.splitlines()
+
+
 def test_plan_tells_done_from_to_do(inputs, capsys):
     assert call(inputs, "--preview") == 0
     capsys.readouterr()
@@ -321,6 +333,7 @@ def test_plan_tells_done_from_to_do(inputs, capsys):
     assert call(inputs, "--plan") == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert lines["ingest"].endswith("done")
+    assert lines["to"].startswith("to do: about")
 
 
 def test_plan_estimates_grow_with_the_work():

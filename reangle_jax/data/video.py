@@ -205,9 +205,10 @@ def _say_what_is_lost(picture: Upright, height: int, width: int, multiple: int) 
     factors = (math.sqrt(rows / shown), math.sqrt(shown / rows))
     like = [max(multiple, multiple * round(side * factor / multiple)) for factor in factors]
     _log.warning(
-        "%.0f %% of the picture (%dx%d) is cropped away, %s of the middle, to fill %dx%d: crop or pad the clip to that "
-        "shape first (README: Your own clip), or set config.height=%d --config.width=%d if the model takes them",
-        *(100 * lost, shown, rows, "above and below" if tall > height else "left and right", width, height, *like),
+        "%.0f %% of the picture (height x width %dx%d) is cropped away, %s the middle, to fill %dx%d: crop or pad the "
+        "clip to that shape first (README: Your own clip), or set --config.height=%d --config.width=%d if the model "
+        "takes them",
+        *(100 * lost, rows, shown, "above and below" if tall > height else "left and right of", height, width, *like),
     )
 
 
@@ -227,7 +228,9 @@ def _too_short(
             f"config.video: {source.path} cannot be read past frame {count} of {source.count}, and {asked} need "
             f"{wanted}: the file is broken midway; re-encode it, or take an earlier part"
         )
-    mend = f"config.num_frames={(got - 1) // 4 * 4 + 1} would fit" if got else f"lower config.start (below {count})"
+    fitting = [f"config.start={start - (wanted - count)}"] if start >= wanted - count else []
+    fitting += [f"config.num_frames={(got - 1) // 4 * 4 + 1}"] if got else []
+    mend = f"{' or '.join(fitting)} would fit" if fitting else f"lower config.start (below {count})"
     return f"config.video: {source.path} has {count} frames, but {asked} need {wanted}: {mend}"
 
 

@@ -76,9 +76,9 @@ def _metrics(settings: Settings, folder: Path) -> dict[str, Any]:
     }
     for variant, scores in mean.items():
         _log.info(
-            "%s against the warps, mean of %d views: PSNR %s dB, SSIM %s; what moves: %s dB, %s above a frozen scene",
+            "%s against the warps, mean of %s: PSNR %s dB, SSIM %s; what moves: %s dB, %s above a frozen scene",
             variant,
-            len(views),
+            f"{len(views)} view{'s' * (len(views) != 1)}",
             *map(_say, scores.values()),
         )
     return {

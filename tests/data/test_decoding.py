@@ -262,8 +262,8 @@ def test_what_is_cropped_away_is_said(tmp_path, caplog):
     encode(tmp_path / "portrait.mp4", clip(1, 192, 108), *H264)
     read(tmp_path / "portrait.mp4", 1, multiple=16)
     # 108 columns become 96, 192 rows 171 of which 64 are kept.
-    assert "63 % of the picture (108x192) is cropped away, above and below" in caplog.text
-    assert "config.height=112 --config.width=64" in caplog.text
+    assert "63 % of the picture (height x width 192x108) is cropped away, above and below the middle" in caplog.text
+    assert "--config.height=112 --config.width=64" in caplog.text
     caplog.clear()
     encode(tmp_path / "wide.mp4", clip(1, 108, 192), *H264)  # 16:9 loses 16 % at 3:2: as usual
     read(tmp_path / "wide.mp4", 1)

@@ -140,13 +140,15 @@ class TestRefusals:
         ):
             self.read(movie, num_frames=17)
         with pytest.raises(
-            InputError, match=r"start=5 and config\.num_frames=9 need 14: config\.num_frames=1 would fit"
+            InputError, match=r"num_frames=9 need 14: config\.start=0 or config\.num_frames=1 would fit"
         ):
             self.read(movie, start=5)
         with pytest.raises(InputError, match=r"at config\.fps=8 need 1 s, of which 0\.375 s are left: .*=1 would"):
             self.read(movie, fps=8)
-        with pytest.raises(InputError, match=r"lower config\.start \(below 9\)"):
+        with pytest.raises(InputError, match=r"need 39: config\.start=0 would fit"):
             self.read(movie, start=30)
+        with pytest.raises(InputError, match=r"lower config\.start \(below 9\)"):
+            self.read(movie, start=30, num_frames=17)
 
     def test_broken_midway(self, tmp_path):
         path = tmp_path / "long.mp4"
