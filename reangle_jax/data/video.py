@@ -228,7 +228,8 @@ def _too_short(
             f"config.video: {source.path} cannot be read past frame {count} of {source.count}, and {asked} need "
             f"{wanted}: the file is broken midway; re-encode it, or take an earlier part"
         )
-    fitting = [f"config.start={start - (wanted - count)}"] if start >= wanted - count else []
+    latest = count - num_frames
+    fitting = [f"config.start={latest}"] if latest >= 0 and not fps else []
     fitting += [f"config.num_frames={(got - 1) // 4 * 4 + 1}"] if got else []
     mend = f"{' or '.join(fitting)} would fit" if fitting else f"lower config.start (below {count})"
     return f"config.video: {source.path} has {count} frames, but {asked} need {wanted}: {mend}"
