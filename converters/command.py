@@ -38,7 +38,7 @@ def _parser() -> _Parser:
     parser.add_argument("--source", help="the published folder or file, or a repo id of the Hugging Face Hub")
     parser.add_argument("--out", help="folder for the result; each part becomes a folder in it")
     parser.add_argument("--dtype", help="store as float32, bfloat16 or float16 (default: as --list says)")
-    parser.add_argument("--check", action="store_true", help="read the headers, report, write nothing")
+    parser.add_argument("--check", action="store_true", help="read the headers, report, write and download nothing")
     parser.add_argument("--to-torch", action="store_true", help="the way back: our weights in the published layout")
     parser.add_argument("--list", action="store_true", help="models, sizes, licences and where they are published")
     return parser
@@ -108,7 +108,8 @@ def _convert(model: registry.Model, parts: Sequence[registry.Part], alone: bool,
     _give_memory_back()
     if arguments.dtype:
         stream.stored_dtype(arguments.dtype)
-    path = hub.resolve(arguments.source, [pattern for part in parts for pattern in part.patterns])
+    patterns = [pattern for part in parts for pattern in part.patterns]
+    path = hub.resolve(arguments.source, patterns, download=not arguments.check)
     plans, errors = [], []
     for part in parts:
         try:

@@ -9,12 +9,13 @@ from converters.errors import SourceError
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
-def resolve(source: str, patterns: Iterable[str]) -> Path:
+def resolve(source: str, patterns: Iterable[str], *, download: bool = True) -> Path:
     """The local file or folder that ``--source`` means; a repo id is downloaded first.
 
     Args:
         source: a path, or ``owner/name`` on the Hub where no such path exists.
         patterns: which of the repository's files are needed.
+        download: whether to; else a repository must be in the cache.
 
     Raises:
         SourceError: there is no such path, or the download fails (what arrived is kept: the same command goes on).
@@ -24,16 +25,21 @@ def resolve(source: str, patterns: Iterable[str]) -> Path:
         return path
     if not _REPOSITORY.fullmatch(source):
         raise SourceError(f"--source={source}: no such file or folder, and no repo id (owner/name) either")
-    return _download(source, sorted(set(patterns)))
+    return _download(source, sorted(set(patterns)), download)
 
 
-def _download(repo_id: str, patterns: list[str]) -> Path:
+def _download(repo_id: str, patterns: list[str], download: bool) -> Path:
     import huggingface_hub  # late: it takes a while, and local files need none of it
 
     try:
         # The token comes from HF_TOKEN or `hf auth login`.
-        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns, local_files_only=not download))
     except Exception as error:  # the client's and its HTTP library's, of many kinds
+        if not download and isinstance(error, FileNotFoundError):
+            raise SourceError(
+                f"--source={repo_id}: no such folder here, nor in the Hub's cache, and --check downloads nothing: give "
+                "--out, which downloads, then checks before it converts"
+            ) from None
         raise SourceError(f"--source={repo_id}: {_words(error, repo_id)}") from None
 
 

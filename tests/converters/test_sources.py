@@ -137,14 +137,15 @@ def test_only_the_files_that_are_needed(tmp_path, monkeypatch):
 
     asked = {}
 
-    def snapshot_download(repo_id, *, allow_patterns):
-        asked.update(repo_id=repo_id, patterns=allow_patterns)
+    def snapshot_download(repo_id, *, allow_patterns, local_files_only):
+        asked.update(repo_id=repo_id, patterns=allow_patterns, cached=local_files_only)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     patterns = [pattern for each in registry.find(MODEL)[1] for pattern in each.patterns]
     assert hub.resolve("THUDM/CogVideoX-5b-I2V", patterns) == tmp_path
     assert asked["repo_id"] == "THUDM/CogVideoX-5b-I2V"
+    assert asked["cached"] is False
 
     def wanted(name):
         return any(fnmatch.fnmatch(name, pattern) for pattern in asked["patterns"])
@@ -157,6 +158,26 @@ def test_only_the_files_that_are_needed(tmp_path, monkeypatch):
     assert wanted("tokenizer/spiece.model")
     for name in ("model.safetensors", "vae/diffusion_pytorch_model.bin", "README.md", "vae/x.py", "assets/a.mp4"):
         assert not wanted(name)
+
+
+def test_a_check_downloads_nothing(tmp_path, monkeypatch, capsys):
+    """The client itself, with an empty cache, and then with one that holds the repository."""
+    from huggingface_hub import constants
+
+    from converters import command
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    assert command.main(["depth-anything-v2-small", "--source", "a/b", "--check"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --source=a/b: no such folder here, nor in the Hub's cache, and --check downloads nothing: give --out, "
+        "which downloads, then checks before it converts\n"
+    )
+    snapshot = tmp_path / "models--a--b/snapshots/0123abc"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--a--b/refs").mkdir()
+    (tmp_path / "models--a--b/refs/main").write_text("0123abc")
+    assert hub.resolve("a/b", [], download=False) == snapshot
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
