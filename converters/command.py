@@ -118,13 +118,8 @@ def _convert(model: registry.Model, parts: Sequence[registry.Part], alone: bool,
         except InputError as error:
             errors.append(error)
     if errors:
-        reports = [getattr(error, "report", ()) for error in errors]
-        report = [
-            line
-            for error, lines in zip(errors, reports, strict=True)
-            for line in ((str(error), *lines) if errors[1:] else lines)
-        ]
-        raise SourceError(str(errors[0]), tuple(report))
+        report = [line for error in errors for line in (str(error), *getattr(error, "report", ()))]
+        raise SourceError(report[0], tuple(report[1:]))
     for part, opened, plan in plans:
         size = sum(tensor.nbytes for tensor in opened.source.tensors.values())
         print(
