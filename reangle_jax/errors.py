@@ -19,3 +19,8 @@ class NotFiniteError(ArithmeticError):
     The message is a single line that says where and how to mend it; the command prints it as ``error: <message>`` and
     exits with status 1.
     """
+
+
+def wider(dtype: str) -> str:
+    """The mend of numbers too large for what the networks compute in, to go before others; none for float32."""
+    return "" if dtype == "float32" else f"set config.execution.dtype=float32 (it is {dtype}), "

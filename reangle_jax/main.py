@@ -4,10 +4,11 @@ python -m reangle_jax.main --config FILE [--config.KEY=VALUE ...] --workdir DIR 
 """
 
 import contextlib
+import functools
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from reangle_jax import command_line, compilation_cache, config, faults, stopping, weights
 from reangle_jax.errors import InputError, NotFiniteError
@@ -48,6 +49,20 @@ def stages(*, preview: bool = False) -> Iterator[Stage]:
     yield evaluate.STAGE
 
 
+def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Callable[[], object]]:
+    """What must hold before any work, each raising `InputError`."""
+    for part in weights.needed(settings, preview=preview):
+        yield functools.partial(weights.check, settings, [part])
+    if settings.mesh != "auto":
+        from reangle_jax import mesh  # late: it looks for the devices
+
+        yield functools.partial(mesh.make_mesh, settings.mesh)
+    if settings.execution.attention != "auto":
+        from reangle_jax.nn import execution
+
+        yield functools.partial(execution.check, settings.execution.attention)
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code: 0 done, 2 unusable input, 143 or 130 stopped by a signal.
 
@@ -64,18 +79,13 @@ def main(argv: Sequence[str]) -> int:
             settings = config.parse(command.config)
             if command.plan:
                 from reangle_jax import plan
+                from reangle_jax.stages import ingest
 
-                print(plan.table(Ledger(command.workdir, settings), list(stages())))
+                checks = [functools.partial(ingest.check, settings), *_checks(settings)]
+                print(plan.table(Ledger(command.workdir, settings), list(stages()), checks))
                 return 0
-            weights.check(settings, weights.needed(settings, preview=command.preview))
-            if settings.mesh != "auto":
-                from reangle_jax import mesh  # late: it looks for the devices
-
-                mesh.make_mesh(settings.mesh)
-            if settings.execution.attention != "auto":
-                from reangle_jax.nn import execution
-
-                execution.check(settings.execution.attention)
+            for check in _checks(settings, preview=command.preview):
+                check()
             compilation_cache.use(settings.compilation_cache)
             start = time.monotonic()
             with Ledger.opened(command.workdir, settings) as ledger:

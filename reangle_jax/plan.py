@@ -1,15 +1,13 @@
 """``--plan``: what each stage will need on this device, and what is done already. Estimates are arithmetic alone."""
 
-import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 
 from reangle_jax import checkpoints, measure, weights
 from reangle_jax.backbones.interface import Demand, Needs
 from reangle_jax.config import Settings
-from reangle_jax.data import sources
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
@@ -27,8 +25,8 @@ _RATES = {
 _CPU_RATE = 5e10  # float32, per core
 
 
-def table(ledger: Ledger, stages: Sequence[Stage]) -> str:
-    """The plan as text: a line for each stage, and why what is to be done is to be done."""
+def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[], object]] = ()) -> str:
+    """The plan as text: a line for each stage, why what is to be done is to be done, and which checks fail."""
     settings = ledger.settings
     needs, rate = estimate(settings), _rate()
     device = measure.devices()
@@ -67,8 +65,7 @@ def table(ledger: Ledger, stages: Sequence[Stage]) -> str:
         lines.append(f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>18}  {state[:160]}")
     about = f"about {human_seconds(total)}" if total else "nothing" if not open_units else "seconds"
     lines += ["", f"to do: {about} (~: computed from the sizes, compiling apart; took: measured in this folder)"]
-    missing = _missing(settings)
-    return "\n".join(lines + [f"missing: {line}" for line in missing])
+    return "\n".join(lines + [f"missing: {line}" for line in _failures(checks)])
 
 
 def estimate(settings: Settings) -> dict[str, Needs]:
@@ -107,14 +104,11 @@ def _rate() -> float:
     return next((rate for name, rate in _RATES.items() if name in kind), 1e14)
 
 
-def _missing(settings: Settings) -> list[str]:
-    """The clip and the weights that a run would refuse to start without, each in one line."""
-    missing = []
-    checks = [functools.partial(sources.open_source, settings.video)]
-    checks += [functools.partial(weights.check, settings, [part]) for part in weights.needed(settings)]
+def _failures(checks: Iterable[Callable[[], object]]) -> list[str]:
+    failures = []
     for check in checks:
         try:
             check()
         except InputError as error:
-            missing.append(str(error))
-    return missing
+            failures.append(str(error))
+    return failures

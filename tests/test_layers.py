@@ -41,7 +41,7 @@ ARROWS: dict[str, set[str]] = {
         "backbones", "checkpoints", "config", "data", "diffusion", "geometry", "learning", "mesh", "models", "progress",
         "randomness", "run", "scoring", "weights",
     },
-    "plan": {"backbones", "checkpoints", "config", "data", "diffusion", "measure", "models", "nn", "run", "weights"},
+    "plan": {"backbones", "checkpoints", "config", "diffusion", "measure", "models", "nn", "run", "weights"},
     "main": {
         "command_line", "compilation_cache", "config", "faults", "measure", "mesh", "nn", "plan", "run", "stages",
         "stopping", "weights",

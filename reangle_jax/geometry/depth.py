@@ -15,6 +15,7 @@ DEPTH_KINDS = ("inverse", "metric")
 
 # Scene depth lies within this factor of the clip's median depth. The released scripts clip 10000 / d to [1e-4, 1e4].
 _RANGE = 100.0
+_FARTHEST = 1e9  # metric or inverse, in any unit that people use
 _SAMPLES = 20_000  # pixels a frame that take part in the alignment
 
 
@@ -46,8 +47,8 @@ def scene_depth(
         z, float32, finite and above 0.
 
     Raises:
-        InputError: wrong shape, not finite, negative, constant, or zero in the whole of a frame; the line names
-            ``depth``.
+        InputError: wrong shape, not finite, negative, beyond all units, constant, or zero in the whole of a frame; the
+            line names ``depth``.
     """
     if kind not in DEPTH_KINDS:
         raise InputError(f"depth_kind: {kind!r} is unknown; use {' or '.join(DEPTH_KINDS)}")
@@ -80,6 +81,12 @@ def _checked(depth: AnyArray, expect_shape: tuple[int, int, int] | None) -> Floa
         raise InputError("depth: holds NaN or infinite values; replace them (0 stands for infinitely far)")
     if values.min() < 0:
         raise InputError("depth: holds negative values; give inverse depth or metric depth of 0 or more")
+    typical = float(np.median(values[values > 0])) if values.any() else 1.0
+    if not 1 / _FARTHEST <= typical <= _FARTHEST:
+        raise InputError(
+            f"depth: a typical value is {typical:g}, which float32 geometry cannot hold beside its products: give it "
+            f"in a unit that makes it {1 / _FARTHEST:g} to {_FARTHEST:g}, such as metres"
+        )
     if values.max() - values.min() <= 1e-6 * values.max():
         raise InputError("depth: is constant over the whole clip, so nothing lies before anything; give a real depth")
     return values

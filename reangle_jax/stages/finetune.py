@@ -20,7 +20,7 @@ from reangle_jax.backbones.interface import Backbone
 from reangle_jax.config import Finetune, Settings
 from reangle_jax.data import files
 from reangle_jax.diffusion.losses import masked_v_loss
-from reangle_jax.errors import NotFiniteError
+from reangle_jax.errors import NotFiniteError, wider
 from reangle_jax.geometry import masks, trajectories
 from reangle_jax.progress import progress
 from reangle_jax.randomness import named_key
@@ -121,12 +121,12 @@ def _prepared(
 def _mend(options: Finetune, dtype: str, number: int) -> str:
     if number == 0:
         return (
-            f"the weights or the input hold values that are not finite, or too large for {dtype}: set "
-            "config.execution.dtype=float32, convert the weights again, or give another video"
+            f"the weights or the input hold values that are not finite, or too large for {dtype}: {wider(dtype)}"
+            "convert the weights again, or give another video"
         )
     return (
-        f"lower config.finetune.learning_rate={options.learning_rate:g}, or set config.execution.dtype=float32 "
-        f"(it is {dtype}); the state before it is kept"
+        f"{wider(dtype)}lower config.finetune.learning_rate={options.learning_rate:g}, or convert the weights again; "
+        "the state before it is kept"
     )
 
 
@@ -151,8 +151,8 @@ def _training_set(settings: Settings, folder: Path, backbone: Backbone, scratch:
     data = data._replace(text=jnp.asarray(text))
     if not all(np.isfinite(value).all() for value in (data.mean, data.logvar, text)):
         raise NotFiniteError(
-            "finetune: the videos' latents or the prompts' embeddings are not finite: set "
-            "config.execution.dtype=float32, or convert the autoencoder's and the text encoder's weights again"
+            "finetune: the videos' latents or the prompts' embeddings are not finite: "
+            f"{wider(backbone.dtype)}convert the autoencoder's and the text encoder's weights again"
         )
     files.atomic_savez(cached, **{name: np.asarray(value) for name, value in data._asdict().items()})
     return data

@@ -13,7 +13,7 @@ from reangle_jax.backbones.interface import Backbone
 from reangle_jax.config import Settings
 from reangle_jax.data import files, lora_files, pictures, video
 from reangle_jax.diffusion.guidance import is_guided
-from reangle_jax.errors import NotFiniteError
+from reangle_jax.errors import NotFiniteError, wider
 from reangle_jax.geometry import trajectories
 from reangle_jax.progress import progress
 from reangle_jax.randomness import named_key
@@ -116,9 +116,8 @@ def _sample(
             found = np.asarray(latents, np.float32)
             if not np.isfinite(found).all():
                 raise NotFiniteError(
-                    f"generate: the latents of {unit.name} are not finite: lower config.finetune.learning_rate, leave "
-                    "out config.loras, or set config.execution.dtype=float32 (it is "
-                    f"{backbone.dtype})"
+                    f"generate: the latents of {unit.name} are not finite: {wider(backbone.dtype)}lower "
+                    "config.finetune.learning_rate, or leave out config.loras"
                 )
             files.atomic_savez(_latents(work, unit), latents=found)
             work.finish_part(unit)

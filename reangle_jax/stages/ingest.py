@@ -32,6 +32,17 @@ def _video_files(path: Path) -> Path | tuple[Path, ...]:
     return tuple(pictures.in_folder(path))
 
 
+def check(settings: Settings) -> None:
+    """Opens the clip, and reads none of its frames.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    from reangle_jax.data import sources
+
+    sources.open_source(settings.video).frames.close()
+
+
 def ingest(settings: Settings, folder: Path, work: Work) -> None:
     """Reads the video; writes input/frames.npz, input/video.mp4, input/cameras.json."""
     for unit in work:
