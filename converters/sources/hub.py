@@ -50,7 +50,9 @@ def _words(error: Exception, repo_id: str) -> str:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and isinstance(cause, Exception):
         chain.append(cause)  # the client wraps what the server said
-    response = next(filter(None, (getattr(link, "response", None) for link in chain)), None)
+    # Before huggingface_hub 1.0 the answers are those of requests, which are false where they are errors.
+    found = (getattr(link, "response", None) for link in chain)
+    response = next((answer for answer in found if answer is not None), None)
     status = getattr(response, "status_code", None)
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     page = "text/html" in (getattr(response, "headers", None) or {}).get("content-type", "")

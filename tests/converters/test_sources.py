@@ -262,6 +262,16 @@ def test_downloads_that_fail(monkeypatch):
     assert "cannot be reached" in fails(errors.LocalEntryNotFoundError("gone"))
     assert "the same command continues" in fails(OSError(28, "No space left\non device"))
 
+    class Answer:  # as of requests, which huggingface_hub used before 1.0
+        status_code, headers = 403, {}
+
+        def __bool__(self):
+            return False
+
+    error = OSError("Forbidden")
+    error.response = Answer()
+    assert "may not read this repository (403)" in fails(error)
+
 
 def test_downloading_is_installed_with_the_package():
     """README's commands follow `pip install -e .`."""
