@@ -23,9 +23,11 @@ def user_path(text: str, setting: str) -> str:
         mend = (
             "mount the bucket (gcsfuse, s3fs, ...) and give the folder, or copy it here"
             if scheme[1].lower() in ("gs", "s3", "az", "abfs", "hdfs")
+            else "give its path alone"
+            if scheme[1].lower() == "file"
             else "download it and give the file"
         )
-        raise InputError(f"{setting}: {text} is an address, and only files of this machine are opened: {mend}")
+        raise InputError(f"{setting}: {text} is an address, and only paths of this machine are opened: {mend}")
     expanded = os.path.expanduser(text)
     if expanded.startswith("~") and not os.path.exists(expanded):
         raise InputError(f"{setting}: {text}: {text.split('/')[0]} is the home of no user: write the path out")

@@ -33,7 +33,7 @@ def test_a_tilde_opens_the_home(home):
         ("gs://bucket/run", "mount the bucket"),
         ("s3://bucket/run:0.5", "mount the bucket"),
         ("https://host/clip.mp4", "download it and give the file"),
-        ("file:///clip.mp4", "give the file"),
+        ("file:///clip.mp4", "paths of this machine are opened: give its path alone"),
     ],
 )
 def test_addresses_are_refused_with_the_mend(text, mend):
