@@ -137,9 +137,7 @@ class Ledger:
         if record is None:
             return ["not done yet"]
         then = record["depends"]
-        changed = [
-            _change(key, then.get(key), now.get(key)) for key in {**then, **now} if then.get(key) != now.get(key)
-        ]
+        changed = [_change(key, then, now) for key in {**then, **now} if then.get(key) != now.get(key)]
         if changed:
             return changed
         faults = []
@@ -181,7 +179,9 @@ def _maker(path: str, remade: dict[str, str]) -> str | None:
     return None
 
 
-def _change(key: str, then: Any, now: Any) -> str:
-    if key.startswith("config.") and then is not None and now is not None:
-        return f"{key} changed from {then} to {now}"
+def _change(key: str, then: dict[str, Any], now: dict[str, Any]) -> str:
+    if key not in then or key not in now:
+        return f"{'now' if key in now else 'no longer'} made from {key}"
+    if key.startswith("config.") and then[key] is not None and now[key] is not None:
+        return f"{key} changed from {then[key]} to {now[key]}"
     return f"{key} changed"

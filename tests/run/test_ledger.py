@@ -110,6 +110,9 @@ def test_weights_count_by_content(tmp_path):
         assert not run_stage(stage, ledger)
         (weights / "model.safetensors").write_bytes(b"1")
         assert ledger.judge(stage, unit).reasons == ("the weights of vae changed",)
+        other = Unit(settings=("seed",), outputs=("o",))  # another way to the same
+        reasons = ledger.judge(stage, other).reasons
+        assert reasons == ("no longer made from the weights of vae", "now made from config.seed")
 
 
 @pytest.mark.parametrize("what", ["input", "external", "weights"])
