@@ -248,9 +248,15 @@ class TestValues:
         want = lora.read(wide, CONFIG, alpha=ALPHA).arrays
         assert all(np.array_equal(array, want[name]) for name, array in lora.read(path, CONFIG).arrays.items())
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("alpha", [np.nan, np.inf, 1e300])
+    def test_an_alpha_that_is_no_number_to_scale_by(self, tmp_path, alpha):
+        path = write(tmp_path / "a.safetensors", published(), header={"lora_alpha": str(alpha)})
+        with pytest.raises(InputError, match=r"attn1.to_q: its alpha is \S+, which is no strength"):
+            lora.read(path, CONFIG)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
     def test_not_finite(self, tmp_path, value):
-        arrays = published()
+        arrays = published(dtype=np.float64)
         name = f"{PREFIX}1.attn1.to_k.lora_B.weight"
         arrays[name][3, 1] = value
         path = write(tmp_path / "a.safetensors", arrays, r=RANK, lora_alpha=ALPHA)

@@ -245,10 +245,11 @@ def read(
 
 
 def _finite(tensor: safetensors.Tensor) -> np.ndarray:
-    values = safetensors.read(tensor)
+    with np.errstate(over="ignore"):
+        values = safetensors.read(tensor).astype(np.float32)
     if not safetensors.is_finite(values):
         raise InputError(
-            f"{tensor.file}: {tensor.name} holds NaN or infinity, which would turn the whole video black: export the "
-            "LoRA again from an earlier checkpoint"
+            f"{tensor.file}: {tensor.name} holds NaN or infinity in float32, which would turn the whole video black: "
+            "export the LoRA again from an earlier checkpoint"
         )
-    return values.astype(np.float32)
+    return values

@@ -53,6 +53,7 @@ _FOREIGN = {
 # PEFT's ways to start that change the base weights too.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq")
 _HEADER_ALPHA = ("lora_alpha", "transformer.lora_alpha", "ss_network_alpha")
+_STRONGEST = 1e6  # an alpha; they are 1 to 256
 _SHOWN = 6  # faults in one message
 
 
@@ -133,8 +134,9 @@ def read_header(
                 continue
             stated = found.get((layer, target, "alpha"), [None])[0]
             alpha = described.alpha(where, rank) if stated is None else _scalar(stated)
-            if alpha is not None and not (math.isfinite(alpha) and alpha):
-                faults.append(f"{where}: its alpha is {alpha:g}, with which it has no effect")
+            if alpha is not None and not 0 < abs(alpha) <= _STRONGEST:
+                words = "which is no strength" if alpha else "with which it has no effect"
+                faults.append(f"{where}: its alpha is {alpha:g}, {words}")
             adapters[layer, target] = Adapter(a, b, rank, alpha)
     if not adapters and not faults:
         faults.append("it has no adapters")
