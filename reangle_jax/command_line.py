@@ -119,7 +119,9 @@ def _is_on(name: str, text: str) -> bool:
 def _load(file: str) -> ml_collections.ConfigDict:
     """What a config file's get_config() gives."""
     if not Path(file).is_file():
-        raise InputError(f"--config: no such file: {file}: configs/ holds some, such as configs/demo.py")
+        raise InputError(
+            f"--config: no such file: {file}: the repository's configs/ holds some, such as configs/demo.py"
+        )
     try:
         names = runpy.run_path(file)
         if "get_config" not in names:

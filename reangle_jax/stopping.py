@@ -85,7 +85,10 @@ def run(main: Callable[[], int]) -> NoReturn:
     XLA may then still be computing, and Python, as it ends in good order, would take away what its threads work on.
     """
     _open_streams()
-    code = main()
+    try:
+        code = main()
+    except BrokenPipeError:  # its reader has seen enough, before everything was said
+        code = 128 + signal.SIGPIPE
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -193,11 +193,12 @@ class TestRealProcess:
         )
         assert (result.returncode, result.stdout) == (2, b"")
 
-    def test_a_reader_of_stdout_may_leave(self):
+    @pytest.mark.parametrize(("unbuffered", "code"), [("", 0), ("1", 141)], ids=["at the end", "midway"])
+    def test_a_reader_of_stdout_may_leave(self, unbuffered, code):
         program = "from reangle_jax import stopping; stopping.run(lambda: print('words') or 0)"
-        command = f'(sleep 1; PYTHONUNBUFFERED= {sys.executable} -c "{program}"; echo $? >&2) | true'
+        command = f'(sleep 1; PYTHONUNBUFFERED={unbuffered} {sys.executable} -c "{program}"; echo $? >&2) | true'
         result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert result.stderr == "0\n"
+        assert result.stderr == f"{code}\n"
 
     def test_no_file_takes_the_place_of_a_closed_stream(self, tmp_path):
         """A library that writes to descriptor 2 would write into it."""
