@@ -312,6 +312,13 @@ def test_stages_in_order():
     assert [stage.name for stage in main.stages(preview=True)] == names[:3]
 
 
+def test_a_path_that_leaves_the_scene_is_warned_of(inputs, capfd):
+    assert call(inputs, "--preview", "--config.pivot_depth=1e9") == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert sum("nothing is visible in" in line for line in lines) == 2
+    assert any(f"left:10: nothing is visible in {T - 1} of {T} frames: lower its amount" in line for line in lines)
+
+
 def test_plan_writes_nothing(inputs, capsys):
     assert call(inputs, "--plan") == 0
     out = capsys.readouterr().out

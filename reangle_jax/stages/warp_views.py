@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 
 from reangle_jax.config import Settings
 from reangle_jax.data import files, video
@@ -48,8 +49,15 @@ def warp_views(settings: Settings, folder: Path, work: Work) -> None:
             frames, visible = frames.__array__(), visible.__array__()
             if settings.infill:
                 frames = splat.infill(frames, visible)
-            if not visible.any():
-                _log.warning("%s: nothing is visible: lower its amount, or check config.pivot_depth", unit.view)
+            blind = np.flatnonzero(~visible.any(axis=(1, 2)))
+            if blind.size:
+                _log.warning(
+                    "%s: nothing is visible in %d of %d frames: lower its amount, or check config.pivot_depth and "
+                    "config.focal",
+                    unit.view,
+                    blind.size,
+                    len(visible),
+                )
             with files.atomic_path(folder / unit.outputs[0]) as path:
                 cameras.save_cameras(path, target, width, height)
             files.atomic_savez(folder / unit.outputs[1], frames=frames, visible=visible)
