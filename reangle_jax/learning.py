@@ -16,7 +16,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jaxtyping import Array, Bool
-from tensorboardX import SummaryWriter
 
 from reangle_jax import mesh
 from reangle_jax.errors import NotFiniteError
@@ -197,6 +196,8 @@ def _events(
     What an earlier start has written goes, and those of ``history`` take its place: steps after its last saved state
     are taken again, and would be there twice.
     """
+    from tensorboardX import SummaryWriter  # late: it imports torch wherever that is installed
+
     for path in folder.glob("events.out.tfevents.*"):
         path.unlink()
     writer = SummaryWriter(str(folder))

@@ -75,7 +75,7 @@ def load_clips(folder: str | os.PathLike, *fields: str) -> Stored[Clip]:
     Raises:
         InputError: there are none.
     """
-    return records.read(folder, Clip, f"python -m training.dataset --out {folder}", fields)
+    return records.read(folder, Clip, f"python -m training.dataset --out {folder} --clips COUNT", fields)
 
 
 def render_command(

@@ -75,7 +75,7 @@ def load_views(folder: str | os.PathLike) -> Stored[Views]:
     Raises:
         InputError: there are none.
     """
-    return records.read(folder, Views, f"python -m training.views --out {folder}")
+    return records.read(folder, Views, f"python -m training.views --out {folder} --scenes COUNT")
 
 
 def first_images(views: Sequence[Views], count: int = 512) -> UInt8[np.ndarray, "N H W 3"]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reangle_jax.errors import InputError
-from training import records
+from training import dataset, records
 
 
 class Clip(NamedTuple):
@@ -49,6 +49,8 @@ def test_parts_are_read_as_written_and_in_order(tmp_path):
 def test_none_is_refused_with_the_command(tmp_path):
     with pytest.raises(InputError, match=r"has no clip records: run python -m training\.dataset --out x"):
         records.read(tmp_path, Clip, "python -m training.dataset --out x")
+    with pytest.raises(InputError, match=rf"run python -m training\.dataset --out {tmp_path} --clips COUNT$"):
+        dataset.load_clips(tmp_path)
 
 
 def test_a_part_is_there_whole_or_not_at_all(tmp_path):
