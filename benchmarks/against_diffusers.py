@@ -44,7 +44,7 @@ from flax import nnx
 from benchmarks.diffusers_steps import GUIDANCE, SAMPLING_STEPS, Theirs
 from converters import command
 from reangle_jax import checkpoints, config, learning, measure, mesh
-from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox import conditioning, networks
 from reangle_jax.backbones.cogvideox import lora as lora_file
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.backbones.registry import Clip
@@ -165,8 +165,8 @@ class Ours:
 
     def __init__(self, folder: Path, case: Case, data: finetune.TrainingSet):
         self.config, self.data = case.adapted, data
-        self.vae = i2v.load_vae(folder / "ours" / "vae")
-        self.transformer = i2v.load_transformer(
+        self.vae = networks.load_vae(folder / "ours" / "vae")
+        self.transformer = networks.load_transformer(
             folder / "ours" / "transformer", lora_rank=case.rank, lora_alpha=float(case.rank)
         )
         lora = lora_file.to_state(lora_file.read(folder / "lora.safetensors", self.config), self.config)
@@ -176,7 +176,7 @@ class Ours:
         backbone = CogVideoXBackbone.of_networks(self.transformer, self.vae, clip)
         self.step, schedule = finetune.make_step(backbone, case.options, optimiser), backbone.schedule
         scales = guidance.guidance_scales(schedule.timesteps(SAMPLING_STEPS), SAMPLING_STEPS, GUIDANCE, False)
-        denoise = guidance.guided(i2v.predictor(self.transformer.graphdef), scales)
+        denoise = guidance.guided(conditioning.predictor(self.transformer.graphdef), scales)
         self.sampler = samplers.make_step(denoise, sampler="ddim", steps=SAMPLING_STEPS, schedule=schedule)
 
     def finetune(self, key: jax.Array) -> float:

@@ -29,7 +29,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from reangle_jax import config as settings_module
 from reangle_jax import learning
 from reangle_jax import mesh as mesh_module
-from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox import conditioning, networks
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion import guidance, samplers
@@ -59,7 +59,7 @@ def abstract(tree, where: NamedSharding):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
-def networks(rank: int, layers: int | None) -> tuple[i2v.Network, i2v.Network, nnx.State]:
+def full_size(rank: int, layers: int | None) -> tuple[networks.Network, networks.Network, nnx.State]:
     """The full-size transformer, its autoencoder and the adapters, without arrays."""
     fields = {"lora_rank": rank, "lora_alpha": float(rank)}
     config = TransformerConfig.cogvideox_5b_i2v()
@@ -67,17 +67,17 @@ def networks(rank: int, layers: int | None) -> tuple[i2v.Network, i2v.Network, n
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     graphdef, lora, base = nnx.split(model, nnx.LoRAParam, ...)
     vae = nnx.eval_shape(lambda: VAE(VAEConfig.cogvideox_5b(), rngs=nnx.Rngs(0)))
-    transformer = i2v.Network(config, model.execution, graphdef, base)
-    return transformer, i2v.Network(vae.config, vae.execution, *nnx.split(vae)), lora
+    transformer = networks.Network(config, model.execution, graphdef, base)
+    return transformer, networks.Network(vae.config, vae.execution, *nnx.split(vae)), lora
 
 
 def lower_finetune(rank: int, layers: int | None, where: NamedSharding):
     """The fine-tuning step of the paper's settings: seven videos, batch 1."""
-    transformer, vae, lora = networks(rank, layers)
+    transformer, vae, lora = full_size(rank, layers)
     settings = settings_module.get_default()
     settings.video = "clip.mp4"
     options = settings_module.parse(settings).finetune
-    optimiser, encoder = finetune.make_optimiser(options), i2v.encoder_alone(vae)
+    optimiser, encoder = finetune.make_optimiser(options), networks.encoder_alone(vae)
     backbone = CogVideoXBackbone.of_networks(transformer, vae, Clip(49, 480, 720, "off"))
     step = finetune.make_step(backbone, options, optimiser)
     latents, text = (7, 13, 60, 90, 16), (7, 226, 4096)
@@ -95,10 +95,10 @@ def lower_finetune(rank: int, layers: int | None, where: NamedSharding):
 
 def lower_sample(rank: int, layers: int | None, where: NamedSharding):
     """One guided step of sampling a video, its two passes in one batch."""
-    transformer, _, lora = networks(rank, layers)
+    transformer, _, lora = full_size(rank, layers)
     schedule, steps = Schedule.cogvideox_5b(), 40
     scales = guidance.guidance_scales(schedule.timesteps(steps), steps, 6.0, True)
-    denoise = guidance.guided(i2v.predictor(transformer.graphdef), scales)
+    denoise = guidance.guided(conditioning.predictor(transformer.graphdef), scales)
     step = samplers.make_step(denoise, sampler="ddim", steps=steps, schedule=schedule)
     latents = jax.ShapeDtypeStruct((1, 13, 60, 90, 16), jnp.bfloat16)
     condition = jax.ShapeDtypeStruct((2, *latents.shape[1:]), jnp.bfloat16)

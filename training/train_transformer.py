@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Float16, Float32, UInt8
 
 from reangle_jax import checkpoints, tiny
-from reangle_jax.backbones.cogvideox import image_to_video
+from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
@@ -70,7 +70,7 @@ class Encoder:
     """The small autoencoder: clips to what a training step needs of them, as float16 on the host."""
 
     def __init__(self, folder: str):
-        network = image_to_video.load_vae(Path(folder))
+        network = networks.load_vae(Path(folder))
         self.state, self.scale = network.state, network.config.scaling_factor
         self._encode = jax.jit(lambda state, video: nnx.merge(network.graphdef, state).encode(video))
 
@@ -112,7 +112,7 @@ def load_latents(folder: Path, text_folder: str) -> dict[str, np.ndarray]:
     """Every encoded clip of a folder, with its prompt's embedding: ``video``, ``image``, ``text``, float16."""
     video, image, prompts = zip(*records.read(folder, Latents, "training.train_transformer"), strict=True)
     length = TransformerConfig.tiny().max_text_seq_length
-    text = image_to_video.embed_prompts(Path(text_folder), prompts, length).astype(np.float16)
+    text = networks.embed_prompts(Path(text_folder), prompts, length).astype(np.float16)
     return {"video": np.stack(video), "image": np.stack(image), "text": text}
 
 
@@ -167,7 +167,7 @@ def main() -> None:
         return
     data, unseen = (load_latents(workdir / name, args.text) for name in ("latents", "latents_heldout"))
     length = TransformerConfig.tiny().max_text_seq_length
-    empty = image_to_video.embed_prompts(Path(args.text), [""], length)[0].astype(np.float16)
+    empty = networks.embed_prompts(Path(args.text), [""], length)[0].astype(np.float16)
     print(f"{len(data['video'])} clips with their mirror images", flush=True)
 
     config = TransformerConfig.tiny()

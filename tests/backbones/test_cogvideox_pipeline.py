@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from networks import FRAMES, HEIGHT, WIDTH
 
-from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.backbones.cogvideox.pipeline import CogVideoX, load_schedule
 from reangle_jax.backbones.cogvideox.sampling import latent_frames
 from reangle_jax.diffusion.schedule import Schedule
@@ -90,5 +90,5 @@ def test_latent_frames(config, frames, expected):
     ],
 )
 def test_when_frames_are_tiled(small_weights, tiles, size, expected):
-    vae = i2v.load_vae(small_weights / "vae", tiles=tiles, size=size)
+    vae = networks.load_vae(small_weights / "vae", tiles=tiles, size=size)
     assert vae.config.tile_sample == ((240, 360) if expected else None)

@@ -11,8 +11,8 @@ from flax import nnx
 
 from reangle_jax import learning
 from reangle_jax import mesh as meshes
-from reangle_jax.backbones.cogvideox import image_to_video as i2v
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
+from reangle_jax.backbones.cogvideox.networks import Network
 from reangle_jax.backbones.cogvideox.sampling import Sampler
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion.samplers import init_state
@@ -55,8 +55,8 @@ def networks(mesh, impl):
     vae = nnx.split(coder)
     lora, base, vae_state = (abstract(state, mesh) for state in (*transformer[1:], vae[1]))
     return (
-        i2v.Network(config, model.execution, transformer[0], base),
-        i2v.Network(VAE_SMALL, coder.execution, vae[0], vae_state),
+        Network(config, model.execution, transformer[0], base),
+        Network(VAE_SMALL, coder.execution, vae[0], vae_state),
         lora,
     )
 

@@ -11,8 +11,9 @@ from flax import nnx
 
 from reangle_jax import learning
 from reangle_jax.arrays import to_unit
-from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox import conditioning
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
+from reangle_jax.backbones.cogvideox.networks import load_transformer
 from reangle_jax.config import Finetune
 from reangle_jax.stages import finetune
 from tests import networks
@@ -95,14 +96,14 @@ def test_only_adapters_change_and_one_program_serves_all_steps(backbone, loaded,
 
 
 def test_fresh_adapters_change_no_bit(backbone, loaded, small_weights):
-    plain = i2v.load_transformer(small_weights / "transformer", lora_rank=0, lora_alpha=0.0)
+    plain = load_transformer(small_weights / "transformer", lora_rank=0, lora_alpha=0.0)
     lora = backbone.init_adapters(key=jax.random.key(1))
     keys = jax.random.split(jax.random.key(3), 3)
     latents, condition = (jax.random.normal(k, (1, 2, 8, 8, 4)) for k in keys[:2])
     text = jax.random.normal(keys[2], (1, TEXT_LENGTH, 16))
     t = jnp.array([500])
-    with_lora = i2v.predictor(backbone.transformer.graphdef)(latents, t, lora, loaded[0], condition, text)
-    without = i2v.predictor(plain.graphdef)(latents, t, nnx.State({}), plain.state, condition, text)
+    with_lora = conditioning.predictor(backbone.transformer.graphdef)(latents, t, lora, loaded[0], condition, text)
+    without = conditioning.predictor(plain.graphdef)(latents, t, nnx.State({}), plain.state, condition, text)
     np.testing.assert_array_equal(with_lora, without)
 
 
@@ -148,7 +149,7 @@ class Recorder(CogVideoXBackbone):
         return jnp.zeros_like(noised)
 
     def condition(self, coder, image, *, key):
-        return i2v.image_condition(self._encoding(coder), image, 3 + self.front, key=key)
+        return conditioning.image_condition(self._encoding(coder), image, 3 + self.front, key=key)
 
 
 def test_odd_clips_are_filled_up_in_front_for_tokens_of_two_frames(backbone, loaded, data):

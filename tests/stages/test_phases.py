@@ -13,8 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from reangle_jax import checkpoints, config
-from reangle_jax.backbones.cogvideox import image_to_video as i2v
-from reangle_jax.backbones.cogvideox import lora, sampling
+from reangle_jax.backbones.cogvideox import lora, networks, sampling
 from reangle_jax.data import files
 from reangle_jax.errors import InputError, NotFiniteError
 from reangle_jax.progress import progress
@@ -99,7 +98,7 @@ def sizes(small_weights):
 
 def test_each_network_is_in_memory_only_while_it_is_needed(folder, small_weights, sizes, monkeypatch):
     held = Held(monkeypatch)
-    held.watch(i2v, "embed_prompts")
+    held.watch(networks, "embed_prompts")
     held.watch(finetune, "encode_videos")
     held.watch(finetune, "make_step")
     held.watch(sampling.Sampler, "condition")
@@ -201,7 +200,7 @@ def test_a_nan_in_a_weight_is_named_in_training_and_in_sampling(folder, small_we
 
 
 def test_an_encoded_set_that_is_not_finite_is_refused_and_not_kept(folder, small_weights, monkeypatch):
-    monkeypatch.setattr(i2v, "embed_prompts", lambda *_, **__: np.full((2, 4, 16), np.nan, np.float32))
+    monkeypatch.setattr(networks, "embed_prompts", lambda *_, **__: np.full((2, 4, 16), np.nan, np.float32))
     with pytest.raises(NotFiniteError, match=r"the prompts' embeddings are not finite: convert the"):
         go(folder, settings(small_weights), finetune)
     assert not list(folder.rglob("encoded.npz"))
@@ -214,7 +213,7 @@ def test_sampling_is_not_repeated_when_decoding_is_stopped(folder, small_weights
         go(folder, chosen, finetune, first_frames, generate)
     monkeypatch.undo()
     # Stopped while the first view was decoded: both are sampled. The texts and the transformer are not needed again.
-    for owner, name in ((i2v, "embed_prompts"), (i2v, "load_transformer"), (sampling.Sampler, "denoise")):
+    for owner, name in ((networks, "embed_prompts"), (networks, "load_transformer"), (sampling.Sampler, "denoise")):
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("done again"))
     go(folder, chosen, generate)
     record = json.loads((folder / "run.json").read_text())["stages"]

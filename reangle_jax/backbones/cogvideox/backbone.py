@@ -14,8 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from reangle_jax.arrays import to_unit
-from reangle_jax.backbones.cogvideox import image_to_video as i2v
-from reangle_jax.backbones.cogvideox import lora, needs
+from reangle_jax.backbones.cogvideox import conditioning, lora, needs, networks
 from reangle_jax.backbones.cogvideox.pipeline import load_schedule
 from reangle_jax.backbones.cogvideox.sampling import Sampler, latent_frames
 from reangle_jax.backbones.interface import Backbone, Demand, Needs
@@ -37,7 +36,7 @@ class CogVideoXBackbone(Backbone):
     """The transformer, the causal autoencoder and T5; v-prediction."""
 
     @classmethod
-    def of_networks(cls, transformer: i2v.Network, vae: i2v.Network, clip: Clip) -> "CogVideoXBackbone":
+    def of_networks(cls, transformer: networks.Network, vae: networks.Network, clip: Clip) -> "CogVideoXBackbone":
         """One that lies in no folder: it computes, and loads nothing; the networks' parameters may be shapes."""
         rank, alpha = transformer.config.lora_rank, transformer.config.lora_alpha
         backbone = cls("cogvideox-5b-i2v", {}, clip, rank, alpha)
@@ -45,17 +44,17 @@ class CogVideoXBackbone(Backbone):
         return backbone
 
     @functools.cached_property
-    def transformer(self) -> i2v.Network:
+    def transformer(self) -> networks.Network:
         """The transformer with its adapters, shapes in place of parameters."""
-        return i2v.describe_transformer(
+        return networks.describe_transformer(
             self.folders["transformer"], lora_rank=self.rank, lora_alpha=self.alpha, choice=self.choice
         )
 
     @functools.cached_property
-    def vae(self) -> i2v.Network:
+    def vae(self) -> networks.Network:
         """The autoencoder, shapes in place of parameters."""
         size = (self.clip.height, self.clip.width)
-        return i2v.describe_vae(self.folders["vae"], tiles=self.clip.tiles, size=size, choice=self.choice)
+        return networks.describe_vae(self.folders["vae"], tiles=self.clip.tiles, size=size, choice=self.choice)
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -64,7 +63,7 @@ class CogVideoXBackbone(Backbone):
 
     @functools.cached_property
     def _encoding(self) -> Callable[[nnx.State], VAE]:
-        return i2v.encoding(self.vae)
+        return networks.encoding(self.vae)
 
     @property
     def dtype(self) -> str:
@@ -114,23 +113,23 @@ class CogVideoXBackbone(Backbone):
     def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "N L D"]:
         """See `Backbone.embed`."""
         length = self.transformer.config.max_text_seq_length
-        return i2v.embed_prompts(self.folders["text_encoder"], prompts, length, choice=self.choice)
+        return networks.embed_prompts(self.folders["text_encoder"], prompts, length, choice=self.choice)
 
     def load_coder(self, *, decodes: bool = True) -> nnx.State:
         """See `Backbone.load_coder`."""
         size = (self.clip.height, self.clip.width)
-        vae = i2v.load_vae(self.folders["vae"], tiles=self.clip.tiles, size=size, choice=self.choice)
-        return vae.state if decodes else i2v.encoder_alone(vae).state
+        vae = networks.load_vae(self.folders["vae"], tiles=self.clip.tiles, size=size, choice=self.choice)
+        return vae.state if decodes else networks.encoder_alone(vae).state
 
     def load_denoiser(self) -> nnx.State:
         """See `Backbone.load_denoiser`."""
-        return i2v.load_transformer(
+        return networks.load_transformer(
             self.folders["transformer"], lora_rank=self.rank, lora_alpha=self.alpha, choice=self.choice
         ).state
 
     def init_adapters(self, *, key: Array) -> nnx.State:
         """See `Backbone.init_adapters`."""
-        return i2v.init_lora(self.transformer.config, key=key)
+        return networks.init_lora(self.transformer.config, key=key)
 
     def save_adapters(self, folder: Path, adapters: nnx.State) -> None:
         """See `Backbone.save_adapters`."""
@@ -168,7 +167,7 @@ class CogVideoXBackbone(Backbone):
 
     def condition(self, coder: nnx.State, image: Float[Array, "B H W 3"], *, key: Array) -> Float[Array, "B t h w C"]:
         """See `Backbone.condition`."""
-        return i2v.image_condition(self._encoding(coder), image, self._latent_frames[0], key=key)
+        return conditioning.image_condition(self._encoding(coder), image, self._latent_frames[0], key=key)
 
     def times(self, batch: int, *, key: Array) -> Int[Array, " B"]:
         """See `Backbone.times`."""

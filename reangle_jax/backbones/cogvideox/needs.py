@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from reangle_jax import checkpoints
-from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.backbones.interface import Backbone, Demand, Needs
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer import Transformer
@@ -60,8 +60,8 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
     heads_at_once = {"mapped": 1, "cudnn": 0, "splash": 0}.get(execution.attention, transformer.num_attention_heads)
     logits = heads_at_once * tokens**2 * 4
     coded = pixels  # at once: of every frame a tile or the whole
-    if i2v.in_tiles(clip.tiles, (clip.height, clip.width)):
-        coded = min(pixels, clip.num_frames * i2v.TILE_SAMPLE[0] * i2v.TILE_SAMPLE[1])
+    if networks.in_tiles(clip.tiles, (clip.height, clip.width)):
+        coded = min(pixels, clip.num_frames * networks.TILE_SAMPLE[0] * networks.TILE_SAMPLE[1])
     text = float(text_encoder_bytes(t5))
     encoder, decoder = vae_bytes(vae)
     # Of nine frames at once, the first chunk; one is encoded alone, as the condition. What only encodes is loaded whole

@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, UInt8
 
-from reangle_jax.backbones.cogvideox import image_to_video as i2v
+from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.backbones.cogvideox.sampling import Sampler
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.errors import InputError
@@ -54,7 +54,7 @@ class CogVideoX:
         schedule: of the noise.
     """
 
-    def __init__(self, transformer: i2v.Network, vae: i2v.Network, text_encoder: Path, schedule: Schedule):
+    def __init__(self, transformer: networks.Network, vae: networks.Network, text_encoder: Path, schedule: Schedule):
         self.transformer, self.vae, self.text_encoder, self.schedule = transformer, vae, text_encoder, schedule
         self._samplers: dict[tuple, Sampler] = {}
 
@@ -70,9 +70,9 @@ class CogVideoX:
             InputError: the folder is missing or damaged, or holds another model.
         """
         folder = Path(folder)
-        transformer = i2v.load_transformer(folder / "transformer", lora_rank=0, lora_alpha=0.0)
+        transformer = networks.load_transformer(folder / "transformer", lora_rank=0, lora_alpha=0.0)
         schedule = load_schedule(folder / "transformer", transformer.config)
-        return cls(transformer, i2v.load_vae(folder / "vae", tiles=tiles), folder / "text_encoder", schedule)
+        return cls(transformer, networks.load_vae(folder / "vae", tiles=tiles), folder / "text_encoder", schedule)
 
     def __call__(
         self,
@@ -130,7 +130,7 @@ class CogVideoX:
                 sampler=sampler,
             )
         run = self._samplers[options]
-        texts = i2v.embed_prompts(self.text_encoder, [negative_prompt, *prompts], config.max_text_seq_length)
+        texts = networks.embed_prompts(self.text_encoder, [negative_prompt, *prompts], config.max_text_seq_length)
         negative = np.repeat(texts[:1], len(prompts), axis=0)
         noise = run.noise(start if isinstance(start, tuple) else start.shape[:3], key=key)
         condition = None if isinstance(start, tuple) else run.condition(self.vae.state, start, key=key)

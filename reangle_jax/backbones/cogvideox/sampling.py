@@ -14,7 +14,8 @@ from jaxtyping import Array, Float, UInt8
 
 from reangle_jax import mesh
 from reangle_jax.arrays import to_bytes, to_unit
-from reangle_jax.backbones.cogvideox.image_to_video import Network, encoding, image_condition, predictor
+from reangle_jax.backbones.cogvideox.conditioning import image_condition, predictor
+from reangle_jax.backbones.cogvideox.networks import Network, encoding
 from reangle_jax.diffusion import guidance, samplers
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
