@@ -173,6 +173,7 @@ def test_dense_and_descriptors(rng, dpt, local_features):
         np.testing.assert_allclose(view.descriptor_confidence, raw[..., 24].exp().numpy(), rtol=WHOLE)
 
 
+@pytest.mark.usefixtures("unchecked")  # a head that gives tokens back
 def test_modules(rng, linear):
     """Encoder and decoders by themselves, tighter than the whole."""
     ours, views = pair_of(rng, ODD, ODD)
