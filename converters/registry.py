@@ -41,7 +41,7 @@ class Part:
     """One network of a checkpoint.
 
     Attributes:
-        name: its folder in our weights, one of `reangle_jax.weights.parts` where a run reads it.
+        name: its folder in our weights, one of `reangle_jax.chosen_models.parts` where a run reads it.
         config: the published model's, which stands in where the source has no config.json.
         build: the network of a config.
         layouts: how it is published.

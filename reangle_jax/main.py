@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from reangle_jax import command_line, compilation_cache, config, faults, stopping, weights
+from reangle_jax import chosen_models, command_line, compilation_cache, config, faults, stopping
 from reangle_jax.errors import InputError, NotFiniteError
 from reangle_jax.measure import human_seconds
 from reangle_jax.run import Ledger, Stage, run_stage
@@ -51,8 +51,8 @@ def stages(*, preview: bool = False) -> Iterator[Stage]:
 
 def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Callable[[], object]]:
     """What must hold before any work, each raising `InputError`."""
-    for part in weights.needed(settings, preview=preview):
-        yield functools.partial(weights.check, settings, [part])
+    for part in chosen_models.needed(settings, preview=preview):
+        yield functools.partial(chosen_models.check, settings, [part])
     if settings.mesh != "auto":
         from reangle_jax import mesh  # late: it looks for the devices
 

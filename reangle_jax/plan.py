@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import jax
 
-from reangle_jax import checkpoints, measure, weights
+from reangle_jax import checkpoints, chosen_models, measure
 from reangle_jax.backbones.interface import Demand, Needs
 from reangle_jax.config import Settings
 from reangle_jax.diffusion.guidance import is_guided
@@ -78,13 +78,13 @@ def estimate(settings: Settings) -> dict[str, Needs]:
         guided=is_guided(settings.sample.guidance_scale),
         variants=2 if settings.evaluate.untuned else 1,
     )
-    needs = weights.backbone(settings).needs(demand)
+    needs = chosen_models.backbone(settings).needs(demand)
     return needs | {"depth": _depth(settings)} if settings.depth == "model" else needs
 
 
 def _depth(settings: Settings) -> Needs:
     try:
-        depth = checkpoints.load_config(weights.folder(settings, "depth"), DepthAnythingConfig)
+        depth = checkpoints.load_config(chosen_models.folder(settings, "depth"), DepthAnythingConfig)
     except InputError:
         depth = DepthAnythingConfig.tiny() if settings.model == "tiny" else DepthAnythingConfig.large()
     side = depth.short_side / depth.patch_size

@@ -32,19 +32,19 @@ ARROWS: dict[str, set[str]] = {
     "config": {"backbones", "data", "geometry", "mesh", "nn"},
     "command_line": {"config", "data"},
     "learning": {"mesh", "progress", "stopping"},
-    "weights": {"backbones", "checkpoints", "config", "data", "models", "tiny"},
+    "chosen_models": {"backbones", "config", "data", "tiny"},
     "run": {"config", "data", "faults", "measure", "stopping"},
     "scoring": {
-        "checkpoints", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "weights"
+        "checkpoints", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
     },
     "stages": {
-        "backbones", "checkpoints", "config", "data", "diffusion", "geometry", "learning", "mesh", "models", "progress",
-        "randomness", "run", "scoring", "weights",
+        "backbones", "checkpoints", "chosen_models", "config", "data", "diffusion", "geometry", "learning",
+        "mesh", "models", "progress", "randomness", "run", "scoring",
     },
-    "plan": {"backbones", "checkpoints", "config", "diffusion", "measure", "models", "nn", "run", "weights"},
+    "plan": {"backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "models", "nn", "run"},
     "main": {
-        "command_line", "compilation_cache", "config", "faults", "measure", "mesh", "nn", "plan", "run", "stages",
-        "stopping", "weights",
+        "chosen_models", "command_line", "compilation_cache", "config", "faults", "measure", "mesh", "nn",
+        "plan", "run", "stages", "stopping",
     },
 }  # fmt: skip
 # Rooms whose own rooms know nothing of each other.

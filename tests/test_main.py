@@ -176,8 +176,8 @@ class TestRealProcess:
         arguments = ["main", f"--config={inputs / 'config.py'}", f"--workdir={inputs / 'run'}", "--config.num_frames=9"]
         program = f"""if True:
             import sys
-            from reangle_jax import main, weights
-            weights.check = lambda settings, parts: print(*parts)
+            from reangle_jax import chosen_models, main
+            chosen_models.check = lambda settings, parts: print(*parts)
             assert main.main({arguments!r}) == 2
             heavy = ("orbax", "reangle_jax.stages.depth", "reangle_jax.stages.finetune", "reangle_jax.plan")
             print([name for name in heavy if name in sys.modules])

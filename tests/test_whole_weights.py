@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reangle_jax import checkpoints, config, weights
+from reangle_jax import checkpoints, chosen_models, config
 from reangle_jax.data import lora_files, safetensors
+from reangle_jax.data.weights_folder import check_whole
 from reangle_jax.errors import InputError
 from reangle_jax.models.text.t5 import T5Encoder
 from tests.networks import TEXT_SMALL, TRANSFORMER_SMALL, fill_randomly
@@ -38,7 +39,7 @@ def arrays_of(folder):
 
 
 def test_whole(folder):
-    weights.check_whole(folder)
+    check_whole(folder)
 
 
 def test_every_file_counts(folder):
@@ -48,12 +49,12 @@ def test_every_file_counts(folder):
         for damaged in (content[:-1], content[: len(content) // 2], content + b"x", b""):
             path.write_bytes(damaged)
             with pytest.raises(InputError, match=r"config\.weights: .* is damaged \(.*\): .*convert .* again"):
-                weights.check_whole(folder)
+                check_whole(folder)
         path.unlink()
         with pytest.raises(InputError, match="missing"):
-            weights.check_whole(folder)
+            check_whole(folder)
         path.write_bytes(content)
-    weights.check_whole(folder)
+    check_whole(folder)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "params/_METADATA"])
@@ -61,10 +62,10 @@ def test_descriptions_count(forms, tmp_path, name):
     folder = shutil.copytree(forms / "orbax", tmp_path / "part")
     (folder / name).write_bytes(b'{"tens')
     with pytest.raises(InputError, match="manifest or metadata cannot be read"):
-        weights.check_whole(folder)
+        check_whole(folder)
     (folder / name).unlink()
     with pytest.raises(InputError, match=f"{name} is missing"):
-        weights.check_whole(folder)
+        check_whole(folder)
 
 
 def test_a_header_that_is_none(forms, tmp_path):
@@ -73,20 +74,20 @@ def test_a_header_that_is_none(forms, tmp_path):
     for content, words in contents.items():
         (folder / "model.safetensors").write_bytes(content)
         with pytest.raises(InputError, match=words):
-            weights.check_whole(folder)
+            check_whole(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"model\.safetensors is missing, and so is params/"):
-        weights.check_whole(folder)
+        check_whole(folder)
 
 
 def test_check_looks_at_every_part(forms, tmp_path):
     settings = config.parse(config.get_default().to_dict() | {"video": "v.mp4", "weights": str(tmp_path)})
     folder = shutil.copytree(forms / "safetensors", tmp_path / "text_encoder")
-    weights.check(settings, ["text_encoder"])
+    chosen_models.check(settings, ["text_encoder"])
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"text_encoder/model\.safetensors is damaged"):
-        weights.check(settings, ["text_encoder"])
+        chosen_models.check(settings, ["text_encoder"])
 
 
 def test_a_broken_tokenizer_is_found_before_any_work(tmp_path):
@@ -107,9 +108,9 @@ def test_a_broken_tokenizer_is_found_before_any_work(tmp_path):
     ):
         prepare()
         with pytest.raises(InputError, match=words):
-            weights.check(settings, ["text_encoder"])
+            chosen_models.check(settings, ["text_encoder"])
     save(184)
-    weights.check(settings, ["text_encoder"])
+    chosen_models.check(settings, ["text_encoder"])
 
 
 class TestLoras:
@@ -139,4 +140,4 @@ class TestLoras:
         settings = self.settings(loras=(str(file),), weights=str(small_weights), num_frames=5, height=64, width=64)
         words = rf"config\.loras: .*other.*shape \[4, 3072\], expected \[4, {TRANSFORMER_SMALL.inner_dim}\]"
         with pytest.raises(InputError, match=words):
-            weights.check(settings, ["transformer"])
+            chosen_models.check(settings, ["transformer"])

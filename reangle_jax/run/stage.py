@@ -31,7 +31,7 @@ class Unit:
         inputs: paths in the run's folder whose content it depends on; earlier units of its stage may write them.
         outputs: paths in the run's folder that it writes, files or folders.
         external: files outside of the run's folder whose content it depends on.
-        weights: names and folders of the weights that it reads; see `weights.folders`.
+        weights: names and folders of the weights that it reads; see `chosen_models.folders`.
         view: the view it makes, if it makes one.
     """
 

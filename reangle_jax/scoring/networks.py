@@ -6,7 +6,8 @@ from typing import Any
 
 from flax import nnx
 
-from reangle_jax import checkpoints, weights
+from reangle_jax import checkpoints, tiny
+from reangle_jax.data.weights_folder import check_whole
 from reangle_jax.errors import InputError
 from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, VisionTransformer
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
@@ -25,7 +26,7 @@ FEATURES: dict[str, tuple[type, Callable[..., nnx.Module]]] = {
 
 def resolve(folder: str | Path) -> Path:
     """The folder that a setting names: `tiny` is the packaged small family's."""
-    return weights.TINY_WEIGHTS if folder == TINY else Path(folder)
+    return tiny.WEIGHTS if folder == TINY else Path(folder)
 
 
 def load(folder: str | Path, features: str = "featup", *, key: str = "--weights") -> tuple[Met3r, tuple[Any, Any]]:
@@ -46,7 +47,7 @@ def load(folder: str | Path, features: str = "featup", *, key: str = "--weights"
     for name in parts:  # all of them, before the first is read
         if not (folder / name).is_dir():
             raise InputError(f"{key}: {folder / name} is missing: {_mend(folder, name, features)}")
-        weights.check_whole(folder / name, key)
+        check_whole(folder / name, key)
     for name, (config_class, network) in parts.items():
         try:
             config = checkpoints.load_config(folder / name, config_class)
@@ -69,7 +70,7 @@ def patch_multiple(metric: Met3r, states: tuple[Any, Any]) -> int:
 def _mend(folder: Path, name: str, features: str) -> str:
     others = [choice for choice in FEATURES if (folder / choice).is_dir()]
     other = f"take --features={others[0]}, which is there" if name == features and others else ""
-    if folder == weights.TINY_WEIGHTS:
+    if folder == tiny.WEIGHTS:
         return other or "this package has no small weights for the score; give the folder of converted weights"
     if other:
         return f"convert it (`python -m converters --list`), or {other}"

@@ -10,7 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from reangle_jax import checkpoints, weights
+from reangle_jax import checkpoints
+from reangle_jax.data.weights_folder import check_whole
 from reangle_jax.errors import InputError
 from reangle_jax.models.lpips import Lpips, LpipsConfig
 
@@ -44,7 +45,7 @@ def load(folder: str | Path, *, key: str = "--weights") -> Measure:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{key}: {folder} is missing: convert it with --out of its parent (python -m converters)")
-    weights.check_whole(folder, key)
+    check_whole(folder, key)
     try:
         config = checkpoints.load_config(folder, LpipsConfig)
         model = checkpoints.load_into(checkpoints.abstract(lambda: Lpips(config, rngs=nnx.Rngs(0))), folder)

@@ -17,7 +17,7 @@ it (generate). ``Unit(name, settings, inputs, outputs, external, weights, view)`
   by earlier units of the same one;
 - ``outputs``: paths in the run's folder, files or folders, that it writes, each whole or not at all;
 - ``external``: files outside of the run's folder whose content it depends on;
-- ``weights``: the weights that it reads, ``weights.of_model(settings)``.
+- ``weights``: the weights that it reads, ``chosen_models.of_model(settings)``.
 
 The ledger compares these with run.json, and the stage is called only if some unit is new, changed, missing or damaged.
 ``for unit in work`` gives these units one after the other: each is judged when its turn comes, so that it may depend on

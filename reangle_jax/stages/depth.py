@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reangle_jax import weights
+from reangle_jax import chosen_models
 from reangle_jax.config import Settings
 from reangle_jax.data import depth_file, files
 from reangle_jax.errors import InputError
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One for the whole clip: its frames share one scale."""
     if settings.depth == "model":
-        networks = weights.folders(settings, "depth")
+        networks = chosen_models.folders(settings, "depth")
         return (Unit(inputs=("input/frames.npz",), weights=networks, outputs=("input/depth.npz",)),)
     return (
         Unit(
@@ -68,7 +68,7 @@ def _estimate(settings: Settings, frames: np.ndarray) -> tuple[np.ndarray, str]:
     from reangle_jax import checkpoints
     from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 
-    where = weights.folder(settings, "depth")
+    where = chosen_models.folder(settings, "depth")
     try:
         config = checkpoints.load_config(where, DepthAnythingConfig)
         model = checkpoints.abstract(lambda: DepthAnything(config, rngs=nnx.Rngs(0)))

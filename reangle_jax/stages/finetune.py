@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from reangle_jax import learning, mesh, weights
+from reangle_jax import chosen_models, learning, mesh
 from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.interface import Backbone
 from reangle_jax.config import Finetune, Settings
@@ -63,7 +63,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
             ),
             inputs=("input/frames.npz", *warps),
             outputs=("lora",),
-            weights=weights.of_model(settings),
+            weights=chosen_models.of_model(settings),
         ),
     )
 
@@ -76,7 +76,7 @@ def finetune(settings: Settings, folder: Path, work: Work) -> None:
 
 
 def _finetune(settings: Settings, folder: Path, work: Work, unit: Unit) -> None:
-    backbone, options = weights.backbone(settings), settings.finetune
+    backbone, options = chosen_models.backbone(settings), settings.finetune
     adapters = backbone.init_adapters(key=named_key(settings.seed, "finetune", "init"))
     losses: list[float] = []
     # Without steps there is nothing to encode: config.loras may act alone.

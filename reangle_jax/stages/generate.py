@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reangle_jax import mesh, weights
+from reangle_jax import chosen_models, mesh
 from reangle_jax.backbones.interface import Backbone
 from reangle_jax.config import Settings
 from reangle_jax.data import files, lora_files, pictures, video
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One for each view, and one more for what the untuned model makes of it."""
     keys = ("caption", "mode", "num_frames", "height", "width", "vae_tiles", "sample", "model", "seed")
-    networks = weights.of_model(settings)
+    networks = chosen_models.of_model(settings)
     loras = tuple(file for text in settings.loras for file in lora_files.read_from(text))
     given, keys_tuned = ((External("config.loras", loras),), (*keys, "loras")) if loras else ((), keys)
     result = []
@@ -52,7 +52,7 @@ def generate(settings: Settings, folder: Path, work: Work) -> None:
 
 def _generate(settings: Settings, folder: Path, work: Work) -> None:
     # Each network is loaded when it is needed and dropped after: together they would not fit where each does.
-    backbone = weights.backbone(settings)
+    backbone = chosen_models.backbone(settings)
     waiting = [unit for unit in work.todo if not _latents(work, unit).exists()]
     if waiting:
         texts = [trajectories.parse_view(unit.view).prompt(settings.caption, settings.mode) for unit in waiting]

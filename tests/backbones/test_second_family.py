@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reangle_jax import config, main, weights
+from reangle_jax import chosen_models, config, main
 from reangle_jax.backbones import interface, registry
 from reangle_jax.data import files, video
 from reangle_jax.stages import finetune
@@ -103,7 +103,7 @@ def test_its_grid_and_its_parts_are_what_is_asked_for(inputs, tmp_path, change, 
 
 def test_its_latent_mask_follows_its_ratios(inputs, whole):
     warp = files.load_npz(whole / "views/left_8/warp.npz")
-    backbone = weights.backbone(config.parse(runpy.run_path(str(inputs / "config.py"))["get_config"]()))
+    backbone = chosen_models.backbone(config.parse(runpy.run_path(str(inputs / "config.py"))["get_config"]()))
     data = finetune.encode_videos(backbone, backbone.load_coder(), warp["frames"][None], warp["visible"][None])
     assert data.mean.shape == (1, 4, HEIGHT // 4, WIDTH // 4, flowing.CHANNELS)
     assert data.mask.shape == data.mean.shape[:-1]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from converters import command, registry, stream
-from reangle_jax import weights
+from reangle_jax import tiny
 from reangle_jax.backbones.registry import entry
 from tests.manifests import manifest
 from tests.published import SMALL, write_small, write_sparse
@@ -179,7 +179,7 @@ def test_to_torch_in_shards(published, tmp_path, monkeypatch, capsys):
     from converters import to_torch
 
     monkeypatch.setattr(to_torch, "SHARD_BYTES", 40_000)
-    source = weights.TINY_WEIGHTS
+    source = tiny.WEIGHTS
     assert command.main([f"{MODEL}/text_encoder", "--source", str(source), "--out", str(tmp_path), "--to-torch"]) == 0
     files = sorted(os.listdir(tmp_path / "text_encoder"))
     assert "model.safetensors.index.json" in files

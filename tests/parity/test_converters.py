@@ -15,7 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from converters import command, registry
-from reangle_jax import checkpoints, weights
+from reangle_jax import checkpoints, tiny
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
@@ -114,14 +114,14 @@ def test_sharded_folder_of_depth_anything(tmp_path, metric):
 def small_family(tmp_path_factory):
     """The project's own small networks in the published layout."""
     out = tmp_path_factory.mktemp("torch")
-    assert command.main([MODEL, "--source", str(weights.TINY_WEIGHTS), "--out", str(out), "--to-torch"]) == 0
+    assert command.main([MODEL, "--source", str(tiny.WEIGHTS), "--out", str(out), "--to-torch"]) == 0
     assert sorted(os.listdir(out)) == ["text_encoder", "transformer", "vae"]
     return out
 
 
 def load(network, config_class, part):
     """Our network of the small family: its config, and what runs one of its methods."""
-    folder = weights.TINY_WEIGHTS / part
+    folder = tiny.WEIGHTS / part
     config = checkpoints.load_config(folder, config_class)
     model = checkpoints.load_into(checkpoints.abstract(lambda: network(config, rngs=nnx.Rngs(0))), folder)
     graphdef, state = nnx.split(model)

@@ -231,16 +231,16 @@ def test_weights_that_cannot_be_used(capsys, weights, pictures, tmp_path):
 @pytest.fixture
 def packaged(weights, monkeypatch):
     """The test's networks in the place of those that the package brings."""
-    monkeypatch.setattr("reangle_jax.weights.TINY_WEIGHTS", weights)
+    monkeypatch.setattr("reangle_jax.tiny.WEIGHTS", weights)
 
 
 def test_the_packaged_weights(capsys, packaged, pictures, monkeypatch, tmp_path):
     both = (pictures / "a.png", pictures / "b.png")
-    assert networks.resolve("tiny") == networks.weights.TINY_WEIGHTS
+    assert networks.resolve("tiny") == networks.tiny.WEIGHTS
     assert str(networks.resolve("./tiny")) == "tiny"
-    assert networks.load("tiny", "dino")[0] == networks.load(networks.weights.TINY_WEIGHTS, "dino")[0]
+    assert networks.load("tiny", "dino")[0] == networks.load(networks.tiny.WEIGHTS, "dino")[0]
     assert "take --features=featup" in refused(capsys, *both, "--weights", "tiny", "--features", "dinov2")
-    monkeypatch.setattr("reangle_jax.weights.TINY_WEIGHTS", tmp_path)
+    monkeypatch.setattr("reangle_jax.tiny.WEIGHTS", tmp_path)
     line = refused(capsys, *both, "--weights", "tiny")
     assert "this package has no small weights for the score; give the folder" in line
 
@@ -258,7 +258,7 @@ def test_the_size_that_suits_the_packaged_weights(capsys, packaged, pictures, mo
     code, report, _ = run(capsys, *both, "--weights", "tiny", *options)
     assert (code, report["weights"], report["size"]) == (0, "tiny", [size, size])
     assert sizes == [(size, size, 3)] * 2
-    code, report, _ = run(capsys, *both, "--weights", networks.weights.TINY_WEIGHTS)
+    code, report, _ = run(capsys, *both, "--weights", networks.tiny.WEIGHTS)
     assert report["size"] == [256, 256]
 
 

@@ -1,18 +1,18 @@
-"""Where the converted weights of a run lie, and whether they can be the right ones and whole: no tensor is read.
+"""The models that settings choose: where their weights lie, and whether they can be the right ones and whole.
 
-What the tensors are is checked when they are loaded (`checkpoints.load_into`).
+No tensor is read; what they are is checked when they are loaded (`checkpoints.load_into`).
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reangle_jax import tiny
 from reangle_jax.backbones import registry
 from reangle_jax.config import Settings
 from reangle_jax.data import lora_files
 from reangle_jax.data.weights_folder import check_whole, read_config
 from reangle_jax.errors import InputError
-from reangle_jax.tiny import WEIGHTS as TINY_WEIGHTS
 
 if TYPE_CHECKING:
     from reangle_jax.backbones.interface import Backbone
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 def folder(settings: Settings, part: str) -> Path:
     """The folder of a part's converted weights, whether or not it exists; `part` is one of `parts`."""
     if part == "depth" and settings.depth_weights:
-        return TINY_WEIGHTS / "depth" if settings.depth_weights == "tiny" else Path(settings.depth_weights)
+        return tiny.WEIGHTS / "depth" if settings.depth_weights == "tiny" else Path(settings.depth_weights)
     if settings.weights:
         return Path(settings.weights) / part
-    return (TINY_WEIGHTS if settings.model == "tiny" else Path("weights") / settings.model) / part
+    return (tiny.WEIGHTS if settings.model == "tiny" else Path("weights") / settings.model) / part
 
 
 def folders(settings: Settings, *parts: str) -> tuple[tuple[str, Path], ...]:

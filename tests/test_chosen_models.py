@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from reangle_jax import config, weights
+from reangle_jax import chosen_models, config, tiny
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.nn.execution import Execution
@@ -16,7 +16,7 @@ def settings(**changes):
 
 def test_learned_positions_allow_one_size_only():
     def check(fields=TABLE, **changes):
-        weights.backbone(settings(model="tiny", **changes)).check("transformer", fields)
+        chosen_models.backbone(settings(model="tiny", **changes)).check("transformer", fields)
 
     check(num_frames=17, height=128, width=192)
     with pytest.raises(
@@ -30,19 +30,19 @@ def test_learned_positions_allow_one_size_only():
 
 def test_the_choice_of_execution_reaches_the_networks():
     choice = {"attention": "xla", "remat": "off", "dtype": "bfloat16"}
-    model = weights.backbone(settings(model="tiny", num_frames=17, height=128, width=192, execution=choice))
+    model = chosen_models.backbone(settings(model="tiny", num_frames=17, height=128, width=192, execution=choice))
     assert model.transformer.execution == Execution("xla", remat=False, dtype="bfloat16")
     assert (model.dtype, model.vae.execution.dtype) == ("bfloat16", "bfloat16")
-    usual = weights.backbone(settings(model="tiny", num_frames=17, height=128, width=192))
+    usual = chosen_models.backbone(settings(model="tiny", num_frames=17, height=128, width=192))
     assert usual.transformer.execution == Execution("mapped", remat=True)  # the tests' devices are CPUs
 
 
 def test_folders(tmp_path):
-    assert weights.folder(settings(model="tiny"), "vae") == weights.TINY_WEIGHTS / "vae"
-    assert str(weights.folder(settings(), "vae")) == "weights/cogvideox-5b-i2v/vae"
+    assert chosen_models.folder(settings(model="tiny"), "vae") == tiny.WEIGHTS / "vae"
+    assert str(chosen_models.folder(settings(), "vae")) == "weights/cogvideox-5b-i2v/vae"
     s = settings(weights=str(tmp_path), depth_weights="tiny")
-    assert weights.folder(s, "transformer") == tmp_path / "transformer"
-    assert weights.folder(s, "depth") == weights.TINY_WEIGHTS / "depth"
+    assert chosen_models.folder(s, "transformer") == tmp_path / "transformer"
+    assert chosen_models.folder(s, "depth") == tiny.WEIGHTS / "depth"
 
 
 def test_the_classes_are_the_models_own():
@@ -57,7 +57,7 @@ def test_the_classes_are_the_models_own():
         "vae": VAEConfig,
         "text_encoder": T5Config,
     }
-    assert {part: cls.__name__ for part, cls in classes.items()} == weights.parts(settings())
+    assert {part: cls.__name__ for part, cls in classes.items()} == chosen_models.parts(settings())
 
 
 def write(folder, **fields):
@@ -73,31 +73,31 @@ def describe(published):
 def test_missing_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"config\.weights: cogvideox-5b-i2v needs .* set config\.weights"):
-        weights.check(settings(), ["vae"])
+        chosen_models.check(settings(), ["vae"])
     with pytest.raises(InputError, match=r"config\.weights: .*w/transformer/config\.json is missing"):
-        weights.check(settings(weights=str(tmp_path / "w")), ["transformer"])
+        chosen_models.check(settings(weights=str(tmp_path / "w")), ["transformer"])
     with pytest.raises(InputError, match=r"config\.depth_weights: .*none/config\.json is missing"):
-        weights.check(settings(depth_weights=str(tmp_path / "none")), ["depth"])
+        chosen_models.check(settings(depth_weights=str(tmp_path / "none")), ["depth"])
 
 
 def test_weights_of_another_model(tmp_path):
     write(tmp_path / "transformer", **describe(TransformerConfig.cogvideox_5b_i2v()))
     s = settings(weights=str(tmp_path))
-    weights.check(s, ["transformer"])
+    chosen_models.check(s, ["transformer"])
     with pytest.raises(
         InputError, match=r"num_frames=17: cogvideox-5b-i2v has learned positions for 49 frames of 480x720"
     ):
-        weights.check(settings(weights=str(tmp_path), num_frames=17), ["transformer"])
+        chosen_models.check(settings(weights=str(tmp_path), num_frames=17), ["transformer"])
     write(tmp_path / "transformer", **describe(TransformerConfig.cogvideox1_5_5b_i2v()))
     with pytest.raises(InputError, match=r"another model than cogvideox-5b-i2v \(patch_size_t is 2, not None\)"):
-        weights.check(s, ["transformer"])
+        chosen_models.check(s, ["transformer"])
     newer = settings(weights=str(tmp_path), model="cogvideox1.5-5b-i2v", num_frames=81)
-    weights.check(newer, ["transformer"])
+    chosen_models.check(newer, ["transformer"])
     write(tmp_path / "transformer", **{"class": "VAEConfig"})
     with pytest.raises(
         InputError, match="holds VAEConfig, not TransformerConfig: give the weights of cogvideox-5b-i2v"
     ):
-        weights.check(s, ["transformer"])
+        chosen_models.check(s, ["transformer"])
     (tmp_path / "transformer" / "config.json").write_text('{"class": "Trans')
     with pytest.raises(InputError, match=r"config\.json cannot be read"):
-        weights.check(s, ["transformer"])
+        chosen_models.check(s, ["transformer"])
