@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 
 from reangle_jax import checkpoints, chosen_models, measure
-from reangle_jax.backbones.interface import Demand, Needs
+from reangle_jax.backbones.interface import Demand
 from reangle_jax.config import Settings
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
 from reangle_jax.models.depth_anything import DepthAnythingConfig
+from reangle_jax.needs import Needs
 from reangle_jax.run import Ledger, Stage
 
 # Sustained FLOP/s of one device in our kind of work: the bf16 peak times the utilisation that scale's targets expect.

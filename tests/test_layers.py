@@ -15,6 +15,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "arrays": set(),
     "tiny": set(),
+    "needs": set(),
     "nn": set(),
     "models": {"nn"},
     "geometry": {"nn"},
@@ -28,27 +29,30 @@ ARROWS: dict[str, set[str]] = {
     "faults": {"measure"},
     "mesh": {"nn"},
     "checkpoints": {"data", "mesh"},
-    "backbones": {"checkpoints", "data", "diffusion", "mesh", "models", "nn"},
-    "config": {"backbones", "data", "geometry", "mesh", "nn"},
+    "backbones": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn"},
+    "painters": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn"},
+    "config": {"backbones", "data", "geometry", "mesh", "nn", "painters"},
     "command_line": {"config", "data"},
     "learning": {"mesh", "progress", "stopping"},
-    "chosen_models": {"backbones", "config", "data", "tiny"},
+    "chosen_models": {"backbones", "config", "data", "painters", "tiny"},
     "run": {"config", "data", "faults", "measure", "stopping"},
     "scoring": {
         "checkpoints", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
     },
     "stages": {
         "backbones", "checkpoints", "chosen_models", "config", "data", "diffusion", "geometry", "learning",
-        "mesh", "models", "progress", "randomness", "run", "scoring",
+        "mesh", "models", "painters", "progress", "randomness", "run", "scoring",
     },
-    "plan": {"backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "models", "nn", "run"},
+    "plan": {
+        "backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "models", "needs", "nn", "run"
+    },
     "main": {
         "chosen_models", "command_line", "compilation_cache", "config", "faults", "measure", "mesh", "nn",
         "plan", "run", "stages", "stopping",
     },
 }  # fmt: skip
 # Rooms whose own rooms know nothing of each other.
-APART = ("models", "stages", "backbones")
+APART = ("models", "stages", "backbones", "painters")
 # Beside the package: what each may use of it, and of the others.
 BESIDE = {"converters": {*BASE, "backbones", "checkpoints", "data", "models", "stopping"}, "training": {*ARROWS}}
 

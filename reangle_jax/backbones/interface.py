@@ -16,25 +16,8 @@ from jaxtyping import Array, Float, Shaped, UInt8
 
 from reangle_jax.arrays import AnyArray
 from reangle_jax.backbones import registry
+from reangle_jax.needs import Needs
 from reangle_jax.nn.choices import AUTO, Choice
-
-
-@dataclasses.dataclass(frozen=True)
-class Needs:
-    """What a unit of work needs.
-
-    Attributes:
-        phases: device memory of each of its phases, bytes: everything that is there at once.
-        flops: operations, two for a multiply-add.
-    """
-
-    phases: dict[str, float]
-    flops: float
-
-    @property
-    def peak_bytes(self) -> float:
-        """The most device memory of any phase."""
-        return max(self.phases.values())
 
 
 class Demand(NamedTuple):

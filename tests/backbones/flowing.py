@@ -16,9 +16,10 @@ from safetensors.numpy import load_file, save_file
 from reangle_jax import checkpoints
 from reangle_jax.arrays import to_bytes, to_unit
 from reangle_jax.backbones import registry
-from reangle_jax.backbones.interface import Backbone, Needs
+from reangle_jax.backbones.interface import Backbone
 from reangle_jax.diffusion import guidance
 from reangle_jax.errors import InputError
+from reangle_jax.needs import Needs
 from reangle_jax.nn.linear import Linear, LoRAConfig
 from tests.networks import fill_randomly
 

@@ -17,12 +17,13 @@ from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import conditioning, lora, needs, networks
 from reangle_jax.backbones.cogvideox.pipeline import load_schedule
 from reangle_jax.backbones.cogvideox.sampling import Sampler, latent_frames
-from reangle_jax.backbones.interface import Backbone, Demand, Needs
+from reangle_jax.backbones.interface import Backbone, Demand
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.text import tokenizers
+from reangle_jax.needs import Needs
 
 # What tells the published transformers apart.
 _MARKS: dict[str, dict[str, Any]] = {

@@ -16,13 +16,14 @@ from flax import nnx
 
 from reangle_jax import checkpoints
 from reangle_jax.backbones.cogvideox import networks
-from reangle_jax.backbones.interface import Backbone, Demand, Needs
+from reangle_jax.backbones.interface import Backbone, Demand
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
+from reangle_jax.needs import Needs
 from reangle_jax.nn.execution import Execution
 
 # Temporary bytes of coding a pixel, for each channel of the finest level: seven float32 arrays, as XLA plans it

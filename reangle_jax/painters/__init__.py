@@ -1,0 +1,1 @@
+"""Picture models: what the stages ask of one (`interface`), which there are (`registry`), a room for each family."""

@@ -1,0 +1,74 @@
+"""The models that `config.first_frames.model` may name, known before anything is loaded."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reangle_jax.painters.interface import Painter
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A model.
+
+    Attributes:
+        multiple: of pixels, that height and width must be.
+        parts: folders of its weights, and the class of the config.json in each.
+        painter: the class, or where it is, ``module:Class``: imported when it is first asked for.
+    """
+
+    multiple: int
+    parts: Mapping[str, str]
+    painter: "type[Painter] | str"
+
+    def load(self) -> "type[Painter]":
+        """The class."""
+        if not isinstance(self.painter, str):
+            return self.painter
+        module, name = self.painter.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+_FLUX = "reangle_jax.painters.flux.painter:FluxPainter"
+_SHARED = {
+    "transformer": "TransformerConfig",
+    "vae": "AutoencoderConfig",
+    "text_encoder": "CLIPConfig",
+    "text_encoder_2": "T5Config",
+}
+_entries: dict[str, Entry] = {
+    "flux.1-dev": Entry(16, {**_SHARED, "controlnet": "ControlNetConfig"}, _FLUX),
+    "flux.1-fill-dev": Entry(16, _SHARED, _FLUX),
+    # The small family's autoencoder makes 4x4 pixels a cell; patches are 2x2 cells in all of them.
+    "tiny": Entry(
+        8,
+        {
+            "flux_transformer": "TransformerConfig",
+            "flux_controlnet": "ControlNetConfig",
+            "flux_autoencoder": "AutoencoderConfig",
+            "text_encoder": "T5Config",
+        },
+        _FLUX,
+    ),
+}
+
+
+def register(name: str, entry: Entry) -> None:
+    """Adds a model, which ``config.first_frames.model=name`` then means."""
+    _entries[name] = entry
+
+
+def names() -> tuple[str, ...]:
+    """All models."""
+    return tuple(_entries)
+
+
+def entry(name: str) -> Entry:
+    """A model's entry.
+
+    Raises:
+        KeyError: there is none of this name.
+    """
+    return _entries[name]
