@@ -8,7 +8,7 @@ which is Euler's z_t + (t' - t) v where s = 0. All coefficients are computed on 
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -84,12 +84,12 @@ class Coefficients(NamedTuple):
         noise: s.
     """
 
-    time: AnyArray
-    after: AnyArray
-    span: AnyArray
-    rest: AnyArray
-    pull: AnyArray
-    noise: AnyArray
+    time: Any
+    after: Any
+    span: Any
+    rest: Any
+    pull: Any
+    noise: Any
 
     @classmethod
     def of(cls, times: Float64[np.ndarray, " _"], noise: Float64[np.ndarray, " _"]) -> "Coefficients":
