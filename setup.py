@@ -18,6 +18,7 @@ RUNTIME = [
     "huggingface_hub>=0.30",  # downloads published weights
     "jaxtyping>=0.2.36",
     "sentencepiece>=0.2",
+    "tokenizers>=0.20",  # CLIP's
     "tensorstore>=0.1.71",  # reads and writes what Orbax keeps; Orbax brings it
     "tensorboardX>=2.6",  # writes the event files that TensorBoard reads, without TensorFlow
     "tqdm>=4.66",

@@ -108,8 +108,9 @@ def _config(part: Part, published: Mapping[str, Any] | None) -> tuple[Any, list[
     try:
         fields = part.read_config(published)
         hints = typing.get_type_hints(type(part.config))
+        signed = {field.name for field in dataclasses.fields(part.config) if field.metadata.get("signed")}
         for key, value in fields.items():
-            _check_field(key, value, hints[key])
+            _check_field(key, value, hints[key], signed=key in signed)
         config = dataclasses.replace(part.config, **fields)
     except KeyError as error:
         raise SourceError(f"config.json of {part.name} lacks {error}; download it again") from None
@@ -119,7 +120,7 @@ def _config(part: Part, published: Mapping[str, Any] | None) -> tuple[Any, list[
     return config, [f"config.json: {key} is {got[key]}, not {want[key]}" for key in want if got[key] != want[key]]
 
 
-def _check_field(key: str, value: Any, hint: Any) -> None:
+def _check_field(key: str, value: Any, hint: Any, *, signed: bool) -> None:
     """Refuses a value that its field cannot have: it would be met again deep in the network."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     allowed = tuple(typing.get_origin(kind) or kind for kind in kinds)
@@ -127,6 +128,7 @@ def _check_field(key: str, value: Any, hint: Any) -> None:
     items = value if isinstance(value, tuple) else (value,)
     sizes = [item for item in items if not isinstance(item, str | bool | None)]
     wrong = not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
+    sizes = [abs(size) + 1 if signed and isinstance(size, int | float) else size for size in sizes]
     if wrong or not all(isinstance(size, int | float) and 0 < size <= MAX_SIZE for size in sizes):
         raise ValueError(f"{key} is {str(value)[:40]!r}")
 

@@ -171,7 +171,10 @@ def _table() -> str:
         stored = ", ".join(sorted({part.dtype for part in model.parts}))
         rows.append((model.name, f"{size:.2f}", stored, model.licence, model.address))
         if len(model.parts) > 1:
-            rows += [(f"  {model.name}/{part.name}", f"{part.size:.2f}", part.dtype, "", "") for part in model.parts]
+            rows += [
+                (f"  {model.name}/{part.name}", f"{part.size:.2f}", part.dtype, part.licence, "")
+                for part in model.parts
+            ]
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines + [f"{m.name}: --source is {m.source}" for m in registry.models().values() if m.source])

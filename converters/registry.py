@@ -16,7 +16,7 @@ from reangle_jax.errors import InputError
 
 INDEX_SUFFIX = ".safetensors.index.json"
 # Modules of converters.families, each with MODELS.
-FAMILIES = ("cogvideox", "depth_anything", "dust3r", "dino", "lpips")
+FAMILIES = ("cogvideox", "flux", "depth_anything", "dust3r", "dino", "lpips")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Part:
         check_extras: refuses those that are damaged or do not go with a config, as InputError.
         dtype: stored unless asked otherwise.
         size: gigabytes of the published files.
+        licence: of its weights, where it is not the model's.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Part:
     check_extras: Callable[[Mapping[str, Path], Any], None] = lambda extras, config: None
     dtype: str = "float32"
     size: float = 0.0
+    licence: str = ""
 
     @property
     def patterns(self) -> list[str]:
@@ -106,6 +108,12 @@ class Model:
     def address(self) -> str:
         """Where a person finds it."""
         return self.repo if "://" in self.repo else f"https://huggingface.co/{self.repo}"
+
+
+def expect(published: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
+    """Refuses, as ValueError, a published config.json that differs in what no field of ours says; absent is well."""
+    if name in published and published[name] not in allowed:
+        raise ValueError(f"{name} is {published[name]!r}, and the network here has {allowed[0]!r}")
 
 
 def models() -> dict[str, Model]:

@@ -59,9 +59,14 @@ class Rule:
         placeholders = re.findall(r"{(\w+)}", self.source)
         return tuple(p for p in placeholders if f"{{{p}}}" not in self.target)
 
+    @functools.cached_property
+    def heads(self) -> tuple[str, str]:
+        """What source and target begin with, before their first number."""
+        return self.source.partition("{")[0], self.target.partition("{")[0]
+
     def match_target(self, path: str) -> dict[str, str] | None:
         """The numbers of a parameter's path, by placeholder; None if the rule does not fill it."""
-        match = _fullmatch(self.target, path)
+        match = _pattern(self.target).fullmatch(path)
         return match.groupdict() if match else None
 
 
@@ -87,20 +92,11 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
-def _fullmatch(template: str, name: str) -> re.Match[str] | None:
-    """The match of a whole name; most names differ from most templates before the first number, which costs little."""
-    return _pattern(template).fullmatch(name) if name.startswith(_prefix(template)) else None
-
-
-@functools.cache
-def _prefix(template: str) -> str:
-    return template.partition("{")[0]
-
-
 def place(name: str, table: Table) -> tuple[Rule, str, tuple[int, ...]] | None:
     """Where a source tensor goes: its rule, the target's path and its index in the stack; None if no rule fits."""
     for rule in table.rules:
-        match = _fullmatch(rule.source, name)
+        # Most names differ from most templates before the first number: a comparison spares the search.
+        match = _pattern(rule.source).fullmatch(name) if name.startswith(rule.heads[0]) else None
         if match:
             groups = match.groupdict()
             return rule, rule.target.format(**groups), tuple(int(groups[p]) for p in rule.stacked) + rule.part
@@ -109,7 +105,7 @@ def place(name: str, table: Table) -> tuple[Rule, str, tuple[int, ...]] | None:
 
 def is_ignored(name: str, table: Table) -> bool:
     """Whether a source tensor may be left over."""
-    return any(_fullmatch(template, name) for template in table.ignored)
+    return any(_pattern(template).fullmatch(name) for template in table.ignored)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +198,7 @@ def pieces(path: str, shape: tuple[int, ...], table: Table) -> dict[tuple[int, .
     """Rule and published name of every piece of a parameter, by its index; empty where no rule fills it."""
     found: dict[tuple[int, ...], tuple[Rule, str]] = {}
     for rule in table.rules:
-        numbers = rule.match_target(path)
+        numbers = rule.match_target(path) if path.startswith(rule.heads[1]) else None
         if numbers is not None:
             for index in np.ndindex(*shape[: len(rule.stacked)]):
                 values = {**numbers, **dict(zip(rule.stacked, map(str, index), strict=True))}

@@ -45,11 +45,15 @@ def write_sparse(file: Path, tensors: Mapping[str, Mapping[str, Any]]) -> Path:
     return file
 
 
-def write_small(folder: Path, model: str = "cogvideox-5b-i2v") -> dict[str, dict[str, np.ndarray]]:
-    """A small pipeline in the published layout, and what its parameters should become."""
+def write_small(
+    folder: Path, model: str = "cogvideox-5b-i2v", configs: Mapping[str, Any] = SMALL
+) -> dict[str, dict[str, np.ndarray]]:
+    """A small pipeline in the published layout, and what its parameters should become: the parts with a config."""
     wanted = {}
     for part in registry.find(model)[1]:
-        config = SMALL[part.name]
+        if part.name not in configs:
+            continue
+        config = configs[part.name]
         network = checkpoints.abstract(lambda part=part, config=config: part.build(config))
         networks.fill_randomly(network)
         arrays = {path: np.asarray(variable[...]) for path, variable in checkpoints.parameter_paths(network).items()}

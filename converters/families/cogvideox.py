@@ -2,21 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from flax import nnx
 
-from converters.registry import Layout, Model, Part
-from converters.tables import cogvideox_transformer, cogvideox_vae, t5
-from reangle_jax.errors import InputError
+from converters.families.text_encoders import TEXT_ENCODER
+from converters.registry import Layout, Model, Part, expect
+from converters.tables import cogvideox_transformer, cogvideox_vae
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from reangle_jax.models.text import tokenizers
-from reangle_jax.models.text.t5 import T5Config, T5Encoder
-from reangle_jax.models.text.tokenizers import SPIECE
 
 LICENCE_5B = "CogVideoX licence (research, and registered commercial use)"
 
@@ -58,29 +54,17 @@ _VAE_FIELDS = (
     "sample_width",
     "scaling_factor",
 )
-_T5_FIELDS = {
-    **{name: name for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads")},
-    "relative_buckets": "relative_attention_num_buckets",
-    "relative_max_distance": "relative_attention_max_distance",
-    "norm_eps": "layer_norm_epsilon",
-}
-
-
-def _expect(published: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
-    """Refuses a network that differs in what no field of ours says."""
-    if name in published and published[name] not in allowed:
-        raise ValueError(f"{name} is {published[name]!r}, and the network here has {allowed[0]!r}")
 
 
 def read_transformer(published: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `TransformerConfig` from diffusers' config.json."""
-    _expect(published, "_class_name", ("CogVideoXTransformer3DModel",))
-    _expect(published, "activation_fn", ("gelu-approximate",))
-    _expect(published, "timestep_activation_fn", ("silu",))
-    _expect(published, "flip_sin_to_cos", (True,))
-    _expect(published, "freq_shift", (0,))
-    _expect(published, "attention_bias", (True,))
-    _expect(published, "norm_elementwise_affine", (True,))
+    expect(published, "_class_name", ("CogVideoXTransformer3DModel",))
+    expect(published, "activation_fn", ("gelu-approximate",))
+    expect(published, "timestep_activation_fn", ("silu",))
+    expect(published, "flip_sin_to_cos", (True,))
+    expect(published, "freq_shift", (0,))
+    expect(published, "attention_bias", (True,))
+    expect(published, "norm_elementwise_affine", (True,))
     # Absent switches are off: configs written before a switch existed lack it.
     optional = {"patch_size_t": None, "ofs_embed_dim": None, "use_learned": False, "use_rotary": False}
     optional |= {"temporal_interpolation_scale": 1.0, "norm_eps": 1e-5, "temporal_compression_ratio": 4}
@@ -110,13 +94,13 @@ def write_transformer(config: TransformerConfig) -> dict[str, Any]:
 
 def read_vae(published: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `VAEConfig` from diffusers' config.json."""
-    _expect(published, "_class_name", ("AutoencoderKLCogVideoX",))
-    _expect(published, "act_fn", ("silu",))
-    _expect(published, "norm_eps", (1e-6,))
-    _expect(published, "use_quant_conv", (False,))
-    _expect(published, "use_post_quant_conv", (False,))
-    _expect(published, "out_channels", (published["in_channels"],))
-    _expect(published, "shift_factor", (None,))
+    expect(published, "_class_name", ("AutoencoderKLCogVideoX",))
+    expect(published, "act_fn", ("silu",))
+    expect(published, "norm_eps", (1e-6,))
+    expect(published, "use_quant_conv", (False,))
+    expect(published, "use_post_quant_conv", (False,))
+    expect(published, "out_channels", (published["in_channels"],))
+    expect(published, "shift_factor", (None,))
     fields = {name: published[name] for name in _VAE_FIELDS}
     invert = {"invert_scale_latents": published["invert_scale_latents"]} if "invert_scale_latents" in published else {}
     return {**fields, **invert, "block_out_channels": tuple(published["block_out_channels"])}
@@ -143,63 +127,6 @@ def write_vae(config: VAEConfig) -> dict[str, Any]:
         "use_post_quant_conv": False,
         "use_quant_conv": False,
     }
-
-
-def read_t5(published: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a `T5Config` from transformers' config.json."""
-    _expect(published, "model_type", ("t5",))
-    _expect(published, "feed_forward_proj", ("gated-gelu",))
-    _expect(published, "dense_act_fn", ("gelu_new",))
-    optional = {"relative_buckets": 32, "relative_max_distance": 128, "norm_eps": 1e-6}
-    return {
-        ours: published.get(theirs, optional[ours]) if ours in optional else published[theirs]
-        for ours, theirs in _T5_FIELDS.items()
-    }
-
-
-def check_tokenizer(extras: Mapping[str, Path], config: T5Config) -> None:
-    """Reads the tokenizer, if it is there: a damaged one would be found after the conversion."""
-    if SPIECE in extras:
-        try:
-            tokenizers.for_encoder(extras[SPIECE], config.vocab_size)
-        except InputError as error:
-            raise InputError(str(error).removeprefix("config.weights: ")) from None
-
-
-def write_t5(config: T5Config) -> dict[str, Any]:
-    """The config.json of transformers."""
-    return {
-        "architectures": ["T5EncoderModel"],
-        "model_type": "t5",
-        **{theirs: getattr(config, ours) for ours, theirs in _T5_FIELDS.items()},
-        "decoder_start_token_id": 0,
-        "dense_act_fn": "gelu_new",
-        "dropout_rate": 0.1,
-        "eos_token_id": 1,
-        "feed_forward_proj": "gated-gelu",
-        "is_encoder_decoder": True,
-        "is_gated_act": True,
-        "pad_token_id": 0,
-        "tie_word_embeddings": False,
-        "torch_dtype": config.param_dtype,
-        "use_cache": True,
-    }
-
-
-TEXT_ENCODER = Part(
-    name="text_encoder",
-    config=T5Config.t5_v1_1_xxl(),
-    build=lambda config: T5Encoder(config, rngs=nnx.Rngs(0)),
-    layouts=(Layout("transformers", lambda config: t5.TABLE, "shared.weight", "bfloat16"),),
-    folder="text_encoder",
-    stems=("model",),
-    read_config=read_t5,
-    write_config=write_t5,
-    extras={"tokenizer/spiece.model": SPIECE},
-    check_extras=check_tokenizer,
-    dtype="bfloat16",
-    size=9.52,
-)
 
 
 def _kind(config: TransformerConfig) -> dict[str, Any]:

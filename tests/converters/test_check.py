@@ -17,6 +17,10 @@ MANIFESTS = {
     "cogvideox1.5-5b-i2v/transformer": "cogvideox1.5-5b-i2v.transformer",
     "cogvideox-5b/transformer": "cogvideox-5b.transformer",
     "cogvideox-2b/transformer": "cogvideox-2b.transformer",
+    "flux.1-dev/vae": "flux.1-dev.vae",
+    "flux.1-dev/vae ": "flux1-ae.bfl",
+    "flux.1-dev/text_encoder": "flux.1-dev.clip-l",
+    "flux.1-dev/text_encoder_2": "t5-v1_1-xxl.encoder",
     "depth-anything-v2-small/depth": "depth-anything-v2.small-hf",
     "depth-anything-v2-base/depth": "depth-anything-v2.base-hf",
     "depth-anything-v2-large/depth": "depth-anything-v2.large-hf",
@@ -33,7 +37,7 @@ MANIFESTS = {
     "dino-vits16 ": "dino-vits16.pth",
     "featup-dino16": "featup-dino16-jbu-stack",
 }
-CASES = [pytest.param(name.strip(), file, id=file) for name, file in MANIFESTS.items()]
+CASES = [pytest.param(name.strip(), file, id=f"{name.partition('/')[0]}-{file}") for name, file in MANIFESTS.items()]
 
 
 def checked(folder, name, tensors, config=None):
@@ -55,7 +59,7 @@ def report(folder, name, tensors, config=None):
 @pytest.mark.parametrize(("name", "file"), CASES)
 def test_published_layouts_fit(tmp_path, name, file):
     facts = manifest(file)
-    bare = file.endswith(".pth") or name == "featup-dino16"  # published without a config.json
+    bare = file.endswith((".pth", ".bfl")) or name == "featup-dino16"  # published without a config.json
     plan = checked(tmp_path, name, facts["tensors"], None if bare else facts["config"])
     assert len(plan.moves) + len(plan.ignored) == facts["tensor_count"]
     assert set(plan.ignored) == {*facts["unused_in_forward"], *facts.get("aliases", {})}

@@ -115,6 +115,9 @@ def test_list(capsys):
         (line,) = [line for line in printed.splitlines() if line.startswith(f"{model.name} ")]
         assert model.licence in line
         assert line.endswith(model.address)
+    lines = [line.split() for line in printed.splitlines()]
+    assert ["flux.1-dev/text_encoder", "0.25", "bfloat16", "MIT"] in lines
+    assert ["flux.1-dev/text_encoder_2", "9.52", "bfloat16", "Apache-2.0"] in lines
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class AutoencoderConfig:
     in_channels: int = 3
     norm_num_groups: int = 32
     scaling_factor: float = 0.3611
-    shift_factor: float = 0.1159
+    shift_factor: float = dataclasses.field(default=0.1159, metadata={"signed": True})
     param_dtype: str = "float32"
 
     def __post_init__(self):

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -35,11 +36,12 @@ def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
     return ids
 
 
-def _check(texts: Sequence[str], length: int) -> None:
+def check_texts(texts: Sequence[str], length: int, marks: int = 1) -> None:
+    """Refuses one string in place of several, and a length without room for the marks of a row."""
     if isinstance(texts, str):
         raise TypeError("texts is one string, not a sequence of strings")
-    if length < 1:
-        raise ValueError(f"length {length} leaves no room for the end token")
+    if length < marks:
+        raise ValueError(f"length {length} leaves no room for the {'end token' if marks == 1 else 'marks'}")
 
 
 def for_encoder(path: str | os.PathLike, vocab_size: int) -> "ByteTokenizer | SentencePieceTokenizer":
@@ -63,18 +65,52 @@ def for_encoder(path: str | os.PathLike, vocab_size: int) -> "ByteTokenizer | Se
     return tokenizer
 
 
-def warn_of_cuts(tokenizer: "ByteTokenizer | SentencePieceTokenizer", texts: Sequence[str], length: int) -> None:
-    """Says in the log which end of the texts does not fit into rows of a length: what the longest one loses."""
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What every tokenizer gives.
+
+    Attributes:
+        marks: tokens that a row has beside its text's.
+    """
+
+    marks: int
+
+    def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "B L"]:
+        """Rows of a length: longer texts are cut, shorter ones padded."""
+        ...
+
+    def ids(self, text: str) -> list[int]:
+        """Of one text, whole and without marks."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens."""
+        ...
+
+
+def warn_of_cuts(
+    tokenizer: Tokenizer, texts: Sequence[str], length: int, *, encoder: str = "the text encoder", others: str = ""
+) -> None:
+    """Says in the log which end of the texts does not fit into rows of a length: what the longest one loses.
+
+    Args:
+        tokenizer: makes the rows.
+        texts: all of them.
+        length: of the rows.
+        encoder: whose rows they are.
+        others: an encoder that takes more, and so sees what this one does not.
+    """
     rows = {text: tokenizer.ids(text) for text in texts}
-    cut = [text for text, ids in rows.items() if len(ids) > length - 1]
+    room = length - tokenizer.marks
+    cut = [text for text, ids in rows.items() if len(ids) > room]
     if cut:
         longest = max(cut, key=lambda text: len(rows[text]))
-        lost = tokenizer.decode(rows[longest][length - 1 :]).strip()
+        lost = tokenizer.decode(rows[longest][room:]).strip()
         shown = f"{lost[:80]} ... {lost[-80:]}" if len(lost) > 200 else lost
         _log.warning(
-            "%d of %d prompts are longer than the %d tokens that the text encoder takes (up to %d) and are cut: %r has "
-            "no effect; shorten the caption",
-            *(len(cut), len(rows), length, len(rows[longest]) + 1, shown),
+            "%d of %d prompts are longer than the %d tokens that %s takes (up to %d) and are cut: %r %s",
+            *(len(cut), len(rows), length, encoder, len(rows[longest]) + tokenizer.marks, shown),
+            f"reaches {others} alone" if others else "has no effect; shorten the caption",
         )
 
 
@@ -82,6 +118,7 @@ class ByteTokenizer:
     """UTF-8 bytes, each byte b as the id b + 3."""
 
     vocab_size = 256 + BYTE_OFFSET
+    marks = 1
 
     def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "B L"]:
         """Tokenizes.
@@ -93,7 +130,7 @@ class ByteTokenizer:
         Returns:
             int32 [len(texts), length].
         """
-        _check(texts, length)
+        check_texts(texts, length)
         return _pad([self.ids(text) for text in texts], length)
 
     def ids(self, text: str) -> list[int]:
@@ -116,6 +153,8 @@ class SentencePieceTokenizer:
     Raises:
         InputError: the file is missing or is no SentencePiece model.
     """
+
+    marks = 1
 
     def __init__(self, path: str | os.PathLike):
         # Imported here: the byte tokenizer, all that the small model needs, does without.
@@ -142,7 +181,7 @@ class SentencePieceTokenizer:
         Returns:
             int32 [len(texts), length].
         """
-        _check(texts, length)
+        check_texts(texts, length)
         return _pad([self.ids(text) for text in texts], length)
 
     def decode(self, ids: Sequence[int]) -> str:
