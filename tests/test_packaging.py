@@ -25,7 +25,9 @@ def imported(*folders):
     found = {}
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            local = OURS | {file.stem for file in path.parent.glob("*.py")} | {p.stem for p in ROOT.glob("tests/*.py")}
+            # Only tests import their neighbours by bare names.
+            siblings = {file.stem for file in path.parent.glob("*.py")} if folder == "tests" else set()
+            local = OURS | siblings | {p.stem for p in ROOT.glob("tests/*.py")}
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 names = []
                 if isinstance(node, ast.Import):
