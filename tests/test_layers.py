@@ -54,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
 # Rooms whose own rooms know nothing of each other.
 APART = ("models", "stages", "backbones", "painters")
 # Beside the package: what each may use of it, and of the others.
-BESIDE = {"converters": {*BASE, "backbones", "checkpoints", "data", "models", "stopping"}, "training": {*ARROWS}}
+BESIDE = {"converters": {*BASE, "backbones", "checkpoints", "data", "models", "nn", "stopping"}, "training": {*ARROWS}}
 
 
 def imports(file: Path) -> Iterator[str]:

@@ -1,23 +1,10 @@
 """CogVideoX transformers, diffusers layout: 2b, 5b, 5b-I2V and 1.5-5B-I2V, by config."""
 
 from converters.rules import IDENTITY, LINEAR, Rule, Table, Transform
-from reangle_jax.models.cogvideox.channel_order import to_halves, to_pairs
+from converters.tables.common import rotated
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
 POSITIONS = Transform("positions", lambda x: x[0], lambda x: x[None])  # [1, S, width] -> [S, width]
-
-
-def rotated(config: TransformerConfig) -> tuple[Transform, Transform]:
-    """Transforms of a kernel and of a vector whose last axis is rotated: interleaved pairs -> halves."""
-    dim = config.attention_head_dim
-    vector = Transform("rope_vector", lambda x: to_halves(x, dim), lambda x: to_pairs(x, dim))
-    # Rows first, then the transposition: whole rows move faster than values that lie far apart.
-    kernel = Transform(
-        "rope_linear",
-        lambda x: x.reshape(-1, dim // 2, 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape).T,
-        lambda x: x.T.reshape(-1, 2, dim // 2, x.shape[0]).swapaxes(1, 2).reshape(x.T.shape),
-    )
-    return kernel, vector
 
 
 def _patches(config: TransformerConfig) -> Transform:
@@ -49,7 +36,7 @@ def table(config: TransformerConfig) -> Table:
     Returns:
         The table. No published tensor is left over.
     """
-    kernel, vector = rotated(config)
+    kernel, vector = rotated(config.attention_head_dim)
     layer, stack = "transformer_blocks.{i}", "blocks.layers"
     rules = [
         *_affine("patch_embed.proj", "patch_embed.proj", _patches(config)),

@@ -1,6 +1,7 @@
-"""Rules that the vision transformers and the dense heads of several models share."""
+"""Rules that several models share."""
 
 from converters.rules import CONV2D, LINEAR, Rule, Transform, permute
+from reangle_jax.nn.channel_order import to_halves, to_pairs
 
 UP_CONV = permute("up_conv", 2, 3, 0, 1)  # [in, out, h, w] -> [h, w, in, out]
 # [3 out, in] -> [3, in, out] and [3 out] -> [3, out]
@@ -12,6 +13,18 @@ QKV_KERNEL = Transform(
 QKV_BIAS = Transform("qkv_bias", lambda x: x.reshape(3, -1), lambda x: x.reshape(-1))
 
 LEVELS = (UP_CONV, UP_CONV, None, CONV2D)  # how a dense head resizes each level; None: not at all
+
+
+def rotated(dim: int) -> tuple[Transform, Transform]:
+    """Transforms of a kernel and of a vector whose last axis is rotated head by head: interleaved pairs -> halves."""
+    vector = Transform("rope_vector", lambda x: to_halves(x, dim), lambda x: to_pairs(x, dim))
+    # Rows first, then the transposition: whole rows move faster than values that lie far apart.
+    kernel = Transform(
+        "rope_linear",
+        lambda x: x.reshape(-1, dim // 2, 2, x.shape[1]).swapaxes(1, 2).reshape(x.shape).T,
+        lambda x: x.T.reshape(-1, 2, dim // 2, x.shape[0]).swapaxes(1, 2).reshape(x.T.shape),
+    )
+    return kernel, vector
 
 
 def affine(source: str, target: str, kernel: Transform) -> list[Rule]:

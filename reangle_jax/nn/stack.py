@@ -52,15 +52,25 @@ class Stack(nnx.Module):
         carry, _ = jax.lax.scan(self._rematerialised(body), carry, state)
         return carry
 
-    def with_taps(self, carry, *shared):
-        """Like calling, and also returns every block's output, stacked on a leading axis of size ``depth``."""
+    def with_taps(self, carry, *shared, depth: int | None = None):
+        """Like calling, and also returns every block's output, stacked on a leading axis.
+
+        Args:
+            carry: as in calling.
+            *shared: as in calling.
+            depth: apply so many of the first blocks only.
+        """
         graphdef, state = nnx.split(self.layers)
 
         def body(carry, layer):
             carry = nnx.merge(graphdef, layer)(carry, *shared)
             return carry, carry
 
-        return jax.lax.scan(self._rematerialised(body), carry, state)
+        if depth in (None, self.depth):
+            return jax.lax.scan(self._rematerialised(body), carry, state)
+        # Layers are taken one by one: a part of the stack would be copied.
+        pick = self._rematerialised(lambda carry, k: body(carry, jax.tree.map(lambda x: x[k], state)))
+        return jax.lax.scan(pick, carry, jnp.arange(depth))
 
     def at(self, blocks: Sequence[int], carry, *shared):
         """Like calling, and also returns some blocks' outputs, without keeping the others'.

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from converters import check, command, hashing, registry, stream
 from converters.errors import SourceError
 from converters.sources.folder import open_part
-from converters.tables.cogvideox_transformer import rotated
+from converters.tables.common import rotated
 from reangle_jax import checkpoints
 from reangle_jax.data import chunks, weights_folder
 from reangle_jax.errors import InputError
@@ -308,9 +308,9 @@ def test_dtypes_that_weights_have():
 
 
 def test_the_rotated_kernels_rows_move_as_its_columns_did(rng):
-    from reangle_jax.models.cogvideox.channel_order import to_halves
+    from reangle_jax.nn.channel_order import to_halves
 
-    kernel, vector = rotated(networks.TRANSFORMER_SMALL)
+    kernel, vector = rotated(networks.TRANSFORMER_SMALL.attention_head_dim)
     x = rng.normal(size=(32, 20))
     np.testing.assert_array_equal(kernel.forward(x), to_halves(x.T, 16))
     np.testing.assert_array_equal(kernel.inverse(kernel.forward(x)), x)

@@ -19,9 +19,9 @@ from reangle_jax.backbones.cogvideox import lora_layouts
 from reangle_jax.backbones.cogvideox.lora_layouts import TARGETS
 from reangle_jax.data import files, lora_files, safetensors
 from reangle_jax.errors import InputError
-from reangle_jax.models.cogvideox.channel_order import to_halves, to_pairs
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.nn.channel_order import to_halves, to_pairs
 from reangle_jax.nn.products import einsum
 
 _LAYERS = "blocks.layers.attn"

@@ -5,7 +5,6 @@ have 2k and 2k + 1. Converters permute to_q, to_k and their norms; attention see
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +14,13 @@ from jaxtyping import Array, Float
 from reangle_jax.models.cogvideox.positions import rope_table, sincos_table
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.nn.attention import attention
-from reangle_jax.nn.embeddings import rotate_halves, timestep_embedding
+from reangle_jax.nn.diffusion_blocks import SMALL_INIT, FeedForward, Modulation, TimestepMLP, linear_builder
+from reangle_jax.nn.embeddings import rotate_halves
 from reangle_jax.nn.execution import Execution
-from reangle_jax.nn.linear import Linear, LoRAConfig
+from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.norms import LayerNorm
 from reangle_jax.nn.stack import Stack
 
-# Starting modulations and outputs small lets a deep stack train from scratch (adaLN-Zero; Peebles & Xie, 2023).
-SMALL_INIT = 0.1
 # What image-to-video 1.5 is always fed as ``ofs``.
 OFS = 2.0
 
@@ -30,24 +28,7 @@ Rope = tuple[Float[Array, "S half"], Float[Array, "S half"]]
 
 
 def _linear(config: TransformerConfig, execution: Execution, rngs: nnx.Rngs) -> Callable[..., Linear]:
-    def build(
-        in_features: int,
-        out_features: int,
-        axes: tuple[str | None, str | None],
-        lora: LoRAConfig | None = None,
-        init_scale: float = 1.0,
-    ) -> Linear:
-        return Linear(
-            in_features,
-            out_features,
-            axes=axes,
-            lora=lora,
-            init_scale=init_scale,
-            **execution.dtypes(config.param_dtype),
-            rngs=rngs,
-        )
-
-    return build
+    return linear_builder(config.param_dtype, execution, rngs)
 
 
 def _layer_norm(features: int, epsilon: float, config: TransformerConfig) -> LayerNorm:
@@ -132,30 +113,6 @@ class PatchEmbed(nnx.Module):
         return x if positions is None else x + positions.astype(x.dtype)[None]
 
 
-class TimestepMLP(nnx.Module):
-    """Two linear layers over the sinusoidal embedding of a time."""
-
-    def __init__(
-        self, features: int, out_features: int, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs
-    ):
-        linear = _linear(config, execution, rngs)
-        self.linear_1 = linear(features, out_features, (None, None))
-        self.linear_2 = linear(out_features, out_features, (None, None))
-        self.features = features
-
-    def __call__(self, times: Float[Array, " B"]) -> Float[Array, "B out"]:
-        """Embeds the times."""
-        return self.linear_2(jax.nn.silu(self.linear_1(timestep_embedding(times, self.features))))
-
-
-class Modulation(NamedTuple):
-    """What the time does to normed tokens, and (the gate) to what is computed from them; float32."""
-
-    shift: Float[Array, "B _ inner"]
-    scale: Float[Array, "B _ inner"]
-    gate: Float[Array, "B _ inner"]
-
-
 class JointNorm(nnx.Module):
     """Layer norm with one affine form, then scale and shift by the time, apart for text and video."""
 
@@ -203,19 +160,6 @@ class JointAttention(nnx.Module):
         return self.to_out(y.reshape(x.shape))
 
 
-class FeedForward(nnx.Module):
-    """Two linear layers with a GELU (tanh form) between."""
-
-    def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
-        linear, width = _linear(config, execution, rngs), config.inner_dim
-        self.up = linear(width, 4 * width, ("embed", "mlp"))
-        self.down = linear(4 * width, width, ("mlp", "embed"))
-
-    def __call__(self, x: Float[Array, "B S inner"]) -> Float[Array, "B S inner"]:
-        """Applies both."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=True))
-
-
 class Block(nnx.Module):
     """Attention and feed-forward, each between a modulated norm and a gate."""
 
@@ -223,7 +167,7 @@ class Block(nnx.Module):
         self.norm1 = JointNorm(config, execution, rngs=rngs)
         self.attn = JointAttention(config, execution, rngs=rngs)
         self.norm2 = JointNorm(config, execution, rngs=rngs)
-        self.ff = FeedForward(config, execution, rngs=rngs)
+        self.ff = FeedForward(config.inner_dim, _linear(config, execution, rngs))
 
     def __call__(
         self, x: Float[Array, "B S inner"], time: Float[Array, "B time"], rope: Rope | None, text_length: int
@@ -263,10 +207,11 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution.chosen(config.param_dtype)
+        linear = _linear(config, execution, rngs)
         self.patch_embed = PatchEmbed(config, execution, rngs=rngs)
-        self.time_embedding = TimestepMLP(config.inner_dim, config.time_embed_dim, config, execution, rngs=rngs)
+        self.time_embedding = TimestepMLP(config.inner_dim, config.time_embed_dim, linear)
         ofs_dim = config.ofs_embed_dim
-        self.ofs_embedding = TimestepMLP(ofs_dim, ofs_dim, config, execution, rngs=rngs) if ofs_dim else None
+        self.ofs_embedding = TimestepMLP(ofs_dim, ofs_dim, linear) if ofs_dim else None
         self.blocks = Stack(
             lambda layer: Block(config, execution, rngs=layer), config.num_layers, remat=execution.remat, rngs=rngs
         )

@@ -1,4 +1,4 @@
-"""Order of a head's channels: the published weights rotate neighbours, this model rotates halves."""
+"""Order of a head's channels: the published weights of CogVideoX and FLUX rotate neighbours, ours halves."""
 
 import numpy as np
 from jaxtyping import Shaped

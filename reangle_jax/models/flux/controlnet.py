@@ -1,0 +1,89 @@
+"""A ControlNet for inpainting beside FLUX (alimama-creative, 2024; after Zhang et al., 2023, arXiv 2302.05543)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from reangle_jax.models.flux.blocks import Embedders, JointBlock, linear
+from reangle_jax.models.flux.tokens import rope_table
+from reangle_jax.models.flux.transformer_config import ControlNetConfig
+from reangle_jax.nn.execution import Execution
+from reangle_jax.nn.linear import Linear
+from reangle_jax.nn.stack import Stack
+
+
+class _Controlled(nnx.Module):
+    """A joint block in the stack, and the map from its picture's tokens to a residual."""
+
+    def __init__(self, config: ControlNetConfig, execution: Execution, *, rngs: nnx.Rngs):
+        self.block = JointBlock(config, execution, rngs=rngs)
+        # A fresh ControlNet changes nothing (zero convolutions).
+        self.residual: Linear = linear(config, execution, rngs)(
+            config.inner_dim, config.inner_dim, (None, "embed"), init_scale=0.0
+        )
+
+    def __call__(self, carry, time, rope):
+        picture, text, _ = carry
+        picture, text = self.block(picture, text, time, rope)
+        return picture, text, self.residual(picture)
+
+
+class FluxControlNet(nnx.Module):
+    """Residuals for a transformer's joint blocks, from its own inputs and a masked picture.
+
+    Args:
+        config: sizes.
+        execution: how it is computed; by default as this device does it best (`Execution.chosen`).
+        rngs: source of the initial values.
+    """
+
+    def __init__(self, config: ControlNetConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
+        execution = execution or Execution.chosen(config.param_dtype)
+        build, width = linear(config, execution, rngs), config.inner_dim
+        self.embed_picture = build(config.in_channels, width, (None, "embed"))
+        self.embed_condition = build(config.condition_channels, width, (None, "embed"), init_scale=0.0)
+        self.embed_text = build(config.text_embed_dim, width, (None, "embed"))
+        self.embedders = Embedders(config, execution, rngs=rngs)
+        self.blocks = Stack(
+            lambda layer: _Controlled(config, execution, rngs=layer),
+            config.num_layers,
+            remat=execution.remat,
+            rngs=rngs,
+        )
+        self.config = config
+        self.execution = execution
+
+    def __call__(
+        self,
+        tokens: Float[Array, "B S Cin"],
+        condition: Float[Array, "B S Ccond"],
+        text: Float[Array, "B L D"],
+        pooled: Float[Array, "B P"],
+        times: Float[Array, " B"],
+        guidance: Float[Array, " B"] | None,
+        grid: tuple[int, int],
+        scale: Float[Array, ""] | float = 1.0,
+    ) -> Float[Array, "R B S inner"]:
+        """The residuals that reach the transformer; blocks whose would not are not computed.
+
+        Args:
+            tokens: packed noised latents, as the transformer's.
+            condition: packed latents of the masked picture, and the mask of what is known as one channel more.
+            text: as the transformer's.
+            pooled: as the transformer's.
+            times: as the transformer's.
+            guidance: as the transformer's.
+            grid: rows and columns of tokens.
+            scale: factor on all residuals.
+
+        Returns:
+            ``config.used_layers`` residuals.
+        """
+        config = self.config
+        picture = self.embed_picture(tokens) + self.embed_condition(condition)
+        time = self.embedders(times, guidance, pooled)
+        rope = rope_table(config, text.shape[1], grid)
+        carry = (picture, self.embed_text(text), jnp.zeros_like(picture))
+        _, (_, _, residuals) = self.blocks.with_taps(carry, time, rope, depth=config.used_layers)
+        return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), residuals)
