@@ -1,0 +1,59 @@
+"""FLUX's autoencoder and CLIP's tower on a mesh give what one device gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from reangle_jax import checkpoints
+from reangle_jax import mesh as meshes
+from reangle_jax.models.flux.autoencoder import Autoencoder
+from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
+from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
+from tests.networks import fill_randomly
+
+pytestmark = pytest.mark.sharding
+# What is computed has nothing to add over devices but the sums over features, whose order is another.
+TOLERANCE = 1e-5
+
+
+def filled(network, config):
+    model = checkpoints.abstract(lambda: network(config, rngs=nnx.Rngs(0)))
+    fill_randomly(model)
+    return nnx.split(model)
+
+
+def compare(run, state, *inputs, text):
+    """Runs on one device and on a mesh; gives the results of the latter and the parameters as they lie there."""
+    expected = jax.jit(run)(state, *inputs)
+    mesh = meshes.make_mesh(text)
+    with meshes.use(mesh):
+        state = jax.device_put(state, meshes.shardings(state, mesh))
+        got = jax.jit(run)(state, *meshes.split_batch(inputs))
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(other, one, atol=TOLERANCE * float(jnp.abs(one).max()))
+    return got, state
+
+
+@pytest.mark.parametrize("text", ["data:4", "data:2,u:2"])
+def test_pictures_are_divided_over_the_devices(rng, text):
+    graphdef, state = filled(Autoencoder, AutoencoderConfig((4, 8), 1, norm_num_groups=2, latent_channels=4))
+
+    def both(state, pictures):
+        model = nnx.merge(graphdef, state)
+        mean, logvar = model.encode(pictures)
+        return mean, logvar, model.decode(mean)
+
+    pictures = jnp.asarray(rng.uniform(-1, 1, (4, 8, 12, 3)), jnp.float32)
+    (_, _, back), _ = compare(both, state, pictures, text=text)
+    assert back.addressable_shards[0].data.shape[0] == 4 // meshes.parse(text)["data"]
+
+
+def test_clips_heads_are_divided_over_the_devices(rng):
+    config = CLIPConfig(vocab_size=64, max_length=8, width=16, mlp_width=32, num_layers=2, num_heads=4)
+    graphdef, state = filled(CLIPTextEncoder, config)
+    ids = jnp.asarray(rng.integers(0, 64, (2, 8)), jnp.int32)
+    _, placed = compare(lambda state, ids: nnx.merge(graphdef, state)(ids), state, ids, text="data:2,r:2,u:2")
+    kernel = placed["blocks"]["layers"]["attn"]["q"]["kernel"][...]
+    assert kernel.addressable_shards[0].data.shape == (2, 16, 4)
