@@ -17,7 +17,10 @@ from reangle_jax.models.depth_anything import DepthAnything
 from reangle_jax.models.depth_anything.video import _estimate
 from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, VisionTransformer
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
+from reangle_jax.models.flux.autoencoder import Autoencoder
+from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.lpips import Lpips, LpipsConfig
+from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
 from reangle_jax.models.text.t5 import T5Encoder
 from reangle_jax.nn.execution import Execution
 from reangle_jax.scoring.met3r import Met3r
@@ -29,6 +32,8 @@ PAIR = (Shape((1, 64, 64, 3), jnp.float32),) * 2
 DENSE = dataclasses.replace(
     Dust3rConfig.tiny(), decoder_depth=4, neck_widths=(8, 8, 8, 8), fusion_width=8, head_width=8, image_size=64
 )
+PICTURES = AutoencoderConfig((4, 8), 1, latent_channels=4, norm_num_groups=2)
+CLIP = CLIPConfig(vocab_size=32, max_length=16, width=16, mlp_width=32, num_layers=2, num_heads=2)
 VIDEO, LATENTS = Shape((1, 5, 32, 32, 3), jnp.float32), Shape((1, 2, 4, 4, 4), jnp.float32)
 DIFFUSION = (Shape((1, 2, 8, 8, 8), jnp.float32), Shape((1, 16, 16), jnp.float32), Shape((1,), jnp.float32))
 NETWORKS = {
@@ -41,6 +46,9 @@ NETWORKS = {
     "lpips": (lambda r: Lpips(LpipsConfig.small(), rngs=r), PAIR, None),
     "lpips squeeze": (lambda r: Lpips(LpipsConfig.small("squeeze"), rngs=r), PAIR, None),
     "text": (lambda r: T5Encoder(TEXT_SMALL, rngs=r), (Shape((1, 16), jnp.int32),), None),
+    "clip": (lambda r: CLIPTextEncoder(CLIP, rngs=r), (Shape((1, 16), jnp.int32),), None),
+    "picture encoder": (lambda r: Autoencoder(PICTURES, rngs=r), PAIR[:1], "encode"),
+    "picture decoder": (lambda r: Autoencoder(PICTURES, rngs=r), (Shape((1, 8, 8, 4), jnp.float32),), "decode"),
     "encoder": (lambda r: VAE(VAE_SMALL, rngs=r), (VIDEO,), "encode"),
     "decoder": (lambda r: VAE(VAE_SMALL, rngs=r), (LATENTS,), "decode"),
 } | {

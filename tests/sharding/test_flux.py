@@ -1,4 +1,4 @@
-"""FLUX's autoencoder and CLIP's tower on a mesh give what one device gives."""
+"""FLUX's networks on a mesh give what one device gives: transformer and ControlNet, autoencoder, CLIP's tower."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,9 @@ from reangle_jax import checkpoints
 from reangle_jax import mesh as meshes
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
+from reangle_jax.models.flux.controlnet import FluxControlNet
+from reangle_jax.models.flux.transformer import FluxTransformer
+from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
 from tests.networks import fill_randomly
 
@@ -57,3 +60,31 @@ def test_clips_heads_are_divided_over_the_devices(rng):
     _, placed = compare(lambda state, ids: nnx.merge(graphdef, state)(ids), state, ids, text="data:2,r:2,u:2")
     kernel = placed["blocks"]["layers"]["attn"]["q"]["kernel"][...]
     assert kernel.addressable_shards[0].data.shape == (2, 16, 4)
+
+
+def test_the_transformer_and_its_controlnet_are_divided_over_the_devices(rng):
+    sizes = {
+        "num_attention_heads": 4,
+        "attention_head_dim": 8,
+        "axes_dims_rope": (2, 2, 4),
+        "text_embed_dim": 8,
+        "pooled_embed_dim": 8,
+        "in_channels": 16,
+        "out_channels": 16,
+    }
+    base = FluxConfig(num_layers=2, num_single_layers=2, **sizes)
+    beside = ControlNetConfig(num_layers=1, num_single_layers=0, condition_channels=20, base_layers=2, **sizes)
+    (graphdef, state), (control, control_state) = filled(FluxTransformer, base), filled(FluxControlNet, beside)
+    grid = (2, 3)
+
+    def predict(states, tokens, condition, text, pooled, times, guidance):
+        shared = (text, pooled, times, guidance, grid)
+        residuals = nnx.merge(control, states[1])(tokens, condition, *shared, 0.9)
+        return nnx.merge(graphdef, states[0])(tokens, *shared, residuals), residuals
+
+    shapes = ((4, 6, 16), (4, 6, 20), (4, 5, 8), (4, 8), (4,), (4,))
+    inputs = [jnp.asarray(rng.uniform(0, 1, shape), jnp.float32) for shape in shapes]
+    _, placed = compare(predict, (state, control_state), *inputs, text="data:2,r:2,u:2")
+    for block in (placed[0]["joint"]["layers"]["picture"], placed[0]["single"]["layers"]):
+        kernel = block["heads"]["to_q"]["kernel"][...]
+        assert kernel.addressable_shards[0].data.shape == (2, 32, 8)
