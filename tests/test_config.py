@@ -104,7 +104,7 @@ def test_settings_are_frozen_and_typed():
         ({"views": ("left:10", "left:10")}, "config.views: 'left:10' and 'left:10' share the folder left_10: keep one"),
         (
             {"views": ("path/transforms.json",)},
-            "config.views: 'path/transforms.json': camera files are not available yet",
+            "config.views: path/transforms.json: no such file; give a camera file",
         ),
         ({"model": "cogvideox-5b"}, r"config\.model='cogvideox-5b'.*did you mean cogvideox-5b-i2v\?"),
         ({"mesh": "u=8"}, "config.mesh='u=8' is not possible"),
@@ -197,6 +197,8 @@ def test_view_folders_follow_the_contract():
         "in_0_15",
         "left_10_up_5",
     ]
+    files = ("paths/my path.json", "runs/scene.v2/sparse/0", "x.npz")
+    assert [config.view_folder(v) for v in files] == ["my_path", "0", "x"]
 
 
 @pytest.mark.parametrize("steps", [400, 0])

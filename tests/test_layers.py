@@ -31,16 +31,17 @@ ARROWS: dict[str, set[str]] = {
     "checkpoints": {"data", "mesh"},
     "backbones": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn"},
     "painters": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn"},
-    "config": {"backbones", "data", "geometry", "mesh", "nn", "painters"},
+    "cameras": {"data", "geometry", "stopping"},
+    "config": {"backbones", "cameras", "data", "geometry", "mesh", "nn", "painters"},
     "command_line": {"config", "data"},
     "learning": {"mesh", "progress", "stopping"},
     "chosen_models": {"backbones", "config", "data", "painters", "tiny"},
-    "run": {"config", "data", "faults", "measure", "stopping"},
+    "run": {"cameras", "config", "data", "faults", "geometry", "measure", "stopping"},
     "scoring": {
         "checkpoints", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
     },
     "stages": {
-        "backbones", "checkpoints", "chosen_models", "config", "data", "diffusion", "geometry", "learning",
+        "backbones", "cameras", "checkpoints", "chosen_models", "config", "data", "diffusion", "geometry", "learning",
         "mesh", "models", "painters", "progress", "randomness", "run", "scoring",
     },
     "plan": {

@@ -88,7 +88,7 @@ def nothing(inputs):
         (nothing, ["--config.views=lft:10"], "config.views: unknown motion 'lft'"),
         (nothing, ["--config.views=left:100"], "out of range"),
         (nothing, ["--config.train_views=left"], "config.train_views: "),
-        (nothing, ["--config.views=cameras.json"], "camera files are not available yet"),
+        (nothing, ["--config.views=cameras.json"], "config.views: cameras.json: no such file; give a camera file"),
         (nothing, ["--config.mode=static"], "config.mode='static' is not available yet"),
         (nothing, ["--config.sead=1"], "config.sead is not a setting: did you mean config.seed?"),
         (nothing, ["--config.seed=one"], "config.seed='one' has the wrong type: it must be a whole number"),

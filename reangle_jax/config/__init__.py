@@ -5,7 +5,7 @@ that everything else reads. A setting is written down once, in `reangle_jax.conf
 """
 
 from reangle_jax.config.defaults import get_default, get_tiny
-from reangle_jax.config.reading import flatten, from_text, parse, type_of, view_folder
+from reangle_jax.config.reading import camera_wishes, flatten, from_text, parse, type_of, view_folder
 from reangle_jax.config.settings import SIX_MOTIONS, Evaluate, Execution, Finetune, Sample, Settings
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Finetune",
     "Sample",
     "Settings",
+    "camera_wishes",
     "flatten",
     "from_text",
     "get_default",

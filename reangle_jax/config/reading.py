@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 
 from reangle_jax.backbones import registry
+from reangle_jax.cameras import views as camera_views
 from reangle_jax.config.rules import Rule, multiple_of
 from reangle_jax.config.settings import Settings
 from reangle_jax.data import lora_files
@@ -116,8 +117,15 @@ def flatten(settings: Settings) -> dict[str, Any]:
 
 
 def view_folder(view: str) -> str:
-    """A view's NAME in the run's folder: every character outside A-Z a-z 0-9 becomes ``_``."""
-    return "".join(c if c.isascii() and c.isalnum() else "_" for c in view)
+    """A view's NAME in the run's folder: every character outside A-Z a-z 0-9 becomes ``_``, of a file's stem."""
+    return camera_views.folder_name(view)
+
+
+def camera_wishes(s: Settings) -> Any:
+    """How camera files are to be taken: `cameras.placing.Wishes`."""
+    from reangle_jax.cameras import placing  # late: it brings jax
+
+    return placing.Wishes(s.camera_frame, s.camera_scale, s.camera_resample)
 
 
 def _require(key: str, value: Any, rule: Rule) -> None:
@@ -197,24 +205,44 @@ def _check_cameras(s: Settings) -> None:
     if not s.views:
         raise InputError("config.views is empty: give at least one, such as left:10")
     for key in ("views", "train_views"):
-        _check_views(key, getattr(s, key))
+        _check_views(key, getattr(s, key), s)
+    try:
+        camera_views.read_prompts(s.prompts, (*s.views, *s.train_views))
+    except InputError as error:
+        raise InputError(f"config.prompts: {error}") from None
+    if s.source_cameras:
+        _check_camera_file("source_cameras", s.source_cameras)
 
 
-def _check_views(key: str, views: tuple[str, ...]) -> None:
-    from reangle_jax.geometry import trajectories  # late: it brings jax
+def _check_views(key: str, views: tuple[str, ...], s: Settings) -> None:
+    from reangle_jax.cameras import placing  # late: they bring jax
+    from reangle_jax.geometry import trajectories
 
     folders: dict[str, str] = {}
     for view in views:
-        if Path(view).suffix.lower() in (".json", ".npz", ".txt") or Path(view).is_dir():
-            raise InputError(f"config.{key}: {view!r}: camera files are not available yet: use motions such as left:10")
         try:
-            trajectories.parse_view(view)
+            if camera_views.is_file(view):
+                file = _check_camera_file(key, view)
+                placing.check_count(file, camera_wishes(s), s.num_frames, s.mode)
+            else:
+                trajectories.parse_view(view)
         except InputError as error:
-            raise InputError(f"config.{key}: {str(error).removeprefix('views: ')}") from None
+            raise InputError(
+                f"config.{key}: {str(error).removeprefix('views: ').removeprefix(f'config.{key}: ')}"
+            ) from None
         folder = view_folder(view)
         if folder in folders:
             raise InputError(f"config.{key}: {folders[folder]!r} and {view!r} share the folder {folder}: keep one")
         folders[folder] = view
+
+
+def _check_camera_file(key: str, path: str) -> Any:
+    from reangle_jax.cameras import registry as formats  # late: it brings jax
+
+    try:
+        return formats.read(Path(path))
+    except InputError as error:
+        raise InputError(f"config.{key}: {error}") from None
 
 
 def _check_devices(s: Settings) -> None:

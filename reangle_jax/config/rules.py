@@ -73,8 +73,15 @@ def multiple_of(step: int, *, plus: int = 0) -> Rule:
 
 def auto_or_above(low: float) -> Rule:
     """The word auto, or a finite number above ``low``."""
-    words = f"auto or a number above {_spelt(low)}"
-    return Rule(words, lambda value: value == "auto" or (isinstance(value, float) and low < value < math.inf))
+    return word_or_above(low, "auto")
+
+
+def word_or_above(low: float, *words: str) -> Rule:
+    """One of some words, or a finite number above ``low``."""
+    return Rule(
+        f"{', '.join(words)} or a number above {_spelt(low)}",
+        lambda value: value in words or (isinstance(value, float) and low < value < math.inf),
+    )
 
 
 def pair_below(high: float) -> Rule:

@@ -13,6 +13,7 @@ from reangle_jax.config.rules import (
     one_listed,
     one_of,
     pair_below,
+    word_or_above,
 )
 from reangle_jax.nn.choices import IMPLEMENTATIONS, Choice
 
@@ -119,16 +120,38 @@ class Settings:
     pivot_depth: str | float = setting(
         "auto", "depth of the point that the cameras turn about; auto: the subject's", auto_or_above(0)
     )
+    source_cameras: str = setting(
+        "",
+        "the cameras that filmed the video, of the frames taken or of the whole clip: a camera file (docs/cameras.md); "
+        "empty: the camera stands still",
+        is_path=True,
+    )
+    camera_frame: str = setting(
+        "first",
+        "a camera file's first camera is the source's first (first), or its world is that of source_cameras or, "
+        "without "
+        "these, the source's first camera (given)",
+        one_of("first", "given"),
+    )
+    camera_scale: str | float = setting(
+        "scene",
+        "what one unit of camera files is: one of the scene's depth, the pivot's distance, or a number of the scene's",
+        word_or_above(0, "scene", "pivot"),
+    )
+    camera_resample: bool = setting(False, "bring another number of cameras in a file to the video's")
     infill: bool = setting(False, "fill the warps' holes (Telea); the mask still leaves them out of the loss")
     mode: str = setting(
         "dynamic", "the camera travels, or holds another place (static: not yet)", one_of("dynamic", "static")
     )
     views: tuple[str, ...] = setting(
         SIX_MOTIONS,
-        "what is generated: motions, left:10 or up:8+in:0.1, which are reached at the last frame",
+        "what is generated: motions, left:10 or up:8+in:0.1, which are reached at the last frame, or camera files",
         is_path=True,
     )
     train_views: tuple[str, ...] = setting(SIX_MOTIONS, "the warps that are trained on beside the input", is_path=True)
+    prompts: tuple[str, ...] = setting(
+        (), "VIEW=PROMPT: what the model is told of a view, in place of its motion's words and the caption"
+    )
     model: str = setting("cogvideox-5b-i2v", "the video model", one_listed(registry.names))
     weights: str = setting(
         "",

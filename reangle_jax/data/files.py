@@ -168,7 +168,8 @@ def atomic_savez(path: str | os.PathLike[str], **arrays: Any) -> None:
 
 def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads every array of an .npz (no pickles)."""
-    with np.load(path, allow_pickle=False) as archive:
+    # NumPy would leave a broken archive open.
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 

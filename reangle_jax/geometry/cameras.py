@@ -93,13 +93,29 @@ def source_to_target(source: Cameras, target: Cameras) -> Float[Array, "*batch T
     return einsum("...ij,...jk->...ik", to_target, source.camera_to_world)
 
 
-def save_cameras(path: str | os.PathLike, cameras: Cameras, width: int, height: int) -> None:
-    """Writes ``cameras.json``; `data.files.atomic_path` gives a path at which it appears whole or not at all."""
+def save_cameras(
+    path: str | os.PathLike, cameras: Cameras, width: int, height: int, pivot_depth: float | None = None
+) -> None:
+    """Writes ``cameras.json``; `data.files.atomic_path` gives a path at which it appears whole or not at all.
+
+    Args:
+        path: the file.
+        cameras: what to write.
+        width: of the pictures, pixels.
+        height: likewise.
+        pivot_depth: the distance from the source's first camera to the point that views turn about, to be kept beside.
+    """
     K = np.asarray(cameras.K, np.float64).tolist()
     poses = np.asarray(cameras.camera_to_world, np.float64).tolist()
     frames = [{"K": k, "camera_to_world": pose} for k, pose in zip(K, poses, strict=True)]
     content = {"width": int(width), "height": int(height), "frames": frames}
+    content |= {} if pivot_depth is None else {"pivot_depth": float(pivot_depth)}
     Path(path).write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+
+def load_pivot_depth(path: str | os.PathLike) -> float | None:
+    """What `save_cameras` kept of the pivot in a file that it wrote; None: nothing."""
+    return json.loads(Path(path).read_text(encoding="utf-8")).get("pivot_depth")
 
 
 def load_cameras(path: str | os.PathLike, expect_frames: int | None = None) -> tuple[Cameras, int, int]:
@@ -130,11 +146,13 @@ def load_cameras(path: str | os.PathLike, expect_frames: int | None = None) -> t
     frames = content["frames"]
     if expect_frames is not None and len(frames) != expect_frames:
         raise InputError(f"{path}: holds {len(frames)} frames, the video {expect_frames}; give one camera a frame")
-    K = np.stack([_matrix(path, frame, index, "K", 3) for index, frame in enumerate(frames)])
-    poses = np.stack([_matrix(path, frame, index, "camera_to_world", 4) for index, frame in enumerate(frames)])
+    K = np.stack([_matrix(f"{path}: frame {index}", frame, "K", 3) for index, frame in enumerate(frames)])
+    poses = np.stack(
+        [_matrix(f"{path}: frame {index}", frame, "camera_to_world", 4) for index, frame in enumerate(frames)]
+    )
     for index in range(len(frames)):
-        _check_intrinsics(path, index, K[index])
-        _check_rigid(path, index, poses[index])
+        check_intrinsics(f"{path}: frame {index}: K", K[index])
+        check_rigid(f"{path}: frame {index}: camera_to_world", poses[index])
     return Cameras(K=jnp.asarray(K, jnp.float32), camera_to_world=jnp.asarray(poses, jnp.float32)), width, height
 
 
@@ -145,11 +163,19 @@ def _size(path: Any, content: dict, key: str) -> int:
     return value
 
 
-def _matrix(path: Any, frame: Any, index: int, key: str, size: int) -> np.ndarray:
-    where = f"{path}: frame {index}: {key}"
+def _matrix(where: str, frame: Any, key: str, size: int) -> np.ndarray:
     value = frame.get(key) if isinstance(frame, dict) else None
     if value is None:
-        raise InputError(f"{where} is missing; every frame needs K (3x3) and camera_to_world (4x4)")
+        raise InputError(f"{where}: {key} is missing; every frame needs K (3x3) and camera_to_world (4x4)")
+    return read_matrix(f"{where}: {key}", value, size)
+
+
+def read_matrix(where: str, value: Any, size: int) -> Float[np.ndarray, "{size} {size}"]:
+    """A matrix out of lists of numbers, float64.
+
+    Raises:
+        InputError: it is none of that size, or not finite; the line begins with `where`.
+    """
     try:
         matrix = np.array(value, np.float64)
     except (TypeError, ValueError) as error:
@@ -161,16 +187,16 @@ def _matrix(path: Any, frame: Any, index: int, key: str, size: int) -> np.ndarra
     return matrix
 
 
-def _check_intrinsics(path: Any, index: int, K: np.ndarray) -> None:
-    where = f"{path}: frame {index}: K"
+def check_intrinsics(where: str, K: Float[np.ndarray, "3 3"]) -> None:
+    """Refuses what is no pinhole camera's matrix, by an `InputError` that begins with `where`."""
     if K[0, 0] <= 0 or K[1, 1] <= 0:
         raise InputError(f"{where} has the focal lengths {K[0, 0]:g}, {K[1, 1]:g}; both must be above 0 pixels")
     if not np.allclose([K[1, 0], *K[2]], [0, 0, 0, 1], atol=1e-6):
         raise InputError(f"{where} is no pinhole matrix; its form is [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
 
 
-def _check_rigid(path: Any, index: int, pose: np.ndarray) -> None:
-    where = f"{path}: frame {index}: camera_to_world"
+def check_rigid(where: str, pose: Float[np.ndarray, "4 4"]) -> None:
+    """Refuses what is no rotation and translation, by an `InputError` that begins with `where`."""
     if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
         raise InputError(f"{where} ends in the row {pose[3].tolist()}; the last row must be [0, 0, 0, 1]")
     rotation = pose[:3, :3]

@@ -71,8 +71,7 @@ class View:
         One motion: ``CAMERA_ORBIT_LEFT Camera movement orbit left, ``. Several keep each motion's own token, which the
         model has met in training: ``CAMERA_ORBIT_LEFT CAMERA_ORBIT_UP Camera movement orbit left and orbit up, ``.
         """
-        kinds = [_KINDS[part.name] for part in self.parts]
-        return f"{' '.join(k.token for k in kinds)} Camera movement {' and '.join(k.phrase for k in kinds)}, "
+        return prompt_prefix(*(part.name for part in self.parts))
 
     def prompt(self, caption: str, mode: str) -> str:
         """What the model is told of a video of this view, in training and in sampling alike.
@@ -85,6 +84,13 @@ class View:
     def along(self, axis: str) -> float:
         """The signed amount along ``yaw`` or ``pitch`` (degrees, left and up positive) or ``distance`` (a fraction)."""
         return sum(_KINDS[p.name].sign * p.amount for p in self.parts if _KINDS[p.name].axis == axis)
+
+
+def prompt_prefix(*motions: str) -> str:
+    """What goes before the caption of a video whose camera makes these motions; empty for none; see `View`."""
+    kinds = [_KINDS[name] for name in motions]
+    words = f"{' '.join(k.token for k in kinds)} Camera movement {' and '.join(k.phrase for k in kinds)}, "
+    return words if kinds else ""
 
 
 def allowed_views() -> str:
@@ -161,12 +167,55 @@ def view_cameras(
 
 
 def _orbit(view: View, share: float, pivot_depth: float) -> Float[np.ndarray, "4 4"]:
-    """The pose at a share of the view's amounts, in float64."""
-    yaw, pitch = (math.radians(share * view.along(axis)) for axis in ("yaw", "pitch"))
-    distance = pivot_depth * (1.0 + share * view.along("distance"))
+    """The pose at a share of the view's amounts."""
+    yaw, pitch, distance = (share * view.along(axis) for axis in ("yaw", "pitch", "distance"))
+    return orbit(yaw, pitch, pivot_depth * (1.0 + distance), pivot_depth)
+
+
+def orbit(yaw: float, pitch: float, distance: float, pivot_depth: float) -> Float[np.ndarray, "4 4"]:
+    """The pose, camera to world in float64, of a camera that looks at the pivot and does not roll.
+
+    Args:
+        yaw: degrees about the pivot, to the camera's left.
+        pitch: degrees, upwards.
+        distance: from the pivot.
+        pivot_depth: the source camera's distance from it.
+    """
+    yaw, pitch = math.radians(yaw), math.radians(pitch)
     turn_y = np.array([[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]])
     turn_x = np.array([[1, 0, 0], [0, math.cos(pitch), math.sin(pitch)], [0, -math.sin(pitch), math.cos(pitch)]])
     pose = np.eye(4)
     pose[:3, :3] = turn_y @ turn_x  # its third column looks from the camera to the pivot
     pose[:3, 3] = np.array([0, 0, pivot_depth]) - distance * pose[:3, 2]
     return pose
+
+
+def coordinates(pose: Float[np.ndarray, "4 4"], pivot_depth: float) -> tuple[float, float, float]:
+    """Yaw and pitch in degrees, and distance: where about the pivot a camera is, wherever it looks.
+
+    The inverse of `orbit`, for cameras in front of the pivot and behind it.
+    """
+    away = np.array([0, 0, pivot_depth]) - pose[:3, 3]
+    distance = float(np.linalg.norm(away))
+    if distance == 0:
+        return 0.0, 0.0, 0.0
+    pitch = math.degrees(math.asin(max(-1.0, min(1.0, away[1] / distance))))
+    return math.degrees(math.atan2(away[0], away[2])), pitch, distance
+
+
+def nearest_motion(yaw: float, pitch: float, stretch: float) -> str:
+    """Which of the six motions a change of place about the pivot is most like; empty: of none.
+
+    Each amount is compared with what the paper's six reach: 10 degrees sideways, 8 upwards or downwards, 0.15 of the
+    pivot's distance. Less than a tenth of that along all three is no motion.
+
+    Args:
+        yaw: degrees, to the left.
+        pitch: degrees, upwards.
+        stretch: change of the distance as a share of the pivot's, outwards.
+    """
+    amounts = {"yaw": yaw / 10, "pitch": pitch / 8, "distance": stretch / 0.15}
+    axis = max(amounts, key=lambda name: abs(amounts[name]))
+    if abs(amounts[axis]) < 0.1:
+        return ""
+    return next(name for name, kind in _KINDS.items() if kind.axis == axis and kind.sign * amounts[axis] > 0)

@@ -9,6 +9,7 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 
+from reangle_jax.cameras.views import label
 from reangle_jax.config import Settings
 from reangle_jax.data import files, video
 from reangle_jax.geometry import cameras, splat
@@ -58,8 +59,8 @@ def _metrics(settings: Settings, folder: Path) -> dict[str, Any]:
     views: dict[str, Any] = {}
     for view in settings.views:
         warp = files.load_npz(folder / view_file(view, "warp.npz"))
-        frozen = _frozen(folder, view)
-        mask = motion.moving(warp["frames"], frozen, warp["visible"])
+        frozen, seen = _frozen(folder, view)
+        mask = motion.moving(warp["frames"], frozen, warp["visible"] & seen)
         views[view] = {"visible": float(warp["visible"].mean()), "moving": float(mask.mean())}
         for variant, stem in _variants(settings).items():
             frames = _frames(folder, view, stem)
@@ -89,12 +90,25 @@ def _metrics(settings: Settings, folder: Path) -> dict[str, Any]:
     }
 
 
-def _frozen(folder: Path, view: str) -> np.ndarray:
-    """The clip's median over time along a view's path, as the clip itself is warped: uint8 [T, H, W, 3]."""
+def _frozen(folder: Path, view: str) -> tuple[np.ndarray, np.ndarray]:
+    """The clip's median over time along a view's path, as the clip itself is warped, and where it is visible.
+
+    Where the source moves, the median is of what its first camera would have seen: uint8 [T, H, W, 3], bool [T, H, W].
+    """
     frames, z = files.load_npz(folder / _INPUT[0])["frames"], files.load_npz(folder / _INPUT[1])["depth"]
     source, target = (cameras.load_cameras(folder / name)[0] for name in (_INPUT[2], view_file(view, "cameras.json")))
+    if bool((source.camera_to_world != source.camera_to_world[:1]).any()):
+        frames, z, source = _held(frames, z, source)
     still = np.broadcast_to(motion.median_frame(frames), frames.shape)
-    return np.asarray(splat.warp_video(jnp.asarray(still), jnp.asarray(z), source, target)[0])
+    frozen, seen = splat.warp_video(jnp.asarray(still), jnp.asarray(z), source, target)
+    return np.asarray(frozen), np.asarray(seen)
+
+
+def _held(frames: np.ndarray, z: np.ndarray, source: cameras.Cameras) -> tuple[np.ndarray, np.ndarray, cameras.Cameras]:
+    """The clip as its first camera would have seen it, that camera's depth, and that camera, for all frames."""
+    first = cameras.identity_cameras(source.K[0], len(frames))
+    warped, visible = map(np.asarray, splat.warp_video(jnp.asarray(frames), jnp.asarray(z), source, first))
+    return np.where(visible[..., None], warped, frames[:1]), np.broadcast_to(z[:1], z.shape), first
 
 
 def _json(value: float) -> float | None:
@@ -120,7 +134,7 @@ def _grid(settings: Settings, folder: Path, source: np.ndarray) -> np.ndarray:
     grid = []
     for index, (title, stem) in enumerate(rows):
         cells = [_cell(source, "input", scale) if index == 0 else _cell(blank, "", scale)]
-        cells += [_cell(_frames(folder, view, stem), f"{view} {title}", scale) for view in settings.views]
+        cells += [_cell(_frames(folder, view, stem), f"{label(view)} {title}", scale) for view in settings.views]
         grid.append(np.concatenate(cells, axis=2))
     return np.concatenate(grid, axis=1)
 

@@ -21,10 +21,10 @@ from reangle_jax.config import Finetune, Settings
 from reangle_jax.data import files
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.errors import NotFiniteError, wider
-from reangle_jax.geometry import masks, trajectories
+from reangle_jax.geometry import masks
 from reangle_jax.progress import progress
 from reangle_jax.randomness import named_key
-from reangle_jax.run import Stage, Unit, Work, view_file
+from reangle_jax.run import Stage, Unit, Work, view_file, view_paths
 
 # The noise on the conditioning frame: sigma = exp(N(mean, deviation)).
 LOG_SIGMA_MEAN, LOG_SIGMA_DEVIATION = -3.0, 0.5
@@ -59,9 +59,10 @@ def units(settings: Settings) -> tuple[Unit, ...]:
         Unit(
             settings=(
                 *("caption", "mode", "train_views", "vae_tiles", "model", "seed"),
+                *view_paths.prompt_keys(settings),
                 *(f"finetune.{key}" for key in DECISIVE),
             ),
-            inputs=("input/frames.npz", *warps),
+            inputs=("input/frames.npz", *warps, *view_paths.prompt_inputs(settings, settings.train_views)),
             outputs=("lora",),
             weights=chosen_models.of_model(settings),
         ),
@@ -130,10 +131,9 @@ def _mend(options: Finetune, dtype: str, number: int) -> str:
     )
 
 
-def prompts(settings: Settings) -> list[str]:
+def prompts(settings: Settings, folder: Path) -> list[str]:
     """The prompt of each training video: the input's bare caption, then each warp's with its motion before it."""
-    views = [trajectories.parse_view(view) for view in settings.train_views]
-    return [settings.caption] + [view.prompt(settings.caption, settings.mode) for view in views]
+    return [settings.caption] + [view_paths.prompt(settings, folder, view) for view in settings.train_views]
 
 
 def _training_set(settings: Settings, folder: Path, backbone: Backbone, scratch: Path) -> TrainingSet:
@@ -146,7 +146,7 @@ def _training_set(settings: Settings, folder: Path, backbone: Backbone, scratch:
         warp = files.load_npz(folder / view_file(view, "warp.npz"))
         videos.append(warp["frames"])
         visible.append(warp["visible"])
-    text = backbone.embed(prompts(settings))
+    text = backbone.embed(prompts(settings, folder))
     data = encode_videos(backbone, backbone.load_coder(decodes=False), np.stack(videos), np.stack(visible))
     data = data._replace(text=jnp.asarray(text))
     if not all(np.isfinite(value).all() for value in (data.mean, data.logvar, text)):

@@ -10,14 +10,13 @@ import numpy as np
 
 from reangle_jax import chosen_models, mesh
 from reangle_jax.backbones.interface import Backbone
-from reangle_jax.config import Settings
+from reangle_jax.config import Settings, view_folder
 from reangle_jax.data import files, lora_files, pictures, video
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import NotFiniteError, wider
-from reangle_jax.geometry import trajectories
 from reangle_jax.progress import progress
 from reangle_jax.randomness import named_key
-from reangle_jax.run import External, Stage, Unit, Work, view_file
+from reangle_jax.run import External, Stage, Unit, Work, view_file, view_paths
 
 UNTUNED = "untuned"
 # Stands for all of lora/: unlike the Orbax state beside it, it has the same bytes whenever the adapters are the same.
@@ -29,17 +28,18 @@ _log = logging.getLogger(__name__)
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One for each view, and one more for what the untuned model makes of it."""
     keys = ("caption", "mode", "num_frames", "height", "width", "vae_tiles", "sample", "model", "seed")
+    keys += view_paths.prompt_keys(settings)
     networks = chosen_models.of_model(settings)
     loras = tuple(file for text in settings.loras for file in lora_files.read_from(text))
     given, keys_tuned = ((External("config.loras", loras),), (*keys, "loras")) if loras else ((), keys)
     result = []
     for view in settings.views:
-        inputs = ("input/frames.npz", view_file(view, "first_frame.png"))
+        inputs = ("input/frames.npz", view_file(view, "first_frame.png"), *view_paths.prompt_inputs(settings, (view,)))
         outputs = (view_file(view, "frames.npz"), view_file(view, "video.mp4"))
         result.append(Unit(view, keys_tuned, (*inputs, ADAPTERS), outputs, external=given, weights=networks, view=view))
         if settings.evaluate.untuned:
             outputs = (view_file(view, "untuned.npz"),)
-            result.append(Unit(f"{view} {UNTUNED}", keys, inputs, outputs, weights=networks, view=view))
+            result.append(Unit(f"{view_folder(view)} {UNTUNED}", keys, inputs, outputs, weights=networks, view=view))
     return tuple(result)
 
 
@@ -55,7 +55,7 @@ def _generate(settings: Settings, folder: Path, work: Work) -> None:
     backbone = chosen_models.backbone(settings)
     waiting = [unit for unit in work.todo if not _latents(work, unit).exists()]
     if waiting:
-        texts = [trajectories.parse_view(unit.view).prompt(settings.caption, settings.mode) for unit in waiting]
+        texts = [view_paths.prompt(settings, folder, unit.view) for unit in waiting]
         text = backbone.embed(["", *texts])
         conditions = _conditions(settings, folder, backbone, waiting)
         _sample(settings, folder, work, backbone, waiting, text, conditions)

@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 
 from reangle_jax.backbones import registry
-from reangle_jax.config import Settings
+from reangle_jax.config import Settings, camera_wishes
 from reangle_jax.data import files
+from reangle_jax.errors import InputError
 from reangle_jax.run import External, Stage, Unit, Work
 
 _log = logging.getLogger(__name__)
@@ -19,8 +20,22 @@ def units(settings: Settings) -> tuple[Unit, ...]:
         external=(External("config.video", _video_files(Path(settings.video))),),
         outputs=("input/frames.npz", "input/video.mp4"),
     )
-    cameras = Unit("cameras", settings=("num_frames", "height", "width", "focal"), outputs=("input/cameras.json",))
-    return frames, cameras
+    return frames, _cameras_unit(settings)
+
+
+def _cameras_unit(settings: Settings) -> Unit:
+    keys = ("num_frames", "height", "width", "focal")
+    if not settings.source_cameras:
+        return Unit("cameras", settings=keys, outputs=("input/cameras.json",))
+    from reangle_jax.cameras import registry as formats  # late: it brings jax
+
+    return Unit(
+        "cameras",
+        settings=(*keys, "camera_scale", "camera_resample", "pivot_depth"),
+        inputs=("input/frames.npz",),  # which of the source's frames were taken
+        external=(External("config.source_cameras", formats.sources(Path(settings.source_cameras))),),
+        outputs=("input/cameras.json",),
+    )
 
 
 def _video_files(path: Path) -> Path | tuple[Path, ...]:
@@ -77,12 +92,25 @@ def _frames(settings: Settings, folder: Path) -> None:
 
 
 def _cameras(settings: Settings, folder: Path) -> None:
+    from reangle_jax.cameras import placing
+    from reangle_jax.cameras import registry as formats
     from reangle_jax.geometry import cameras
 
     focal = None if isinstance(settings.focal, str) else settings.focal
-    K = cameras.default_intrinsics(settings.height, settings.width, focal)
+    if settings.source_cameras:
+        pivot = None if isinstance(settings.pivot_depth, str) else settings.pivot_depth
+        try:
+            file = formats.read(Path(settings.source_cameras))
+            indices = files.load_npz(folder / "input/frames.npz")["source_indices"]
+            size = settings.height, settings.width
+            found, _ = placing.place_source(file, camera_wishes(settings), indices, size, focal, pivot)
+        except InputError as error:
+            raise InputError(f"config.source_cameras: {error}") from None
+    else:
+        K = cameras.default_intrinsics(settings.height, settings.width, focal)
+        found = cameras.identity_cameras(K, settings.num_frames)
     with files.atomic_path(folder / "input/cameras.json") as path:
-        cameras.save_cameras(path, cameras.identity_cameras(K, settings.num_frames), settings.width, settings.height)
+        cameras.save_cameras(path, found, settings.width, settings.height)
 
 
 STAGE = Stage("ingest", version=2, units=units, run=ingest)

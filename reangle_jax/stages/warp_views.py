@@ -8,9 +8,9 @@ import numpy as np
 
 from reangle_jax.config import Settings
 from reangle_jax.data import files, video
-from reangle_jax.geometry import cameras, depth, splat, trajectories
+from reangle_jax.geometry import cameras, depth, splat
 from reangle_jax.progress import progress
-from reangle_jax.run import Stage, Unit, Work, view_file
+from reangle_jax.run import Stage, Unit, Work, view_file, view_paths
 
 _log = logging.getLogger(__name__)
 
@@ -25,9 +25,10 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     return tuple(
         Unit(
             view,
-            settings=("mode", "pivot_depth", "infill"),
+            settings=("mode", "pivot_depth", "infill", *view_paths.keys(view)),
             inputs=("input/frames.npz", "input/depth.npz", "input/cameras.json"),
             outputs=tuple(view_file(view, name) for name in ("cameras.json", "warp.npz", "warp.mp4")),
+            external=view_paths.external(settings, view),
             view=view,
         )
         for view in all_views(settings)
@@ -43,8 +44,8 @@ def warp_views(settings: Settings, folder: Path, work: Work) -> None:
     frames_in, z_in = jnp.asarray(clip["frames"]), jnp.asarray(z)
     with progress(len(work), "warp_views", unit="view") as bar:
         for unit in work:
-            view = trajectories.parse_view(unit.view)
-            target = trajectories.view_cameras(view, source.K[0], pivot, source.num_frames, "dynamic")
+            target = view_paths.cameras(settings, unit.view, source, pivot, clip["source_indices"])
+            view_paths.check_seen(unit.view, source, z[0], target)
             frames, visible = map(jnp.asarray, splat.warp_video(frames_in, z_in, source, target))
             frames, visible = frames.__array__(), visible.__array__()
             if settings.infill:
@@ -59,7 +60,7 @@ def warp_views(settings: Settings, folder: Path, work: Work) -> None:
                     len(visible),
                 )
             with files.atomic_path(folder / unit.outputs[0]) as path:
-                cameras.save_cameras(path, target, width, height)
+                cameras.save_cameras(path, target, width, height, pivot)
             files.atomic_savez(folder / unit.outputs[1], frames=frames, visible=visible)
             video.write_video(folder / unit.outputs[2], frames, float(clip["fps"]))
             _log.info(
@@ -68,4 +69,4 @@ def warp_views(settings: Settings, folder: Path, work: Work) -> None:
             bar.update()
 
 
-STAGE = Stage("warp_views", version=2, units=units, run=warp_views)
+STAGE = Stage("warp_views", version=3, units=units, run=warp_views)

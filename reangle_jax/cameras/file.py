@@ -1,0 +1,84 @@
+"""What a camera file says, in one convention: OpenCV's axes, camera to world, pixels' centres at +0.5."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from reangle_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class CameraFile:
+    """What a file says.
+
+    Attributes:
+        path: of the file or folder.
+        format: its name.
+        convention: what its numbers are, in words.
+        count: how many cameras it holds; None: as many as are asked for.
+        poses: ``(num_frames, pivot)`` to camera to world, ``[num_frames, 4, 4]``, in the file's unit; the pivot's
+            distance is in that unit too. Files with a count give their own number.
+        about_source: whether the world is the source's first camera, so that `camera_frame` has nothing to move.
+        in_pivots: whether its unit is the pivot's distance, whatever `camera_scale` says.
+        K: intrinsics in pixels, ``[count, 3, 3]``; None: it names none.
+        sizes: width and height that they are for, ``[count, 2]``.
+    """
+
+    path: Path
+    format: str
+    convention: str
+    count: int | None
+    poses: Callable[[int, float], Float[np.ndarray, "_ 4 4"]]
+    about_source: bool = False
+    in_pivots: bool = False
+    K: Float[np.ndarray, "_ 3 3"] | None = None
+    sizes: Float[np.ndarray, "_ 2"] | None = None
+
+
+def listed(
+    path: Path,
+    name: str,
+    convention: str,
+    poses: Float[np.ndarray, "n 4 4"],
+    K: Float[np.ndarray, "n 3 3"] | None = None,
+    sizes: Float[np.ndarray, "n 2"] | None = None,
+) -> CameraFile:
+    """A file that holds a camera for every frame."""
+    return CameraFile(path, name, convention, len(poses), lambda num_frames, pivot: poses, K=K, sizes=sizes)
+
+
+def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Float[np.ndarray, "3 3"]:
+    """The matrix K of a pinhole camera."""
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
+
+
+def number(where: str, value: Any) -> float:
+    """A finite number out of JSON or text.
+
+    Raises:
+        InputError: it is none; the line begins with `where`.
+    """
+    try:
+        found = float(value) if not isinstance(value, bool) else float("nan")
+    except (TypeError, ValueError):
+        found = float("nan")
+    if not np.isfinite(found):
+        raise InputError(f"{where} is {value!r}; it must be a finite number")
+    return found
+
+
+def undistorted(where: str, coefficients: dict[str, float], mend: str = "colmap image_undistorter") -> None:
+    """Refuses a lens that bends lines: what is generated has none.
+
+    Raises:
+        InputError: a coefficient is not zero; the line begins with `where`.
+    """
+    bent = ", ".join(f"{name}={value:g}" for name, value in coefficients.items() if value)
+    if bent:
+        raise InputError(
+            f"{where} has lens distortion ({bent}): undistort the pictures and their cameras first ({mend})"
+        )
