@@ -6,13 +6,13 @@ import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from converters import registry
 from converters.errors import SourceError
+from reangle_jax import commands
 from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
-from reangle_jax.stopping import Stop, Stopped
+from reangle_jax.stopping import Stop
 
 USAGE = """\
 python -m converters NAME --source DIR_OR_FILE_OR_REPO_ID --out DIR [--dtype bfloat16]
@@ -24,16 +24,11 @@ DESCRIPTION = """\
 Published checkpoints to this library's weights: OUT/PART/ with an Orbax checkpoint in params/, config.json, and
 manifest.json with the source's hashes. Give OUT as config.weights. The same command again continues.
 """
-SHOWN = 60  # faults in a report
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="python -m converters", usage=USAGE, description=DESCRIPTION)
+def _parser() -> commands.Parser:
+    parser = commands.Parser(prog="python -m converters", usage=USAGE, description=DESCRIPTION)
     parser.add_argument("name", nargs="?", help="a model of --list, or one part of it, such as NAME/transformer")
     parser.add_argument("--source", help="the published folder or file, or a repo id of the Hugging Face Hub")
     parser.add_argument("--out", help="folder for the result; each part becomes a folder in it")
@@ -45,31 +40,20 @@ def _parser() -> _Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command line and gives the exit code: 0 done, 2 unusable input, 143 or 130 stopped by a signal.
+    """Runs a command line and gives the exit code, as `commands.answer` has them."""
 
-    Anything else that goes wrong is raised: it is a bug, and Python exits with 1.
-    """
-    stop = Stop()
-    try:
-        with stop.installed():
+    def work() -> int:
+        with Stop().installed():
             return _dispatch(list(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        report = getattr(error, "report", ())
-        for line in report[:SHOWN]:
-            print(f"  {line}", file=sys.stderr)
-        if len(report) > SHOWN:
-            print(f"  ... and {len(report) - SHOWN} more", file=sys.stderr)
-        return 2
-    except Stopped as stopped:
-        print(f"stopped by {stopped}: the same command continues", file=sys.stderr)
-        return stopped.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS):
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"error: --out: {error.strerror}{where}; mend that, and the same command continues", file=sys.stderr)
-        return 2
+
+    return commands.answer(work, explain=_explain)
+
+
+def _explain(error: Exception) -> str | None:
+    if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
+        return None
+    where = f" ({error.filename})" if error.filename else ""
+    return f"--out: {error.strerror}{where}; mend that, and the same command continues"
 
 
 def _dispatch(argv: list[str]) -> int:

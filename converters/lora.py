@@ -1,13 +1,12 @@
 """LoRAs both ways: ``lora-import`` (another writer's file to a run's ``lora/``) and ``lora-export`` (back)."""
 
-import argparse
 import dataclasses
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, commands
 from reangle_jax.backbones.cogvideox import lora, lora_layouts
 from reangle_jax.data import files, lora_files, safetensors
 from reangle_jax.data.paths import expand
@@ -25,7 +24,7 @@ def import_command(args: list[str]) -> int:
     Raises:
         InputError: the file is missing or damaged, or fits no transformer; the folder exists.
     """
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         "python -m converters lora-import",
         description="A LoRA of another program to what a run keeps as lora/, for --config.loras.",
     )
@@ -53,7 +52,7 @@ def export_command(args: list[str]) -> int:
     Raises:
         InputError: the source has no LoRA, or a damaged one; the file cannot be written.
     """
-    parser = argparse.ArgumentParser(
+    parser = commands.Parser(
         "python -m converters lora-export",
         description="A run's LoRA to the file that diffusers' load_lora_weights reads.",
     )

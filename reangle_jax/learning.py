@@ -29,6 +29,8 @@ _log = logging.getLogger(__name__)
 
 History = dict[str, list[float]]
 """Each number of each step done: ``loss``, ``gradient_norm``, ``update_norm`` and what else the loss gives."""
+Write = Callable[[int, History], None]
+"""Logs the numbers of the steps from the first that it is given on."""
 
 
 class State(NamedTuple):
@@ -89,13 +91,15 @@ def train(
     arguments: Callable[[int], tuple],
     *,
     name: str,
-    steps: int,
+    steps: int | None,
+    over: Callable[[int, History], bool],
     checkpoints: Path,
-    checkpoint_every: int,
-    logs: Path,
+    due: Callable[[int], bool],
+    log: Callable[[History], contextlib.AbstractContextManager[Write]],
     stop: Stop,
     rate: Callable[[int], float],
     mend: Callable[[int], str],
+    saved: Callable[[State, History], None] = lambda state, history: None,
 ) -> tuple[State, History]:
     """Takes the steps that are not done yet.
 
@@ -105,15 +109,19 @@ def train(
     Args:
         step: from :func:`make_step`.
         state: where training starts if nothing is saved; its layout is the saved one's.
-        arguments: of the step with a number, from 0; all of them on the device already.
+        arguments: of the step with a number, from 0; all of them on the device already. Asked for in order.
         name: of the work, for the bar and the logs.
-        steps: how many in all.
+        steps: how many in all, for the bar; None if that is not known.
+        over: whether training ends after so many steps, whose numbers, as far as looked at, it gets too. Asked before
+            the first step and after every one.
         checkpoints: folder of the saved state: the newest alone, with the numbers of all steps before.
-        checkpoint_every: steps between two saved states; 0 saves one only when the work is stopped.
-        logs: folder of TensorBoard's events; those of an earlier start are written anew, so that none is there twice.
+        due: whether the state is to be saved after so many steps; it is, whenever the work is stopped before its end.
+        log: given the numbers so far, a block inside of which ``write(first, history)`` logs those of the steps from
+            ``first`` on: :func:`events`.
         stop: asked after every step.
-        rate: the learning rate of the step with a number, for the logs.
+        rate: the learning rate of the step with a number, for the bar.
         mend: what to do, in words, if the numbers of the step with this number are the first that are not finite.
+        saved: told of every state that was due, while it is saved.
 
     Returns:
         The state after the last step, and the numbers of every step.
@@ -123,13 +131,13 @@ def train(
         Stopped: a signal came before the last step; the state is saved.
     """
     options = ocp.CheckpointManagerOptions(max_to_keep=1)
-    with ocp.CheckpointManager(checkpoints, options=options) as manager:
+    with ocp.CheckpointManager(checkpoints.absolute(), options=options) as manager:
         state, history = _restored(manager, state)
         done = len(history["loss"]) if history else 0
         if done:
             _log.info("%s goes on after step %d", name, done)
         pending: list[dict[str, Array]] = []
-        with _events(logs, name, rate, history) as write, progress(steps, name, initial=done) as bar:
+        with log(history) as write, progress(steps, name, initial=done) as bar:
 
             def settle(state: State) -> None:
                 """Brings the numbers to the host: they stay on the device until then, so that no step waits."""
@@ -148,19 +156,23 @@ def train(
                 write(first, history)
                 bar.set(loss=float(np.mean(history["loss"][-SHOWN:])), rate=rate(number - 1))
 
-            for number in range(done, steps):
-                inputs = arguments(number)
+            ended = over(done, history)
+            while not ended:
+                inputs = arguments(done)
                 with jax.transfer_guard("disallow"):
                     state, numbers = step(state, *inputs)
                 pending.append(numbers)
-                done, halt = number + 1, stop.requested
-                due = bool(checkpoint_every) and done % checkpoint_every == 0
-                if done % LOG_EVERY == 0 or done == steps or due or halt:
+                done += 1
+                ended = over(done, history)
+                halt, wanted = stop.requested and not ended, due(done)
+                if done % LOG_EVERY == 0 or ended or wanted or halt:
                     settle(state)
                 bar.update()
-                if done < steps and (due or halt):
+                if wanted or halt:
                     _save(manager, state, history)
-                if done < steps and halt:
+                if wanted:
+                    saved(state, history)
+                if halt:
                     manager.wait_until_finished()
                     stop.now()
     return state, history
@@ -188,10 +200,8 @@ def _restored(manager: ocp.CheckpointManager, state: State) -> tuple[State, Hist
 
 
 @contextlib.contextmanager
-def _events(
-    folder: Path, name: str, rate: Callable[[int], float], history: History
-) -> Iterator[Callable[[int, History], None]]:
-    """Gives ``write(first, history)``, which writes TensorBoard's events of the steps from ``first`` on to the disk.
+def events(folder: Path, name: str, rate: Callable[[int], float], history: History) -> Iterator[Write]:
+    """A log of TensorBoard's events in a folder, for :func:`train`.
 
     What an earlier start has written goes, and those of ``history`` take its place: steps after its last saved state
     are taken again, and would be there twice.

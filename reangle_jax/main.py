@@ -10,11 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from reangle_jax import chosen_models, command_line, compilation_cache, config, faults, stopping
-from reangle_jax.errors import InputError, NotFiniteError
+from reangle_jax import chosen_models, command_line, commands, compilation_cache, config, faults, stopping
 from reangle_jax.measure import human_seconds
 from reangle_jax.run import Ledger, Stage, run_stage
-from reangle_jax.stopping import Stop, Stopped
+from reangle_jax.stopping import Stop
 
 _log = logging.getLogger("reangle_jax.main")  # by name: the command itself is __main__
 
@@ -64,52 +63,41 @@ def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Cal
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command line and gives the exit code: 0 done, 2 unusable input, 143 or 130 stopped by a signal.
-
-    It is 1 where numbers came out that are not finite. Anything else that goes wrong is raised: it is a bug, and Python
-    exits with 1.
-    """
+    """Runs a command line and gives the exit code, as `commands.answer` has them."""
     if command_line.wants_help(argv):
         print(command_line.usage())
         return 0
+    with _logging_to_stderr():
+        return commands.answer(lambda: _run(argv), explain=_explain)
+
+
+def _run(argv: Sequence[str]) -> None:
     stop = Stop()
-    try:
-        with _logging_to_stderr(), stop.installed():
-            command = command_line.parse(argv)
-            settings = config.parse(command.config)
-            if command.plan:
-                from reangle_jax import plan
-                from reangle_jax.stages import ingest
+    with stop.installed():
+        command = command_line.parse(argv)
+        settings = config.parse(command.config)
+        if command.plan:
+            from reangle_jax import plan
+            from reangle_jax.stages import ingest
 
-                checks = [functools.partial(ingest.check, settings), *_checks(settings)]
-                print(plan.table(Ledger(command.workdir, settings), list(stages()), checks))
-                return 0
-            for check in _checks(settings, preview=command.preview):
-                check()
-            compilation_cache.use(settings.compilation_cache)
-            start = time.monotonic()
-            with Ledger.opened(command.workdir, settings) as ledger:
-                for stage in stages(preview=command.preview):
-                    run_stage(stage, ledger, stop=stop)
-            _log.info("done in %s: %s", human_seconds(time.monotonic() - start), ledger.root)
-            return 0
-    except InputError as error:
-        return _complain(str(error))
-    except Stopped as stopped:
-        print(f"stopped by {stopped}: the same command continues", file=sys.stderr)
-        return stopped.exit_code
-    except NotFiniteError as error:
-        return _complain(str(error), code=1)
-    except Exception as error:
-        full = faults.disk_full(error)
-        if full is None:
-            raise
-        return _complain(f"no space left on the disk{full}: free some, or choose another --workdir, and run it again")
+            checks = [functools.partial(ingest.check, settings), *_checks(settings)]
+            print(plan.table(Ledger(command.workdir, settings), list(stages()), checks))
+            return
+        for check in _checks(settings, preview=command.preview):
+            check()
+        compilation_cache.use(settings.compilation_cache)
+        start = time.monotonic()
+        with Ledger.opened(command.workdir, settings) as ledger:
+            for stage in stages(preview=command.preview):
+                run_stage(stage, ledger, stop=stop)
+        _log.info("done in %s: %s", human_seconds(time.monotonic() - start), ledger.root)
 
 
-def _complain(message: str, *, code: int = 2) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return code
+def _explain(error: Exception) -> str | None:
+    full = faults.disk_full(error)
+    if full is None:
+        return None
+    return f"no space left on the disk{full}: free some, or choose another --workdir, and run it again"
 
 
 @contextlib.contextmanager

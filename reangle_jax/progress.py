@@ -25,15 +25,15 @@ class progress(Generic[Item]):  # noqa: N801 (used like the function tqdm)
             bar.update(loss=0.1)
 
     Args:
-        work: the items, or how many steps there will be.
+        work: the items, or how many steps there will be, None if that is not known.
         description: what is being done.
         initial: steps done before (a resumed loop).
         unit: what one step is called.
     """
 
-    def __init__(self, work: Collection[Item] | int, description: str, *, initial: int = 0, unit: str = "step"):
-        self._items = None if isinstance(work, int) else work
-        self._total = work if isinstance(work, int) else len(work)
+    def __init__(self, work: Collection[Item] | int | None, description: str, *, initial: int = 0, unit: str = "step"):
+        self._items = work if isinstance(work, Collection) else None
+        self._total = len(work) if isinstance(work, Collection) else work
         self._description, self._unit = description, unit
         self._initial = self._done = initial
         self._values: dict[str, Any] = {}
@@ -58,18 +58,16 @@ class progress(Generic[Item]):  # noqa: N801 (used like the function tqdm)
             self._bar.update(steps)
             return
         now = time.monotonic()
-        if now - self._last >= LINE_SECONDS and self._done < self._total:
+        if now - self._last >= LINE_SECONDS and (self._total is None or self._done < self._total):
             self._last = now
             _log.info("%s", self._line(now))
 
     def _line(self, now: float) -> str:
         each = (now - self._start) / max(1, self._done - self._initial)
-        left = human_seconds(each * (self._total - self._done))
-        parts = [
-            f"{self._description} {self._done}/{self._total}",
-            f"{human_seconds(each)}/{self._unit}",
-            f"{left} left",
-        ]
+        of, left = "", []
+        if self._total is not None:
+            of, left = f"/{self._total}", [f"{human_seconds(each * (self._total - self._done))} left"]
+        parts = [f"{self._description} {self._done}{of}", f"{human_seconds(each)}/{self._unit}", *left]
         parts += [
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self._values.items()

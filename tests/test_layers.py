@@ -24,6 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "measure": set(),
     "randomness": set(),
     "stopping": set(),
+    "commands": {"stopping"},
     "compilation_cache": set(),
     "progress": {"measure"},
     "faults": {"measure"},
@@ -38,7 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "chosen_models": {"backbones", "config", "data", "painters", "tiny"},
     "run": {"cameras", "config", "data", "faults", "geometry", "measure", "stopping"},
     "scoring": {
-        "checkpoints", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
+        "checkpoints", "commands", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
     },
     "stages": {
         "backbones", "cameras", "checkpoints", "chosen_models", "config", "data", "diffusion", "geometry", "learning",
@@ -48,14 +49,17 @@ ARROWS: dict[str, set[str]] = {
         "backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "models", "needs", "nn", "run"
     },
     "main": {
-        "chosen_models", "command_line", "compilation_cache", "config", "faults", "measure", "mesh", "nn",
+        "chosen_models", "command_line", "commands", "compilation_cache", "config", "faults", "measure", "mesh", "nn",
         "plan", "run", "stages", "stopping",
     },
 }  # fmt: skip
 # Rooms whose own rooms know nothing of each other.
 APART = ("models", "stages", "backbones", "painters")
 # Beside the package: what each may use of it, and of the others.
-BESIDE = {"converters": {*BASE, "backbones", "checkpoints", "data", "models", "nn", "stopping"}, "training": {*ARROWS}}
+BESIDE = {
+    "converters": {*BASE, "backbones", "checkpoints", "commands", "data", "models", "nn", "stopping"},
+    "training": {*ARROWS},
+}
 
 
 def imports(file: Path) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The training loop on a toy: what is not finite, stops, resuming, the logs."""
 
+import functools
 import os
 import signal
 
@@ -37,6 +38,7 @@ class Work:
 
     def __call__(self, *, bad=(), stop_at=None, every=0, steps=STEPS):
         stop, self.taken, self.given = Stop(), [], None
+        rate = lambda number: 0.1 / (number + 1)  # noqa: E731
 
         def arguments(number):
             self.taken.append(number + 1)
@@ -52,11 +54,12 @@ class Work:
                 arguments,
                 name="toy",
                 steps=steps,
+                over=lambda done, history: done >= steps,
                 checkpoints=self.folder / "steps",
-                checkpoint_every=every,
-                logs=self.folder / "logs",
+                due=lambda done: bool(every) and done % every == 0 and done < steps,
+                log=functools.partial(learning.events, self.folder / "logs", "toy", rate),
                 stop=stop,
-                rate=lambda number: 0.1 / (number + 1),
+                rate=rate,
                 mend=lambda number: f"mend {number}",
             )
         return self.given

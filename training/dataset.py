@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float16, UInt8
 
 from reangle_jax.geometry.trajectories import parse_view, view_cameras
-from training import records
+from training import commands, records
 from training.pool import ImagePool, load_pool
 from training.records import Stored
 from training.scenes import random_scene, render, source_cameras
@@ -106,9 +106,9 @@ def render_command(
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     render_command(parser, "clips", Clip, PART, render_clip)
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -8,7 +8,6 @@ pair scores worse than a true one, any against any, 0.5 being chance. Beside it:
 points in place of DUSt3R's, and the plain cosine of features at equal pixels, which knows of no geometry.
 """
 
-import argparse
 import functools
 import json
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from reangle_jax.data.files import atomic_write_json
 from reangle_jax.scoring import networks
 from reangle_jax.scoring.met3r import Described, Met3r, one_way, summarise
 from reangle_jax.tiny import WEIGHTS
+from training import commands
 from training.train_dino import carry
 from training.train_dust3r import true_points
 from training.views import Views, load_views
@@ -162,7 +162,7 @@ def _points(batch: dict[str, Array]) -> tuple[Array, Array]:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--views", required=True, help="held-out rendered views (training.views)")
     parser.add_argument("--weights", default=str(WEIGHTS), help="folder with dust3r/ and featup/ or dino/")
     parser.add_argument("--features", choices=tuple(networks.FEATURES), default="featup")
@@ -175,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -8,7 +8,6 @@ Held out altogether: the demo clip (of Sports2D, never fetched here), Middlebury
 the clip ``cup`` and the photographs and cut-outs that `HELDOUT_PHOTOS` and `HELDOUT_STAMP_EVERY` name.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import gzip
@@ -31,6 +30,7 @@ from jaxtyping import UInt8
 from reangle_jax.arrays import Picture
 from reangle_jax.data.video import iterate_frames
 from reangle_jax.errors import InputError
+from training import commands
 
 FORMAT = 1
 PHOTO_SIDE = 512  # the longest side of a photograph that is kept, pixels
@@ -444,17 +444,14 @@ def _random_window(
 
 def main() -> None:
     """Builds the cache that ``--cache`` names and prints what it holds."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = commands.parser(__doc__)
     parser.add_argument("--cache", default=".cache/pool", help="the folder to fill")
     cache = parser.parse_args().cache
-    try:
-        manifest = build_pool(cache)
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    manifest = build_pool(cache)
     size = sum(path.stat().st_size for path in Path(cache).iterdir()) / 2**20
     counts = ", ".join(f"{len(manifest[key])} {key}" for key in ("photos", "clips", "stamps"))
     print(f"{cache}: {counts}, {size:.0f} MiB")
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -29,7 +29,7 @@ from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.embeddings import sincos_1d
-from training import records, training
+from training import commands, records, training
 from training.pool import ImagePool, load_pool
 from training.scenes import random_scene, render, source_cameras
 
@@ -312,4 +312,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 from reangle_jax import checkpoints
 from reangle_jax.arrays import Picture
 from reangle_jax.models.dino import DinoConfig, VisionTransformer, normalise
-from training import training
+from training import commands, training
 from training.train_depth import principal_patches
 from training.views import Views, command_line, first_images, load_views
 
@@ -238,4 +238,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -31,7 +31,7 @@ from reangle_jax.errors import InputError
 from reangle_jax.geometry.cameras import rigid_inverse
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
 from reangle_jax.nn.linear import Linear
-from training import training
+from training import commands, training
 from training.train_depth import load_motorcycle, principal_patches
 from training.views import Views, command_line, first_images, load_views
 
@@ -368,4 +368,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

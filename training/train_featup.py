@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from reangle_jax import checkpoints, tiny
 from reangle_jax.models.dino import FeatUp, FeatUpConfig, normalise
 from reangle_jax.nn.resize import resize_bilinear
-from training import training
+from training import commands, training
 from training.train_dino import OUT as DINO
 from training.train_dino import sample
 from training.views import Views, command_line, load_views
@@ -134,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -20,7 +20,7 @@ from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.models.text.tokenizers import EOS, PAD, ByteTokenizer
 from reangle_jax.nn.linear import Linear
-from training import training
+from training import commands, training
 from training.dataset import load_clips, random_view
 
 WEIGHTS = tiny.WEIGHTS / "text_encoder"
@@ -114,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

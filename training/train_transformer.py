@@ -24,7 +24,7 @@ from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from training import records, training
+from training import commands, records, training
 from training.dataset import FRAMES, HEIGHT, PART, WIDTH, Clip, load_clips
 from training.pool import ImagePool, load_pool
 
@@ -193,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -27,7 +27,7 @@ from reangle_jax.arrays import to_unit
 from reangle_jax.data.video import fit
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from training import training
+from training import commands, training
 from training.dataset import Clip, load_clips
 from training.movers import moving_things
 from training.pool import ImagePool, load_pool
@@ -239,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

@@ -1,23 +1,24 @@
-"""The training loop that the small networks share: seeded, resumable, one compiled step for each batch shape."""
+"""How the small networks are trained: `learning.train` by steps or by the clock, seeded, with a mean that is kept."""
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import optax.contrib
-import orbax.checkpoint as ocp
 
 from reangle_jax import learning
-from reangle_jax.errors import NotFiniteError
-from training import records
+from reangle_jax.stopping import Stop
+from training import commands, records
 
 Batch = Any
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -70,7 +71,7 @@ class TrainConfig:
 
 def command_line(doc: str | None, *, steps: int, out: str, rate: float) -> argparse.ArgumentParser:
     """The flags that every training command has."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(doc)
     parser.add_argument("--workdir", required=True, help="checkpoints and the log; the same command goes on from here")
     parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
     parser.add_argument("--steps", type=int, default=steps)
@@ -108,21 +109,116 @@ def make_optimiser(parameters: dict[str, jax.Array], config: TrainConfig) -> opt
     )
 
 
+class Held(NamedTuple):
+    """What the optimiser keeps.
+
+    Attributes:
+        inner: the state of the transformation within.
+        rate: what updates are multiplied by: set before each step.
+        mean: the running mean of the parameters.
+        step: how many were taken.
+    """
+
+    inner: Any
+    rate: jax.Array
+    mean: dict[str, jax.Array]
+    step: jax.Array
+
+
 def at_a_rate(
-    optimiser: optax.GradientTransformation, freedom: dict[str, jax.Array] | None
+    optimiser: optax.GradientTransformation, freedom: dict[str, jax.Array] | None, ema: float
 ) -> optax.GradientTransformation:
-    """An optimiser whose updates are multiplied by the rate in its state, and by factors of their own."""
+    """An optimiser whose updates are multiplied by a rate and their own factors, and a mean of the parameters."""
 
-    def init(params: Any) -> Any:
-        return optimiser.init(params), jnp.zeros((), jnp.float32)
+    def init(params: Any) -> Held:
+        zero = jnp.zeros((), jnp.float32)
+        return Held(optimiser.init(params), zero, jax.tree.map(jnp.array, params), zero)
 
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-        updates, inner = optimiser.update(updates, state[0], params)
+    def update(updates: Any, state: Held, params: Any = None) -> tuple[Any, Held]:
+        updates, inner = optimiser.update(updates, state.inner, params)
         if freedom is not None:
             updates = {name: u * jnp.broadcast_to(freedom[name], u.shape) for name, u in updates.items()}
-        return jax.tree.map(lambda u: state[1] * u, updates), (inner, state[1])
+        updates = jax.tree.map(lambda u: state.rate * u, updates)
+        decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+        # A value at rest stays exact.
+        after = optax.apply_updates(params, updates)
+        mean = jax.tree.map(lambda m, p: m + (1.0 - decay) * (p - m), state.mean, after)
+        return updates, Held(inner, state.rate, mean, state.step + 1.0)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+class Schedule:
+    """How far training is, by steps or by the clock, and what follows from that.
+
+    Args:
+        config: the schedule.
+        make_batch: as `train` has it.
+
+    Attributes:
+        rates: of the steps of this start, by number.
+        saved: when the state was last saved, on the monotonic clock.
+    """
+
+    def __init__(self, config: TrainConfig, make_batch: Callable[[np.random.Generator, int], Batch]):
+        self.config, self.make_batch = config, make_batch
+        self.rates: dict[int, float] = {}
+        self._batches: Iterator[tuple[int, Batch]] | None = None
+        self.key = jax.random.key(config.seed)
+        self.saved = self._begun = time.monotonic()
+        self._done = 0
+
+    @property
+    def seconds(self) -> float:
+        """Of training, those of earlier starts too."""
+        return time.monotonic() - self._begun
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the schedule that is behind."""
+        minutes = self.config.minutes
+        return self.seconds / (60 * minutes) if minutes else self._done / self.config.steps
+
+    def over(self, done: int, history: learning.History) -> bool:
+        """Whether training ends after so many steps."""
+        if self._batches is None:
+            self._batches = records.batches(self.make_batch, self.config.seed, done)
+            self._begun -= history["seconds"][-1] if done else 0.0
+        self._done = done
+        return self.progress >= 1
+
+    def due(self, done: int) -> bool:
+        """Whether to save: at the end, and every now and then."""
+        return self.progress >= 1 or time.monotonic() - self.saved > self.config.save_every
+
+    def arguments(self, number: int) -> tuple:
+        """Batch, rate, seconds and key of the next step."""
+        assert self._batches is not None, "over comes first"
+        _, batch = next(self._batches)
+        self.rates[number] = self.config.rate(min(1.0, self.progress), number)
+        numbers = jnp.float32(self.rates[number]), jnp.float32(self.seconds)
+        return jax.device_put(batch), *numbers, jax.random.fold_in(self.key, number)
+
+
+class Log:
+    """``log.jsonl``: a line for every so many steps, and one for every held-out measurement."""
+
+    def __init__(self, path: Path, every: int):
+        self.path, self.every = path, every
+
+    def line(self, fields: dict[str, Any]) -> None:
+        """Writes a line."""
+        with self.path.open("a", encoding="utf-8") as log:
+            log.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in fields.items()}) + "\n")
+
+    def steps(self, first: int, history: learning.History) -> None:
+        """Writes the lines of the steps from the first on."""
+        for number in range(first, len(history.get("loss", ()))):
+            if number % self.every == 0:
+                seconds, before = history["seconds"], number - self.every
+                speed = self.every / max(1e-9, seconds[number] - seconds[before]) if before >= 0 else None
+                values = {key: values[number] for key, values in history.items()}
+                self.line({"step": number, **values, "seconds": round(seconds[number]), "steps_a_second": speed})
 
 
 def train(
@@ -150,13 +246,17 @@ def train(
 
     Returns:
         The mean parameters.
+
+    Raises:
+        NotFiniteError: a loss or a gradient; the last good state is saved.
+        Stopped: a signal came; the state is saved.
     """
     workdir = Path(workdir).absolute()
     leaves, tree = jax.tree_util.tree_flatten_with_path(parameters)
     flat = {jax.tree_util.keystr(path): value for path, value in leaves}
     names = list(flat)
     freedom = dict(zip(flat, jax.tree.leaves(trainable), strict=True)) if trainable is not None else None
-    optimiser = at_a_rate(make_optimiser(flat, config), freedom)
+    optimiser = at_a_rate(make_optimiser(flat, config), freedom, config.ema)
 
     def restore(flat: dict[str, jax.Array]) -> Any:
         return tree.unflatten([flat[name] for name in names])  # jax sorts a dict's keys
@@ -166,83 +266,37 @@ def train(
 
     update = learning.make_step(loss_of, optimiser, has_aux=True)
 
-    def step_fn(state: dict[str, Any], batch: Batch, rate: jax.Array, key: jax.Array):
-        learnt: learning.State = state["learnt"]
-        learnt, numbers = update(learnt._replace(optimiser=(learnt.optimiser[0], rate)), batch, key, state["mean"])
-        decay = jnp.minimum(config.ema, (1.0 + state["step"]) / (10.0 + state["step"]))
-        # A value at rest stays exact.
-        mean = jax.tree.map(lambda m, p: m + (1.0 - decay) * (p - m), state["mean"], learnt.parameters)
-        return {"learnt": learnt, "mean": mean, "step": state["step"] + 1.0}, numbers
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state: learning.State, batch: Batch, rate: jax.Array, seconds: jax.Array, key: jax.Array):
+        held = state.optimiser._replace(rate=rate)
+        state, numbers = update(state._replace(optimiser=held), batch, key, held.mean)
+        return state, {**numbers, "rate": rate, "seconds": seconds}
 
-    step_fn = jax.jit(step_fn, donate_argnums=0)
-    state = {
-        "learnt": learning.init(flat, optimiser),
-        "mean": jax.tree.map(jnp.array, flat),
-        "step": jnp.zeros((), jnp.float32),
-        "seconds": jnp.zeros((), jnp.float32),
-    }
-    with ocp.CheckpointManager(workdir / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=1)) as manager:
-        latest = manager.latest_step()
-        if latest is not None:
-            state = manager.restore(latest, args=ocp.args.StandardRestore(state))
-        mean = _loop(
-            step_fn,
-            state,
-            make_batch,
-            config,
-            workdir,
-            manager,
-            lambda mean: evaluate(restore(mean)) if evaluate else {},
-        )
-        return restore(mean)
+    schedule, log = Schedule(config, make_batch), Log(workdir / "log.jsonl", config.log_every)
 
-
-def _loop(step_fn, state, make_batch, config: TrainConfig, workdir: Path, manager, evaluate) -> Any:
-    spent, first = float(state.pop("seconds")), int(state["step"])
-    key = jax.random.key(config.seed)
-    start = last_save = last_log = time.monotonic()
-    elapsed = spent
-
-    def write(line: dict[str, Any]) -> None:
-        with (workdir / "log.jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
-
-    def save(step: int) -> None:
-        good = state["learnt"]._replace(healthy=jnp.ones((), bool))  # a step that was not changed nothing
-        kept = {**state, "learnt": good, "seconds": jnp.float32(elapsed)}
-        manager.save(step, args=ocp.args.StandardSave(kept))
-        manager.wait_until_finished()
-        held_out = evaluate(state["mean"])
+    def measure(state: learning.State, history: learning.History) -> None:
+        held_out = evaluate(restore(state.optimiser.mean)) if evaluate else {}
         if held_out:
-            write({"step": step, "seconds": round(elapsed), **held_out})
-            print(f"step {step} {held_out}", flush=True)
+            done = len(history["loss"])
+            log.line({"step": done, "seconds": round(schedule.seconds), **held_out})
+            print(f"step {done} {held_out}", flush=True)
+        schedule.saved = time.monotonic()
 
-    step = first
-    for step, batch in records.batches(make_batch, config.seed, first):
-        elapsed = spent + time.monotonic() - start
-        progress = elapsed / (60 * config.minutes) if config.minutes else step / config.steps
-        if progress >= 1:
-            break
-        rate = jnp.float32(config.rate(progress, step))
-        inputs = jax.device_put(batch), rate, jax.random.fold_in(key, step)
-        with jax.transfer_guard("disallow"):
-            state, numbers = step_fn(state, *inputs)
-        if step % config.log_every == 0:
-            line = {name: float(value) for name, value in numbers.items()}
-            if not state["learnt"].healthy:
-                save(step + 1)
-                raise NotFiniteError(
-                    f"the loss or its gradient is not finite at step {step} or some before: lower --rate; the last "
-                    "good state is kept"
-                )
-            now = time.monotonic()
-            line = {"step": step, "seconds": round(elapsed), "rate": float(rate), **line}
-            line["steps_a_second"] = config.log_every / (now - last_log) if step > first else None
-            last_log = now
-            write({k: round(v, 6) if isinstance(v, float) else v for k, v in line.items()})
-        if time.monotonic() - last_save > config.save_every:
-            save(step + 1)
-            last_save = time.monotonic()
-    if manager.latest_step() != step:
-        save(step)
-    return state["mean"]
+    workdir.mkdir(parents=True, exist_ok=True)
+    with Stop().installed() as stop, stop.at_safe_points():
+        state, _ = learning.train(
+            step,
+            learning.init(flat, optimiser),
+            schedule.arguments,
+            name="training",
+            steps=None if config.minutes else config.steps,
+            over=schedule.over,
+            checkpoints=workdir / "checkpoints",
+            due=schedule.due,
+            log=lambda history: contextlib.nullcontext(log.steps),
+            stop=stop,
+            rate=schedule.rates.__getitem__,
+            mend=lambda number: "lower --rate; the last good state is kept",
+            saved=measure,
+        )
+    return restore(state.optimiser.mean)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float16, Float32, UInt8
 
-from training import records, training
+from training import commands, records, training
 from training.dataset import HEIGHT, PIVOT, WIDTH, render_command
 from training.pool import ImagePool
 from training.records import Stored
@@ -94,9 +94,9 @@ def command_line(doc: str | None, *, steps: int, out: str, batch: int) -> argpar
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     render_command(parser, "scenes", Views, PART, render_views)
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

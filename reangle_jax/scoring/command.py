@@ -10,17 +10,17 @@ import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import cv2
 
-from reangle_jax import compilation_cache, faults
+from reangle_jax import commands, compilation_cache, faults
 from reangle_jax.arrays import Picture
 from reangle_jax.data import files
 from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
 from reangle_jax.scoring.inputs import Notes, iterate_video, moments, read_picture, read_pictures, square
-from reangle_jax.stopping import Stop, Stopped
+from reangle_jax.stopping import Stop
 
 DESCRIPTION = """\
 MEt3R (arXiv 2501.06336) of pictures of one moment, or of videos of one scene: 0 is consistent, 2 the worst; no camera
@@ -36,13 +36,8 @@ changes), of each at its own size.
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> commands.Parser:
+    parser = commands.Parser(
         prog="python -m reangle_jax.scoring",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -80,34 +75,23 @@ def _parser() -> _Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command line and gives the exit code: 0 done, 2 unusable input, 143 or 130 stopped by a signal.
+    """Runs a command line and gives the exit code, as `commands.answer` has them."""
 
-    Anything else that goes wrong is raised: it is a bug, and Python exits with 1.
-    """
-    try:
+    def work() -> None:
         with Stop().installed():
             _run(_parser().parse_args(list(argv)))
-    except InputError as error:
-        return _complain(str(error))
-    except Stopped as stopped:
-        print(f"stopped by {stopped}: no report was written", file=sys.stderr)
-        return stopped.exit_code
-    except Exception as error:
-        words = faults.out_of_memory(error)
-        if words is not None:
-            return _complain(
-                f"out of memory: {words}; what helps: a smaller --size, fewer inputs at a time, shorter videos"
-            )
-        if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        return _complain(f"cannot write: {error.strerror}{where}; mend that, or choose another --out or --save-maps")
-    return 0
+
+    return commands.answer(work, stopped="no report was written", explain=_explain)
 
 
-def _complain(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+def _explain(error: Exception) -> str | None:
+    words = faults.out_of_memory(error)
+    if words is not None:
+        return f"out of memory: {words}; what helps: a smaller --size, fewer inputs at a time, shorter videos"
+    if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
+        return None
+    where = f" ({error.filename})" if error.filename else ""
+    return f"cannot write: {error.strerror}{where}; mend that, or choose another --out or --save-maps"
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -102,7 +102,8 @@ def _prepared(
     seen = 100 * float(data.mask.mean())
     _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), seen)
     coder, base = backbone.load_coder(decodes=False), backbone.load_denoiser()
-    optimiser, schedule = make_optimiser(options), learning_rate(options)
+    optimiser, schedule, every = make_optimiser(options), learning_rate(options), options.checkpoint_every
+    rate = lambda number: np.asarray(schedule(number)).item() if callable(schedule) else schedule  # noqa: E731
     key, data = named_key(settings.seed, "finetune", "steps"), mesh.replicate(data)
     return functools.partial(
         learning.train,
@@ -111,10 +112,11 @@ def _prepared(
         lambda number: (base, coder, data, jax.random.fold_in(key, number)),
         name="finetune",
         steps=options.steps,
+        over=lambda done, history: done >= options.steps,
         checkpoints=scratch / "steps",
-        checkpoint_every=options.checkpoint_every,
-        logs=folder / "logs/finetune",
-        rate=lambda number: np.asarray(schedule(number)).item() if callable(schedule) else schedule,
+        due=lambda done: bool(every) and done % every == 0 and done < options.steps,
+        log=functools.partial(learning.events, folder / "logs/finetune", "finetune", rate),
+        rate=rate,
         mend=functools.partial(_mend, options, backbone.dtype),
     )
 

@@ -1,6 +1,8 @@
 """The shared training loop: it learns, goes on where it stopped, and leaves alone what it must."""
 
 import json
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 
 from reangle_jax.errors import NotFiniteError
-from training import training
+from reangle_jax.stopping import Stopped
+from training import commands, train_text, training
 from training.train_transformer import mirrored_prompt
 
 # optax raises float32 to the power of an int32 count.
@@ -34,8 +37,9 @@ def start():
 
 
 def run(folder, steps, stop_after=None, trainable=None):
-    batches = make_batch
+    batches, save_every = make_batch, 120.0
     if stop_after is not None:
+        save_every = 0.0
 
         def batches(rng, step):
             if step >= stop_after:
@@ -44,7 +48,7 @@ def run(folder, steps, stop_after=None, trainable=None):
 
     # A rate that is constant up to the decay, which both runs share: only the length of the schedule decides it.
     config = training.TrainConfig(
-        steps=steps, learning_rate=0.1, warmup=5, ema=0.9, log_every=5, save_every=0.0, weight_decay=0.0
+        steps=steps, learning_rate=0.1, warmup=5, ema=0.9, log_every=5, save_every=save_every, weight_decay=0.0
     )
     return training.train(loss, start(), batches, config, folder, trainable=trainable)
 
@@ -73,14 +77,66 @@ def test_numbers_that_are_not_finite_end_it_with_the_last_good_state(tmp_path):
         return batch | {"y": batch["y"] * np.float32(np.nan if step >= 7 else 1)}
 
     config = training.TrainConfig(steps=200, learning_rate=0.1, warmup=5, ema=0.9, log_every=5, weight_decay=0.0)
-    with pytest.raises(NotFiniteError, match=r"step 10 or some before: lower --rate"):
+    with pytest.raises(NotFiniteError, match=r"^training: the loss of step 8 is nan: lower --rate"):
         training.train(loss, start(), batches, config, tmp_path)
-    # Steps 7 to 10 changed nothing: training on with other batches learns.
+    # What was kept is the state before it: training on with other batches learns.
     mean = training.train(loss, start(), make_batch, config, tmp_path)
     np.testing.assert_allclose(mean["kernel"], TRUE, atol=0.1)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert {"loss", "gradient_norm", "update_norm", "rate"} <= lines[-1].keys()
-    assert [line["step"] for line in lines[:3]] == [0, 5, 15]
+    assert [line["step"] for line in lines[:3]] == [0, 5, 10]
+
+
+def test_the_clock_ends_it_and_goes_on_where_it_stood(tmp_path):
+    config = training.TrainConfig(steps=10**9, minutes=1 / 60, warmup=5, log_every=5)
+    measured = []
+
+    def evaluate(mean):
+        measured.append(mean)
+        return {"heldout_bias": float(mean["bias"].mean())}
+
+    first = training.train(loss, start(), make_batch, config, tmp_path, evaluate=evaluate)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line for line in lines if "heldout_bias" in line] == [lines[-1]]
+    assert lines[-1]["heldout_bias"] == pytest.approx(float(first["bias"].mean()), abs=1e-6)
+    # The minutes are behind it, but for its last step, whose length nobody knew when it began: one more at most.
+    training.train(loss, start(), make_batch, config, tmp_path, evaluate=evaluate)
+    again = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert again[: len(lines)] == lines
+    assert again[-1]["step"] <= lines[-1]["step"] + 1
+    assert len(measured) <= 2
+
+
+def test_a_signal_keeps_every_step(tmp_path):
+    whole = run(tmp_path / "whole", 20)
+
+    def batches(rng, step):
+        if step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make_batch(rng, step)
+
+    config = training.TrainConfig(steps=20, learning_rate=0.1, warmup=5, ema=0.9, log_every=5, weight_decay=0.0)
+    with pytest.raises(Stopped):
+        training.train(loss, start(), batches, config, tmp_path / "stopped")
+    # Bitwise: the same program on the same batches.
+    jax.tree.map(np.testing.assert_array_equal, run(tmp_path / "stopped", 20), whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--workdir", "w", "--scenes", "none"],
+            "error: none has no clip records: run python -m training.dataset --out none --clips COUNT",
+        ),
+        (["--workdir", "w"], "error: the following arguments are required: --scenes (see --help)"),
+    ],
+)
+def test_unusable_input_is_answered_in_one_line(tmp_path, arguments, words, monkeypatch, capfd):
+    monkeypatch.setattr("sys.argv", ["train_text", *arguments])
+    monkeypatch.chdir(tmp_path)
+    assert commands.answer(train_text.main) == 2
+    assert capfd.readouterr().err == f"{words}\n"
 
 
 def test_what_is_not_trainable_keeps_its_value(tmp_path):
