@@ -77,9 +77,10 @@ def check(settings: Settings, names: Iterable[str]) -> None:
         where = folder(settings, part)
         key = "config.depth_weights" if part == "depth" and settings.depth_weights else "config.weights"
         if key == "config.weights" and not settings.weights and not where.is_dir():
+            command = f"{settings.model} --source SOURCE --out {where.parent}" if part in model.folders else "--list"
             raise InputError(
                 f"{key}: {settings.model} needs its converted weights, and there is no {where}: set {key} to the "
-                "folder that `python -m converters` wrote"
+                f"folder that `python -m converters` wrote, or make it: `python -m converters {command}`"
             )
         found = read_config(where, key)
         if found.get("class") != classes[part]:

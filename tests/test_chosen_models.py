@@ -72,7 +72,11 @@ def describe(published):
 
 def test_missing_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"config\.weights: cogvideox-5b-i2v needs .* set config\.weights"):
+    with pytest.raises(
+        InputError,
+        match=r"config\.weights: cogvideox-5b-i2v needs .* set config\.weights .*or make it: `python -m "
+        r"converters cogvideox-5b-i2v --source SOURCE --out weights/cogvideox-5b-i2v`$",
+    ):
         chosen_models.check(settings(), ["vae"])
     with pytest.raises(InputError, match=r"config\.weights: .*w/transformer/config\.json is missing"):
         chosen_models.check(settings(weights=str(tmp_path / "w")), ["transformer"])

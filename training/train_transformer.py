@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Float16, Float32, UInt8
 
 from reangle_jax import checkpoints, tiny
+from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
@@ -61,7 +62,7 @@ def noised_first_frames(
     frames: UInt8[np.ndarray, "T H W 3"], rng: np.random.Generator
 ) -> Float32[np.ndarray, "K 1 H W 3"]:
     """First frames in [-1, 1] with noise of sigma exp(N(-3, 0.5)), as in fine-tuning."""
-    first = np.repeat(frames[None, :1].astype(np.float32) / 127.5 - 1, NOISED_IMAGES, 0)
+    first = np.repeat(np.asarray(to_unit(jnp.asarray(frames[None, :1]))), NOISED_IMAGES, 0)
     sigma = np.exp(rng.normal(-3.0, 0.5, (NOISED_IMAGES, 1, 1, 1, 1))).astype(np.float32)
     return first + sigma * rng.standard_normal(first.shape, np.float32)
 
@@ -86,7 +87,7 @@ class Encoder:
     def both(self, clip: Clip, rng: np.random.Generator) -> Iterator[Latents]:
         """A clip and its mirror image."""
         for frames, prompt in ((clip.frames, clip.prompt), (clip.frames[:, :, ::-1], mirrored_prompt(clip.prompt))):
-            (video,) = self(frames[None].astype(np.float32) / 127.5 - 1)
+            (video,) = self(np.asarray(to_unit(jnp.asarray(frames[None]))))
             yield Latents(video, self(noised_first_frames(frames, rng))[:, 0], prompt)
 
     def all(self, clips: Sequence[Clip], numbers: range, pool: ImagePool) -> Iterator[Latents]:
