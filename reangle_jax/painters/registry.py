@@ -33,7 +33,7 @@ class Entry:
 
 _FLUX = "reangle_jax.painters.flux.painter:FluxPainter"
 _SHARED = {
-    "transformer": "TransformerConfig",
+    "transformer": "FluxConfig",
     "vae": "AutoencoderConfig",
     "text_encoder": "CLIPConfig",
     "text_encoder_2": "T5Config",
@@ -45,7 +45,7 @@ _entries: dict[str, Entry] = {
     "tiny": Entry(
         8,
         {
-            "flux_transformer": "TransformerConfig",
+            "flux_transformer": "FluxConfig",
             "flux_controlnet": "ControlNetConfig",
             "flux_autoencoder": "AutoencoderConfig",
             "text_encoder": "T5Config",

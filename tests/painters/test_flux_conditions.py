@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from reangle_jax.models.flux.autoencoder import Autoencoder
+from reangle_jax.models.flux.tokens import unpack
 from reangle_jax.painters.flux import conditions
 
 RATIO = 4
@@ -38,18 +39,10 @@ def visible():
     return jnp.asarray(seen)
 
 
-def test_packing_is_the_published_one_and_goes_back(rng):
-    latents = jnp.asarray(rng.normal(size=(2, 4, 6, 16)), jnp.float32)
-    tokens = conditions.pack(latents)
-    # diffusers' FluxPipeline._pack_latents, of [B, C, H, W].
-    np.testing.assert_array_equal(tokens, einops.rearrange(latents, "b (h p) (w q) c -> b (h w) (c p q)", p=2, q=2))
-    np.testing.assert_array_equal(conditions.unpack(tokens, 4, 6), latents)
-
-
 def test_the_controlnets_condition(picture, visible):
     tokens = conditions.control_condition(Means(), picture, visible, key=None)
     assert tokens.shape == (2, 2 * 3, 4 * 4)
-    cells = np.asarray(conditions.unpack(tokens, 4, 6))
+    cells = np.asarray(unpack(tokens, (2, 3)))
     holed = np.where(np.asarray(visible)[..., None], picture, -1.0)
     means = einops.reduce(holed, "b (h p) (w q) c -> b h w c", "mean", p=RATIO, q=RATIO)
     np.testing.assert_allclose(cells[..., :3], (means - 0.5) * 2.0, atol=1e-5)
@@ -62,7 +55,7 @@ def test_the_controlnets_condition(picture, visible):
 def test_fills_condition(picture, visible):
     tokens = conditions.fill_condition(Means(), picture, visible, key=None)
     assert tokens.shape == (2, 6, 4 * 3 + 4 * RATIO**2)
-    latents = np.asarray(conditions.unpack(tokens[..., :12], 4, 6))
+    latents = np.asarray(unpack(tokens[..., :12], (2, 3)))
     np.testing.assert_allclose(latents[0, 1, 2:4], (0.0 - 0.5) * 2.0, atol=1e-6)  # grey
     # diffusers' FluxFillPipeline.prepare_mask_latents: every pixel of a cell is a channel, 1 in the hole.
     by_cell = einops.rearrange(~visible, "b (h y) (w x) -> b h w (y x)", y=RATIO, x=RATIO)
@@ -73,6 +66,6 @@ def test_fills_condition(picture, visible):
 def test_the_condition_is_drawn_by_key(picture, visible):
     draws = [conditions.control_condition(Means(), picture, visible, key=jax.random.key(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])
-    spread = conditions.unpack(draws[2] - conditions.control_condition(Means(), picture, visible, key=None), 4, 6)
+    spread = unpack(draws[2] - conditions.control_condition(Means(), picture, visible, key=None), (2, 3))
     assert np.asarray(spread)[..., 0].std() == pytest.approx(2.0, rel=0.3)  # its variance is 1, the scale 2
     assert np.abs(np.asarray(spread)[..., 1:3]).max() < 1e-5

@@ -1,38 +1,26 @@
 """CogVideoX's three networks, each loaded from its folder of weights: text encoder, autoencoder, transformer."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from reangle_jax import checkpoints, mesh
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from reangle_jax.models.text import tokenizers
-from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.nn.choices import AUTO, Choice
 from reangle_jax.nn.execution import Execution
+from reangle_jax.nn.network import Network as Network
+from reangle_jax.prompts import embed_prompts as embed_prompts
 
 # Rows and columns of a tile, and the most pixels that "auto" codes whole: the published models' native size.
 TILE_SAMPLE = (240, 360)
 WHOLE_PIXELS = 480 * 720
-
-
-class Network(NamedTuple):
-    """A network split for jax.jit: ``nnx.merge(graphdef, *states)`` gives the module back inside a traced function."""
-
-    config: Any
-    execution: Execution
-    graphdef: nnx.GraphDef
-    state: nnx.State
 
 
 def describe_vae(
@@ -139,29 +127,3 @@ def init_lora(config: TransformerConfig, *, key: Array) -> nnx.State:
         return mesh.constrain(nnx.state(Transformer(config, rngs=nnx.Rngs(key)), nnx.LoRAParam))
 
     return init(key)
-
-
-def embed_prompts(
-    folder: Path, prompts: Sequence[str], length: int, *, choice: Choice = AUTO
-) -> Float[np.ndarray, "N L D"]:
-    """Text embeddings of prompts, float32 on the host; equal prompts are encoded once.
-
-    The text encoder is loaded, used and dropped here: it is as large as the transformer and needed only once.
-
-    Raises:
-        InputError: the folder is missing or damaged, or holds another model.
-    """
-    config = checkpoints.load_config(folder, T5Config)
-    tokenizer = tokenizers.for_encoder(folder, config.vocab_size)
-    tokenizers.warn_of_cuts(tokenizer, prompts, length)
-    execution = Execution.in_type(config.param_dtype, choice)
-    model = checkpoints.load_into(
-        checkpoints.abstract(lambda: T5Encoder(config, execution=execution, rngs=nnx.Rngs(0))), folder
-    )
-    graphdef, state = nnx.split(model)
-    encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids).astype(jnp.float32))
-    known: dict[str, np.ndarray] = {}
-    for prompt in prompts:
-        if prompt not in known:
-            known[prompt] = np.asarray(encode(state, jnp.asarray(tokenizer([prompt], length))))[0]
-    return np.stack([known[prompt] for prompt in prompts])

@@ -1,28 +1,13 @@
 """What FLUX is told of a picture with holes: tokens that a ControlNet is given, or Fill beside the noised latents.
 
-Latents are [h, w, C], cells of several pixels a side; 2x2 cells make a token, packed as they are published: channel,
-row, column.
+Latents are [h, w, C], cells of several pixels a side; 2x2 cells make a token (`reangle_jax.models.flux.tokens`).
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from reangle_jax.models.flux.autoencoder import Autoencoder
-
-PATCH = 2
-
-
-def pack(latents: Float[Array, "B h w C"]) -> Float[Array, "B N C*4"]:
-    """Tokens of latents, row by row."""
-    batch, height, width, channels = latents.shape
-    cells = latents.reshape(batch, height // PATCH, PATCH, width // PATCH, PATCH, channels)
-    return cells.transpose(0, 1, 3, 5, 2, 4).reshape(batch, -1, channels * PATCH**2)
-
-
-def unpack(tokens: Float[Array, "B N D"], height: int, width: int) -> Float[Array, "B {height} {width} D//4"]:
-    """Latents of tokens; height and width are the latents'."""
-    cells = tokens.reshape(len(tokens), height // PATCH, width // PATCH, -1, PATCH, PATCH)
-    return cells.transpose(0, 1, 4, 2, 5, 3).reshape(len(tokens), height, width, -1)
+from reangle_jax.models.flux.tokens import pack
 
 
 def _by_cell(pixels: Array, ratio: int) -> Array:

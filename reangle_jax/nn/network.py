@@ -1,0 +1,23 @@
+"""A network split for jax.jit: its parameters are arguments, the rest is static."""
+
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from reangle_jax.nn.execution import Execution
+
+
+class Network(NamedTuple):
+    """``nnx.merge(graphdef, *states)`` gives the module back inside a traced function.
+
+    Attributes:
+        config: its sizes.
+        execution: how it is computed.
+        graphdef: what is static.
+        state: its parameters, or shapes in their place.
+    """
+
+    config: Any
+    execution: Execution
+    graphdef: nnx.GraphDef
+    state: nnx.State

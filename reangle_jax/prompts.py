@@ -1,0 +1,70 @@
+"""Embeddings of prompts by T5 and CLIP, which families of models share; from folders of converted weights."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from reangle_jax import checkpoints
+from reangle_jax.models.text import tokenizers
+from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
+from reangle_jax.models.text.clip_tokenizer import CLIPTokenizer
+from reangle_jax.models.text.t5 import T5Config, T5Encoder
+from reangle_jax.nn.choices import AUTO, Choice
+from reangle_jax.nn.execution import Execution
+
+
+def embed_prompts(
+    folder: Path, prompts: Sequence[str], length: int, *, choice: Choice = AUTO
+) -> Float[np.ndarray, "N L D"]:
+    """Text embeddings of prompts, float32 on the host; equal prompts are encoded once.
+
+    The text encoder is loaded, used and dropped here: it is as large as the transformer and needed only once.
+
+    Raises:
+        InputError: the folder is missing or damaged, or holds another model.
+    """
+    config = checkpoints.load_config(folder, T5Config)
+    tokenizer = tokenizers.for_encoder(folder, config.vocab_size)
+    tokenizers.warn_of_cuts(tokenizer, prompts, length)
+    execution = Execution.in_type(config.param_dtype, choice)
+    model = checkpoints.load_into(
+        checkpoints.abstract(lambda: T5Encoder(config, execution=execution, rngs=nnx.Rngs(0))), folder
+    )
+    graphdef, state = nnx.split(model)
+    encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids).astype(jnp.float32))
+    known: dict[str, np.ndarray] = {}
+    for prompt in prompts:
+        if prompt not in known:
+            known[prompt] = np.asarray(encode(state, jnp.asarray(tokenizer([prompt], length))))[0]
+    return np.stack([known[prompt] for prompt in prompts])
+
+
+def pool_prompts(
+    folder: Path, prompts: Sequence[str], *, choice: Choice = AUTO, others: str = ""
+) -> Float[np.ndarray, "N D"]:
+    """One vector for each prompt by CLIP's text tower, float32 on the host.
+
+    Args:
+        folder: the tower's.
+        prompts: any number.
+        choice: how it is computed.
+        others: an encoder that sees what is too long for this one, for the log.
+
+    Raises:
+        InputError: the folder is missing or damaged, or holds another model.
+    """
+    config = checkpoints.load_config(folder, CLIPConfig)
+    tokenizer = CLIPTokenizer(folder, config.vocab_size)
+    tokenizers.warn_of_cuts(tokenizer, prompts, config.max_length, encoder="CLIP", others=others)
+    execution = Execution.in_type(config.param_dtype, choice)
+    model = checkpoints.load_into(
+        checkpoints.abstract(lambda: CLIPTextEncoder(config, execution=execution, rngs=nnx.Rngs(0))), folder
+    )
+    graphdef, state = nnx.split(model)
+    encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids)[1].astype(jnp.float32))
+    return np.concatenate([encode(state, jnp.asarray(tokenizer([text], config.max_length))) for text in prompts])
