@@ -15,7 +15,7 @@ import numpy as np
 
 from converters.errors import SourceError
 from converters.registry import Layout, Part, relatives
-from converters.rules import Move, match, place
+from converters.rules import Move, match, places
 from converters.sources.folder import Opened
 from reangle_jax import checkpoints
 from reangle_jax.data.safetensors import DTYPES, Tensor
@@ -73,7 +73,8 @@ def plan(name: str, part: Part, opened: Opened) -> Plan:
         )
     targets = parameter_shapes(part.build, config)
     moves, ignored, misplaced = match(tensors, layout.table(config), targets)
-    dtype, notes, dtype_faults = _dtypes([move.tensor for move in moves], layout)
+    used = {move.tensor.name: move.tensor for move in moves}
+    dtype, notes, dtype_faults = _dtypes(list(used.values()), layout)
     faults = [*faults, *misplaced, *dtype_faults]
     if not faults:
         part.check_extras(opened.extras, config)
@@ -94,8 +95,7 @@ def _layout(part: Part, tensors: Mapping[str, Tensor]) -> Layout | None:
         return marked[0]
     # The mark itself may be what is missing: the layout that knows most of the names, if it knows most of them.
     known = {
-        layout.name: sum(place(name, layout.table(part.config)) is not None for name in tensors)
-        for layout in part.layouts
+        layout.name: sum(bool(places(name, layout.table(part.config))) for name in tensors) for layout in part.layouts
     }
     best = max(part.layouts, key=lambda layout: known[layout.name])
     return best if 2 * known[best.name] > len(tensors) else None

@@ -46,12 +46,15 @@ class Rule:
         target: template of the parameter's path.
         transform: the change of layout.
         part: a fixed index after the placeholders' own, where several source tensors fill one stacked parameter.
+        rows: the first, the one past the last, and how many the source has, where several parameters share a source
+            tensor: each has a rule with the same template. The first layout of a part has none: it is also written.
     """
 
     source: str
     target: str
     transform: Transform = IDENTITY
     part: tuple[int, ...] = ()
+    rows: tuple[int, int, int] | None = None
 
     @functools.cached_property
     def stacked(self) -> tuple[str, ...]:
@@ -69,6 +72,10 @@ class Rule:
         match = _pattern(self.target).fullmatch(path)
         return match.groupdict() if match else None
 
+    def forward(self, values: np.ndarray) -> np.ndarray:
+        """A source tensor's values, or the rows that are meant, as the parameter has them."""
+        return self.transform.forward(values[slice(*self.rows[:2])] if self.rows else values)
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -76,6 +83,15 @@ class Table:
 
     rules: Sequence[Rule]
     ignored: Sequence[str] = ()
+
+    @functools.cached_property
+    def sharing(self) -> dict[str, list[Rule]]:
+        """The rules of each template that several share."""
+        found: dict[str, list[Rule]] = {}
+        for rule in self.rules:
+            if rule.rows:
+                found.setdefault(rule.source, []).append(rule)
+        return found
 
 
 @functools.cache
@@ -92,15 +108,21 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
-def place(name: str, table: Table) -> tuple[Rule, str, tuple[int, ...]] | None:
-    """Where a source tensor goes: its rule, the target's path and its index in the stack; None if no rule fits."""
-    for rule in table.rules:
+def places(name: str, table: Table) -> list[tuple[Rule, str, tuple[int, ...]]]:
+    """Where a source tensor goes: the rule, the target's path and its index in the stack; several if it is shared.
+
+    Empty if no rule fits.
+    """
+    for first in table.rules:
         # Most names differ from most templates before the first number: a comparison spares the search.
-        match = _pattern(rule.source).fullmatch(name) if name.startswith(rule.heads[0]) else None
+        match = _pattern(first.source).fullmatch(name) if name.startswith(first.heads[0]) else None
         if match:
             groups = match.groupdict()
-            return rule, rule.target.format(**groups), tuple(int(groups[p]) for p in rule.stacked) + rule.part
-    return None
+            return [
+                (rule, rule.target.format(**groups), tuple(int(groups[p]) for p in rule.stacked) + rule.part)
+                for rule in table.sharing.get(first.source, [first])
+            ]
+    return []
 
 
 def is_ignored(name: str, table: Table) -> bool:
@@ -110,7 +132,7 @@ def is_ignored(name: str, table: Table) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """One tensor's way into the model.
+    """One tensor's way into the model, or that of some of its rows.
 
     Attributes:
         tensor: where it comes from.
@@ -124,9 +146,10 @@ class Move:
     path: str
     index: tuple[int, ...]
 
-    def forward(self, values: np.ndarray) -> np.ndarray:
-        """The tensor's values as the parameter has them."""
-        return self.rule.transform.forward(values)
+    @property
+    def name(self) -> str:
+        """What is moved: the tensor, and its rows if they are not all."""
+        return self.tensor.name + (f"[{self.rule.rows[0]}:{self.rule.rows[1]}]" if self.rule.rows else "")
 
 
 def match(
@@ -146,50 +169,50 @@ def match(
     moves, ignored, faults = [], [], []
     filled: dict[str, dict[tuple[int, ...], str]] = {path: {} for path in targets}
     for tensor in tensors.values():
-        placed = place(tensor.name, table)
-        if placed is None:
-            if is_ignored(tensor.name, table):
-                ignored.append(tensor.name)
+        placed = places(tensor.name, table)
+        if not placed and is_ignored(tensor.name, table):
+            ignored.append(tensor.name)
+        elif not placed:
+            faults.append(f"{tensor.name}: the model knows no such tensor")
+        for rule, path, index in placed:
+            depth = len(index)
+            if path not in targets:
+                faults.append(f"{tensor.name}: this model has no such tensor ({path})")
+            elif any(i >= n for i, n in zip(index, targets[path], strict=False)):
+                faults.append(f"{tensor.name}: the model has {targets[path][0]} layers only")
+            elif index in filled[path]:
+                faults.append(f"{tensor.name}: is the same parameter as {filled[path][index]}")
             else:
-                faults.append(f"{tensor.name}: the model knows no such tensor")
-            continue
-        rule, path, index = placed
-        depth = len(index)
-        if path not in targets:
-            faults.append(f"{tensor.name}: this model has no such tensor ({path})")
-        elif any(i >= n for i, n in zip(index, targets[path], strict=False)):
-            faults.append(f"{tensor.name}: the model has {targets[path][0]} layers only")
-        elif index in filled[path]:
-            faults.append(f"{tensor.name}: is the same parameter as {filled[path][index]}")
-        else:
-            filled[path][index] = tensor.name
-            want = published_shape(rule, targets[path][depth:])
-            if want is not None and want != tensor.shape:
-                faults.append(f"{tensor.name}: shape {list(tensor.shape)}, the model has {list(want)}")
-            elif _moved(rule, tensor.shape) != targets[path][depth:]:
-                faults.append(f"{tensor.name}: shape {list(tensor.shape)} does not fit {list(targets[path][depth:])}")
-            moves.append(Move(tensor, rule, path, index))
+                filled[path][index] = tensor.name
+                want = published_shape(rule, targets[path][depth:])
+                if want is not None and want != tensor.shape:
+                    faults.append(f"{tensor.name}: shape {list(tensor.shape)}, the model has {list(want)}")
+                elif _moved(rule, tensor.shape) != targets[path][depth:]:
+                    shapes = f"{list(tensor.shape)} does not fit {list(targets[path][depth:])}"
+                    faults.append(f"{tensor.name}: shape {shapes}")
+                moves.append(Move(tensor, rule, path, index))
     for path, indices in filled.items():
         if math.prod(targets[path][: len(next(iter(indices), ()))]) > MAX_PIECES:
             return moves, ignored, [*faults, f"config.json: {path} would have {targets[path][0]} layers"]
         expected = pieces(path, targets[path], table)
         faults += [f"{name}: missing" for index, (_, name) in expected.items() if index not in indices]
         faults += [] if expected else [f"{path}: no rule of the table fills it"]
-    return moves, ignored, faults
+    return moves, ignored, list(dict.fromkeys(faults))  # parameters that share a tensor share its faults
 
 
 def _moved(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape after a rule's transform, from an array that takes no memory."""
     try:
-        return rule.transform.forward(np.broadcast_to(np.uint8(0), shape)).shape
+        return rule.forward(np.broadcast_to(np.uint8(0), shape)).shape
     except (ValueError, IndexError):
         return None
 
 
 def published_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The shape before it; None where that cannot be said."""
+    """The shape before it, of the whole source tensor; None where that cannot be said."""
     try:
-        return rule.transform.inverse(np.broadcast_to(np.uint8(0), shape)).shape
+        found = rule.transform.inverse(np.broadcast_to(np.uint8(0), shape)).shape
+        return (rule.rows[2], *found[1:]) if rule.rows else found
     except (ValueError, IndexError):
         return None
 

@@ -8,6 +8,7 @@ and one more hashes what was read.
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,9 +171,9 @@ class Writer:
 
     def _check_room(self, done: set[str]) -> None:
         need = sum(
-            move.tensor.nbytes // move.tensor.dtype.itemsize * self.dtype.itemsize
+            math.prod(self.plan.targets[move.path][len(move.index) :]) * self.dtype.itemsize
             for move in self.plan.moves
-            if move.tensor.name not in done
+            if move.name not in done
         )
         free = shutil.disk_usage(self.partial).free
         if need + SPARE_BYTES > free:
@@ -189,7 +190,10 @@ class Writer:
         hasher = Hasher(source)
         if (self.partial / PARAMS).exists():  # stopped between the last tensor and the end
             return hasher.result()
-        moves = {move.tensor.name: move for move in self.plan.moves if move.tensor.name not in done}
+        moves: dict[str, list[Move]] = {}
+        for move in self.plan.moves:
+            if move.name not in done:
+                moves.setdefault(move.tensor.name, []).append(move)
         arrays = {path: (shape, self.dtype) for path, shape in self.plan.targets.items()}
         depths = {move.path: len(move.index) for move in self.plan.moves}
         with (
@@ -217,23 +221,26 @@ class Writer:
                 shutil.rmtree(self.partial)
                 raise SourceError(f"{file}: is damaged (its SHA-256 is not what it was published with); delete {blob}")
 
-    def _to_read(self, moves: Mapping[str, Move]) -> list[Tensor]:
+    def _to_read(self, moves: Mapping[str, Sequence[Move]]) -> list[Tensor]:
         """Tensors in the order in which they lie; where they have a place in the file all of them, to hash it whole."""
         source = self.opened.source
         place = {file: k for k, file in enumerate(source.files)}
         needed = [t for t in source.tensors.values() if t.offset or t.name in moves]
         return sorted(needed, key=lambda tensor: (place[tensor.file], tensor.offset, tensor.nbytes))
 
-    def _put(self, writing: weights_folder.ParamsWriter, move: Move, raw: np.ndarray) -> None:
+    def _put(self, writing: weights_folder.ParamsWriter, moves: Sequence[Move], raw: np.ndarray) -> None:
+        tensor = moves[0].tensor
         if not safetensors.is_finite(raw):
             raise SourceError(
-                f"{move.tensor.file}: {move.tensor.name} holds NaN or infinity, and so would all that is "
+                f"{tensor.file}: {tensor.name} holds NaN or infinity, and so would all that is "
                 "computed with it; download it again, or take another release"
             )
         if raw.dtype != self.dtype:
-            raw = _cast(raw, self.dtype, move.tensor.name)
+            raw = _cast(raw, self.dtype, tensor.name)
         # Layout changes move values only, and NumPy moves integers fastest.
-        writing.put(move.path, move.index, move.forward(raw.view(f"u{raw.dtype.itemsize}")), move.tensor.name)
+        raw = raw.view(f"u{raw.dtype.itemsize}")
+        for move in moves:
+            writing.put(move.path, move.index, move.rule.forward(raw), move.name)
 
     def _note(self, names: Sequence[str]) -> None:
         """Adds tensors that are on the disk to the journal, for good."""
@@ -263,7 +270,7 @@ class Writer:
     def _manifest(self, sources: list[dict[str, Any]]) -> dict[str, Any]:
         names: dict[str, dict[tuple[int, ...], str]] = {}
         for move in self.plan.moves:
-            names.setdefault(move.path, {})[move.index] = move.tensor.name
+            names.setdefault(move.path, {})[move.index] = move.name
         return {
             "model": self.name,
             "part": self.plan.part.name,

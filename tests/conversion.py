@@ -23,7 +23,7 @@ def convert(
     assert not faults, faults
     result = {move.path: np.empty(targets[move.path], source[move.tensor.name].dtype) for move in moves}
     for move in moves:
-        result[move.path][move.index] = move.forward(source[move.tensor.name])
+        result[move.path][move.index] = move.rule.forward(source[move.tensor.name])
     return result
 
 
@@ -33,5 +33,10 @@ def revert(parameters: Mapping[str, np.ndarray], table: Table) -> dict[str, np.n
     for path, array in parameters.items():
         for index, (rule, name) in pieces(path, array.shape, table).items():
             piece = rule.transform.inverse(array[index])
-            result[name] = np.ascontiguousarray(piece).reshape(piece.shape)
+            if rule.rows:
+                first, last, count = rule.rows
+                whole = result.setdefault(name, np.empty((count, *piece.shape[1:]), piece.dtype))
+                whole[first:last] = piece
+            else:
+                result[name] = np.ascontiguousarray(piece).reshape(piece.shape)
     return result

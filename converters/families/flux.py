@@ -8,13 +8,23 @@ from flax import nnx
 
 from converters.families.text_encoders import CLIP, TEXT_ENCODER
 from converters.registry import Layout, Model, Part, expect
-from converters.tables import flux_autoencoder
+from converters.tables import flux_autoencoder, flux_transformer
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
+from reangle_jax.models.flux.controlnet import FluxControlNet
+from reangle_jax.models.flux.transformer import FluxTransformer
+from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.models.text.tokenizers import SPIECE
 
 LICENCE = "FLUX.1 [dev] non-commercial"
 
+# Our field, and the published one.
+_TRANSFORMER_FIELDS = {
+    **{name: name for name in ("num_layers", "num_attention_heads", "attention_head_dim", "in_channels")},
+    "text_embed_dim": "joint_attention_dim",
+    "pooled_embed_dim": "pooled_projection_dim",
+    "guidance_embeds": "guidance_embeds",
+}
 _AUTOENCODER_FIELDS = ("layers_per_block", "latent_channels", "in_channels", "norm_num_groups", "scaling_factor")
 
 
@@ -81,9 +91,112 @@ T5 = dataclasses.replace(
     TEXT_ENCODER, name="text_encoder_2", folder="text_encoder_2", extras={"tokenizer_2/spiece.model": SPIECE}
 )
 
+
+def _read_flux(published: Mapping[str, Any], name: str) -> dict[str, Any]:
+    expect(published, "_class_name", (name,))
+    expect(published, "patch_size", (1,))
+    fields = {ours: published[theirs] for ours, theirs in _TRANSFORMER_FIELDS.items()}
+    return {**fields, "axes_dims_rope": tuple(published["axes_dims_rope"])}
+
+
+def _write_flux(config: FluxConfig, name: str) -> dict[str, Any]:
+    return {
+        "_class_name": name,
+        "_diffusers_version": "0.31.0",
+        **{theirs: getattr(config, ours) for ours, theirs in _TRANSFORMER_FIELDS.items()},
+        "axes_dims_rope": list(config.axes_dims_rope),
+        "num_single_layers": config.num_single_layers,
+        "patch_size": 1,
+    }
+
+
+def read_transformer(published: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `FluxConfig` from diffusers' config.json."""
+    return {
+        **_read_flux(published, "FluxTransformer2DModel"),
+        "num_single_layers": published["num_single_layers"],
+        "out_channels": published.get("out_channels") or published["in_channels"],
+    }
+
+
+def write_transformer(config: FluxConfig) -> dict[str, Any]:
+    """The config.json of diffusers."""
+    return {**_write_flux(config, "FluxTransformer2DModel"), "out_channels": config.out_channels}
+
+
+def read_controlnet(published: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `ControlNetConfig` from the config.json of its authors; ``base_layers`` is our own field there."""
+    expect(published, "num_single_layers", (0,))
+    expect(published, "num_mode", (None,))
+    expect(published, "conditioning_embedding_channels", (None,))
+    return {
+        **_read_flux(published, "FluxControlNetModel"),
+        "condition_channels": published["in_channels"] + published.get("extra_condition_channels", 0),
+        "base_layers": published.get("base_layers", ControlNetConfig.inpainting_beta().base_layers),
+    }
+
+
+def write_controlnet(config: ControlNetConfig) -> dict[str, Any]:
+    """The config.json of its authors."""
+    return {
+        **_write_flux(config, "FluxControlNetModel"),
+        "extra_condition_channels": config.condition_channels - config.in_channels,
+        "base_layers": config.base_layers,
+    }
+
+
+def _transformer(config: FluxConfig, size: float) -> Part:
+    return Part(
+        name="transformer",
+        config=config,
+        build=lambda config: FluxTransformer(config, rngs=nnx.Rngs(0)),
+        layouts=(
+            Layout("diffusers", flux_transformer.transformer, "x_embedder.weight", "bfloat16"),
+            Layout("single file", flux_transformer.original, "img_in.weight", "bfloat16"),
+        ),
+        folder="transformer",
+        kind=lambda config: {
+            "in_channels per predicted channel": config.in_channels / config.out_channels,
+            "guidance_embeds": config.guidance_embeds,
+        },
+        read_config=read_transformer,
+        write_config=write_transformer,
+        extras={"scheduler/scheduler_config.json": "scheduler_config.json"},
+        dtype="bfloat16",
+        size=size,
+    )
+
+
+CONTROLNET = Part(
+    name="controlnet",
+    config=ControlNetConfig.inpainting_beta(),
+    build=lambda config: FluxControlNet(config, rngs=nnx.Rngs(0)),
+    layouts=(Layout("diffusers", flux_transformer.controlnet, "controlnet_x_embedder.weight", "bfloat16"),),
+    kind=lambda config: {"the condition has a mask": config.condition_channels > config.in_channels},
+    read_config=read_controlnet,
+    write_config=write_controlnet,
+    dtype="bfloat16",
+    size=4.28,
+)
 # What all pipelines of the family share, beside their transformers.
 SHARED = (AUTOENCODER, CLIP, T5)
 MODELS = (
-    Model("flux.1-dev", "black-forest-labs/FLUX.1-dev", LICENCE, SHARED),
-    Model("flux.1-fill-dev", "black-forest-labs/FLUX.1-Fill-dev", LICENCE, SHARED),
+    Model(
+        "flux.1-dev",
+        "black-forest-labs/FLUX.1-dev",
+        LICENCE,
+        (_transformer(FluxConfig.dev(), 23.8), *SHARED),
+    ),
+    Model(
+        "flux.1-fill-dev",
+        "black-forest-labs/FLUX.1-Fill-dev",
+        LICENCE,
+        (_transformer(FluxConfig.fill_dev(), 23.8), *SHARED),
+    ),
+    Model(
+        "flux.1-dev-controlnet-inpainting-beta",
+        "alimama-creative/FLUX.1-dev-Controlnet-Inpainting-Beta",
+        LICENCE,
+        (CONTROLNET,),
+    ),
 )

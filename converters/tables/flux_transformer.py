@@ -1,6 +1,10 @@
-"""FLUX's transformers and their inpainting ControlNet in diffusers' layout."""
+"""FLUX's transformers and their inpainting ControlNet: diffusers' layout, and the authors' own of the transformers."""
 
-from converters.rules import LINEAR, Rule, Table
+from collections.abc import Sequence
+
+import numpy as np
+
+from converters.rules import IDENTITY, LINEAR, Rule, Table, Transform
 from converters.tables.common import affine, rotated
 from reangle_jax.models.flux.transformer_config import FluxConfig
 
@@ -82,3 +86,66 @@ def controlnet(config: FluxConfig) -> Table:
             *affine("controlnet_blocks.{i}", "blocks.layers.residual", LINEAR),
         ]
     )
+
+
+def _halves_swapped(name: str, after: Transform) -> Transform:
+    """Another order of two halves of the rows, then a transform."""
+
+    def swap(x):
+        return np.roll(x, len(x) // 2, axis=0)
+
+    return Transform(name, lambda x: after.forward(swap(x)), lambda x: swap(after.inverse(x)))
+
+
+def _sharing(source: str, parts: Sequence[tuple[str, int, Transform, Transform]]) -> list[Rule]:
+    """Layers (target, width, transforms of kernel and bias) whose rows are joined in one published layer."""
+    total = sum(width for _, width, _, _ in parts)
+    rules, first = [], 0
+    for target, width, kernel, vector in parts:
+        rows = (first, first + width, total)
+        rules.append(Rule(f"{source}.weight", f"{target}.kernel", kernel, rows=rows))
+        rules.append(Rule(f"{source}.bias", f"{target}.bias", vector, rows=rows))
+        first += width
+    return rules
+
+
+def original(config: FluxConfig) -> Table:
+    """The same transformers in the authors' single files. No published tensor is left over.
+
+    Queries, keys and values are one layer there, joined by the feed-forward's first in single blocks; the last norm has
+    its shift before its scale.
+    """
+    width = config.inner_dim
+    kernel, vector = rotated(config.attention_head_dim)
+
+    def heads(target: str) -> list[tuple[str, int, Transform, Transform]]:
+        turned = [(f"{target}.{to}", width, kernel, vector) for to in ("to_q", "to_k")]
+        return [*turned, (f"{target}.to_v", width, LINEAR, IDENTITY)]
+
+    def norms(source: str, target: str) -> list[Rule]:
+        pairs = (("query_norm", "norm_q"), ("key_norm", "norm_k"))
+        return [Rule(f"{source}.{theirs}.scale", f"{target}.{ours}.scale", vector) for theirs, ours in pairs]
+
+    rules = [*affine("img_in", "embed_picture", LINEAR), *affine("txt_in", "embed_text", LINEAR)]
+    for theirs, ours in (("time_in", "timestep"), ("guidance_in", "guidance"), ("vector_in", "text")):
+        rules += affine(f"{theirs}.in_layer", f"embedders.{ours}.linear_1", LINEAR)
+        rules += affine(f"{theirs}.out_layer", f"embedders.{ours}.linear_2", LINEAR)
+    for theirs, ours in (("img", "picture"), ("txt", "text")):
+        source, target = f"double_blocks.{{i}}.{theirs}", f"joint.layers.{ours}"
+        rules += _sharing(f"{source}_attn.qkv", heads(f"{target}.heads"))
+        rules += norms(f"{source}_attn.norm", f"{target}.heads")
+        rules += affine(f"{source}_attn.proj", f"{target}.to_out", LINEAR)
+        rules += affine(f"{source}_mod.lin", f"{target}.norm.linear", LINEAR)
+        rules += affine(f"{source}_mlp.0", f"{target}.ff.up", LINEAR)
+        rules += affine(f"{source}_mlp.2", f"{target}.ff.down", LINEAR)
+    source, target = "single_blocks.{i}", "single.layers"
+    rules += _sharing(f"{source}.linear1", [*heads(f"{target}.heads"), (f"{target}.up", 4 * width, LINEAR, IDENTITY)])
+    rules += norms(f"{source}.norm", f"{target}.heads")
+    rules += affine(f"{source}.linear2", f"{target}.out", LINEAR)
+    rules += affine(f"{source}.modulation.lin", f"{target}.norm.linear", LINEAR)
+    rules += [
+        Rule("final_layer.adaLN_modulation.1.weight", "head.linear.kernel", _halves_swapped("scale_first", LINEAR)),
+        Rule("final_layer.adaLN_modulation.1.bias", "head.linear.bias", _halves_swapped("scale_first", IDENTITY)),
+        *affine("final_layer.linear", "head.proj_out", LINEAR),
+    ]
+    return Table(rules)

@@ -17,6 +17,7 @@ from tests.manifests import manifest
 from tests.published import SMALL, write_small, write_sparse
 from tests.spiece import write_spiece
 
+CONTROLNET_ADDRESS = "https://huggingface.co/alimama-creative/FLUX.1-dev-Controlnet-Inpainting-Beta"
 MODEL = "cogvideox-5b-i2v"
 
 
@@ -116,6 +117,9 @@ def test_list(capsys):
         assert model.licence in line
         assert line.endswith(model.address)
     lines = [line.split() for line in printed.splitlines()]
+    assert ["flux.1-dev/transformer", "23.80", "bfloat16"] in lines
+    (line,) = [line for line in lines if line[0] == "flux.1-dev-controlnet-inpainting-beta"]
+    assert line[1:7] == ["4.28", "bfloat16", "FLUX.1", "[dev]", "non-commercial", CONTROLNET_ADDRESS]
     assert ["flux.1-dev/text_encoder", "0.25", "bfloat16", "MIT"] in lines
     assert ["flux.1-dev/text_encoder_2", "9.52", "bfloat16", "Apache-2.0"] in lines
 

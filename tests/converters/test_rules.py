@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from converters.rules import CONV2D, CONV3D, IDENTITY, LINEAR, Rule, Table, match, permute, pieces, place
+from converters.rules import CONV2D, CONV3D, IDENTITY, LINEAR, Rule, Table, match, permute, pieces, places
 from tests.conversion import convert, revert, tensor
 
 TABLE = Table(
@@ -91,14 +91,14 @@ def test_two_tensors_for_one_parameter(source):
 
 
 def test_nothing_is_taken_by_a_part_of_its_name():
-    assert place("model.proj.weight", TABLE) is None
-    assert place("proj.weight.1", TABLE) is None
-    assert place("projxweight", TABLE) is None
-    assert place("blocks.a.norm.bias", TABLE) is None
+    assert places("model.proj.weight", TABLE) == []
+    assert places("proj.weight.1", TABLE) == []
+    assert places("projxweight", TABLE) == []
+    assert places("blocks.a.norm.bias", TABLE) == []
 
 
 def test_numbers_of_the_target_are_no_index():
-    rule, path, index = place("blocks.11.fc2.weight", TABLE)
+    ((rule, path, index),) = places("blocks.11.fc2.weight", TABLE)
     assert (rule.stacked, path, index) == (("i",), "stack.fc2.kernel", (11,))
 
 
@@ -112,8 +112,8 @@ def test_two_stacked_axes(rng):
 
 def test_a_placeholder_named_twice_is_one_number():
     table = Table([Rule("a{i}.b{i}.weight", "stack")])
-    assert place("a1.b1.weight", table) is not None
-    assert place("a1.b2.weight", table) is None
+    assert len(places("a1.b1.weight", table)) == 1
+    assert places("a1.b2.weight", table) == []
 
 
 def test_parameter_without_a_name():

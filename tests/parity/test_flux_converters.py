@@ -2,10 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
+from flax import nnx
 
 from converters import command
-from tests.parity import test_clip, test_flux_autoencoder
+from converters.tables import flux_transformer
+from reangle_jax.checkpoints import abstract, parameter_paths
+from reangle_jax.models.flux.transformer import FluxTransformer
+from tests.conversion import revert
+from tests.networks import fill_randomly
+from tests.parity import test_clip, test_flux_autoencoder, test_flux_transformer
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -13,10 +20,17 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 
-@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+ORIGINALS = {
+    "transformer": lambda: test_flux_transformer.original(test_flux_transformer.SMALL),
+    "vae": lambda: test_flux_autoencoder.pair("three levels")[0],
+    "text_encoder": lambda: test_clip.original(2),
+}
+
+
+@pytest.mark.parametrize("part", ORIGINALS)
 def test_from_theirs_to_ours_and_back(tmp_path, part):
     """Their folder, converted, brought back, opened again: every tensor as it was, every name known."""
-    theirs = test_flux_autoencoder.pair("three levels")[0] if part == "vae" else test_clip.original(2)
+    theirs = ORIGINALS[part]()
     theirs.save_pretrained(tmp_path / "in" / part)
     name, ours, back = f"flux.1-dev/{part}", str(tmp_path / "ours"), str(tmp_path / "back")
     assert command.main([name, "--source", str(tmp_path / "in"), "--out", ours, "--dtype=float32"]) == 0
@@ -30,3 +44,26 @@ def test_from_theirs_to_ours_and_back(tmp_path, part):
     before, after = (json.loads((tmp_path / at / part / "config.json").read_text()) for at in ("in", "back"))
     known = {key for key in after if not key.startswith("_") and key in before}
     assert {key: after[key] for key in known} == {key: before[key] for key in known}
+
+
+def test_the_single_file_is_what_diffusers_takes_it_for(monkeypatch):
+    """One network in both layouts by our tables; diffusers' own conversion of the one gives the other."""
+    from diffusers.loaders import single_file_utils
+
+    config = test_flux_transformer.SMALL
+    model = abstract(lambda: FluxTransformer(config, rngs=nnx.Rngs(0)))
+    fill_randomly(model)
+    arrays = {path: np.asarray(variable[...]) for path, variable in parameter_paths(model).items()}
+    single = {name: torch.from_numpy(x) for name, x in revert(arrays, flux_transformer.original(config)).items()}
+    assert single["single_blocks.0.linear1.weight"].shape == (7 * config.inner_dim, config.inner_dim)
+    split = torch.split
+
+    def narrower(x, sizes, dim):  # the published width, 3072, is written into their code
+        return split(x, [size * config.inner_dim // 3072 for size in sizes], dim)
+
+    monkeypatch.setattr(torch, "split", narrower)
+    got = single_file_utils.convert_flux_transformer_checkpoint_to_diffusers(single)
+    want = revert(arrays, flux_transformer.transformer(config))
+    assert got.keys() == want.keys()
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name].numpy(), array, err_msg=name)
