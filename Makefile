@@ -1,6 +1,7 @@
-# Two commands do everything, set-up included:
-#   make demo   the bundled clip seen along six new camera paths, with the small weights, on a CPU
-#   make test   the tests
+# These commands do everything, set-up included:
+#   make demo          the bundled clip seen along six new camera paths, with the small weights, on a CPU
+#   make demo-static   the same clip as four cameras that stand elsewhere see it
+#   make test          the tests
 # Another interpreter or place for the environment: make test PYTHON=python3.13 VENV=.venv313
 
 VENV ?= .venv
@@ -8,13 +9,18 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PY := $(VENV)/bin/python
 DEMO ?= runs/demo
+DEMO_STATIC ?= runs/demo-static
 ARGS ?=
 
-.PHONY: demo test test-fast lint format docs bench clean
+.PHONY: demo demo-static test test-fast lint format docs bench clean
 
 demo: $(VENV)/.runtime
 	$(PY) -m reangle_jax.main --config configs/demo.py --workdir $(DEMO) $(ARGS)
 	@echo "look at $(DEMO)/grid.mp4 and $(DEMO)/views/*/video.mp4"
+
+demo-static: $(VENV)/.runtime
+	$(PY) -m reangle_jax.main --config configs/demo_static.py --workdir $(DEMO_STATIC) $(ARGS)
+	@echo "look at $(DEMO_STATIC)/grid.mp4 and $(DEMO_STATIC)/views/*/first_frame.png"
 
 test: $(VENV)/.test
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)

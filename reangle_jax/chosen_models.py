@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING
 
 from reangle_jax import tiny
 from reangle_jax.backbones import registry
-from reangle_jax.config import Settings
+from reangle_jax.config import Settings, read_window
 from reangle_jax.data import lora_files
 from reangle_jax.data.weights_folder import check_whole, read_config
 from reangle_jax.errors import InputError
+from reangle_jax.painters import registry as painters
 
 if TYPE_CHECKING:
     from reangle_jax.backbones.interface import Backbone
+    from reangle_jax.painters.interface import Editing, Painter, Painting
+
+
+PAINTER_KEY = "config.first_frames.weights"
 
 
 def folder(settings: Settings, part: str) -> Path:
@@ -48,6 +53,76 @@ def backbone(settings: Settings) -> "Backbone":
         settings.finetune.alpha,
         settings.execution,
     )
+
+
+def painter_folder(settings: Settings) -> Path:
+    """Where the painter's weights lie, and the score's beside them."""
+    chosen = settings.first_frames
+    if chosen.weights:
+        return Path(chosen.weights)
+    return tiny.WEIGHTS if chosen.model == "tiny" else Path("weights") / chosen.model
+
+
+def of_painter(settings: Settings) -> tuple[tuple[str, Path], ...]:
+    """Name and folder of each part of the painter."""
+    return tuple((part, painter_folder(settings) / part) for part in painters.entry(settings.first_frames.model).parts)
+
+
+def painted_size(settings: Settings) -> tuple[int, int]:
+    """Rows and columns at which first frames are painted."""
+    multiple, scale = painters.entry(settings.first_frames.model).multiple, settings.first_frames.scale
+    rows, columns = (max(1, round(side * scale / multiple)) * multiple for side in (settings.height, settings.width))
+    return rows, columns
+
+
+def painter(settings: Settings) -> "Painter":
+    """The picture model that settings name. Nothing is read yet."""
+    chosen = settings.first_frames
+    kind = painters.entry(chosen.model).load()
+    return kind(chosen.model, dict(of_painter(settings)), painted_size(settings), settings.execution)
+
+
+def painting(settings: Settings) -> "Painting":
+    """How first frames are painted."""
+    from reangle_jax.painters.interface import Painting  # late: it brings jax
+
+    chosen = settings.first_frames
+    values = {name: getattr(chosen, name) for name in Painting._fields if name != "window"}
+    return Painting(**values, window=read_window(chosen.guided))
+
+
+def editing(settings: Settings) -> "Editing":
+    """How the input's first frame is edited."""
+    from reangle_jax.painters.interface import Editing  # late: it brings jax
+
+    return Editing(**{name: getattr(settings.edit, name) for name in Editing._fields})
+
+
+def paints(settings: Settings) -> bool:
+    """Whether a run needs the painter."""
+    return settings.mode == "static" or bool(settings.edit.caption)
+
+
+def check_painter(settings: Settings) -> None:
+    """Refuses a painter's weights that are not there, or are plainly others, before any work is done.
+
+    Raises:
+        InputError: as `check` does.
+    """
+    chosen, model = settings.first_frames, painter(settings)
+    if not chosen.weights and not painter_folder(settings).is_dir():
+        raise InputError(
+            f"{PAINTER_KEY}: {chosen.model} needs its converted weights, and there is no {painter_folder(settings)}: "
+            f"set {PAINTER_KEY} to the folder that `python -m converters` wrote"
+        )
+    for part, expected in painters.entry(chosen.model).parts.items():
+        where = painter_folder(settings) / part
+        found = read_config(where, PAINTER_KEY)
+        if found.get("class") != expected:
+            words = f"{where} holds {found.get('class')}, not {expected}: give the weights of {chosen.model}"
+            raise InputError(f"{PAINTER_KEY}: {words}")
+        model.check(part, found)
+        check_whole(where, PAINTER_KEY)
 
 
 def parts(settings: Settings) -> dict[str, str]:

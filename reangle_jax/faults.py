@@ -26,6 +26,7 @@ SMALLER = {
     "vae_tiles": "on",
     "base_dtype": "int8",
     "finetune.rank": "lower",
+    "first_frames.scale": "lower",
     "num_frames": "lower",
     "height": "lower",
     "width": "lower",

@@ -34,6 +34,9 @@ def stages(*, preview: bool = False) -> Iterator[Stage]:
     yield warp_views.STAGE
     if preview:
         return
+    from reangle_jax.stages import first_warps
+
+    yield first_warps.STAGE
     from reangle_jax.stages import finetune
 
     yield finetune.STAGE
@@ -52,6 +55,16 @@ def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Cal
     """What must hold before any work, each raising `InputError`."""
     for part in chosen_models.needed(settings, preview=preview):
         yield functools.partial(chosen_models.check, settings, [part])
+    if settings.first_frames.given:
+        from reangle_jax.run import first_picture  # late: it brings OpenCV
+
+        yield functools.partial(first_picture.check, settings)
+    if not preview and chosen_models.paints(settings):
+        yield functools.partial(chosen_models.check_painter, settings)
+    if not preview and settings.mode == "static":
+        from reangle_jax.scoring import agreement  # late: it brings the networks
+
+        yield functools.partial(agreement.check, chosen_models.painter_folder(settings), chosen_models.PAINTER_KEY)
     if settings.mesh != "auto":
         from reangle_jax import mesh  # late: it looks for the devices
 

@@ -4,16 +4,19 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
+import numpy as np
 
 from reangle_jax import checkpoints, chosen_models, measure
 from reangle_jax.backbones.interface import Demand
 from reangle_jax.config import Settings
+from reangle_jax.diffusion import control
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
 from reangle_jax.models.depth_anything import DepthAnythingConfig
 from reangle_jax.needs import Needs
 from reangle_jax.run import Ledger, Stage
+from reangle_jax.scoring import agreement
 
 # Sustained FLOP/s of one device in our kind of work: the bf16 peak times the utilisation that scale's targets expect.
 _RATES = {
@@ -80,7 +83,31 @@ def estimate(settings: Settings) -> dict[str, Needs]:
         variants=2 if settings.evaluate.untuned else 1,
     )
     needs = chosen_models.backbone(settings).needs(demand)
+    if chosen_models.paints(settings):
+        needs = _painting(settings) | needs
     return needs | {"depth": _depth(settings)} if settings.depth == "model" else needs
+
+
+def _painting(settings: Settings) -> dict[str, Needs]:
+    """Of one painted view, the score beside the painter; of the first warps, where the first frame is edited."""
+    how = chosen_models.painting(settings)
+    needs = chosen_models.painter(settings).needs(how, chosen_models.editing(settings))
+    if settings.mode == "static" and how.candidates > 1:
+        options = {key: getattr(how, key) for key in ("candidates", "eta", "noise", "window", "every")}
+        drawn = control.plan(np.linspace(1, 0, how.steps + 1), **options).candidates
+        finished = (len(settings.views) - 1) / 2 + settings.first_frames.with_input
+        size, scored = (settings.height, settings.width), int(drawn[drawn > 1].sum())
+        beside, flops = agreement.needs(chosen_models.painter_folder(settings), *size, finished, scored)
+        phases = needs["first_frames"].phases
+        phases = {name: peak + beside * (name == "paint") for name, peak in phases.items()}
+        needs["first_frames"] = Needs(phases, needs["first_frames"].flops + flops)
+    edit = needs.pop("first_warps")
+    if settings.edit.caption:
+        units = 1 + len(settings.views) * (settings.mode == "static")  # the warps themselves take seconds
+        needs["first_warps"] = Needs(edit.phases, edit.flops / units)
+    if settings.mode == "dynamic":
+        needs.pop("first_frames")
+    return needs
 
 
 def _depth(settings: Settings) -> Needs:

@@ -93,7 +93,6 @@ def test_settings_are_frozen_and_typed():
         ({"focal": "wide"}, "config.focal='wide' is not possible: it must be auto or a number above 0"),
         ({"focal": 0}, "config.focal=0.0"),
         ({"pivot_depth": "nan"}, "config.pivot_depth=nan"),
-        ({"mode": "static"}, "config.mode='static' is not available yet: use config.mode=dynamic"),
         ({"mode": "still"}, "config.mode='still' is not possible: it must be one of dynamic, static"),
         ({"views": ()}, "config.views is empty"),
         ({"views": "left:10"}, r"config\.views='left:10' has the wrong type \(str\): it must be a tuple"),
@@ -114,6 +113,24 @@ def test_settings_are_frozen_and_typed():
         ),
         ({"execution__dtype": "bfloat"}, r"config\.execution\.dtype='bfloat'.*did you mean bfloat16\?"),
         ({"execution__remat": True}, r"config\.execution\.remat=True has the wrong type"),
+        ({"sample__shared_noise": True}, r"config\.sample\.shared_noise=True has the wrong type"),
+        ({"sample__shared_noise": "on"}, r"config\.sample\.shared_noise='on' .* one of off, same, warped"),
+        ({"first_frames__model": "flux.1"}, r"config\.first_frames\.model='flux\.1' .*did you mean flux\.1-dev\?"),
+        ({"first_frames__candidates": 0}, "config.first_frames.candidates=0 is not possible: it must be from 1 to"),
+        ({"first_frames__eta": 1.5}, r"config\.first_frames\.eta=1\.5 is not possible: it must be from 0 to 1"),
+        ({"first_frames__guided": "0.25:1.5"}, r"config\.first_frames\.guided='0\.25:1\.5' .* from 0 to 1 in order"),
+        ({"first_frames__guided": "0.5:0.25"}, r"config\.first_frames\.guided='0\.5:0\.25' is not possible"),
+        ({"first_frames__guided": "half"}, r"config\.first_frames\.guided='half' .* such as 0\.25:1\.0"),
+        ({"first_frames__guided": "nan:1"}, r"config\.first_frames\.guided='nan:1' is not possible"),
+        ({"first_frames__scale": 0.5}, r"config\.first_frames\.scale=0\.5"),
+        ({"first_frames__every": 0}, r"config\.first_frames\.every=0"),
+        ({"first_frames__noise": "white"}, r"config\.first_frames\.noise='white'"),
+        (
+            {"views": ("left:8", "up:8"), "first_frames__order": ("left:8",)},
+            r"config\.first_frames\.order='left:8' .* each of config\.views once: left:8, up:8",
+        ),
+        ({"first_frames__given": "nowhere"}, r"config\.first_frames\.given: no such file or folder: nowhere"),
+        ({"edit__skip": 28}, r"config\.edit\.skip=28 is not possible: it must be below config\.edit\.steps=28"),
         ({"finetune__steps": -1}, "config.finetune.steps=-1"),
         ({"finetune__rank": 0}, "config.finetune.rank=0"),
         ({"finetune__betas": (0.9,)}, "config.finetune.betas"),
@@ -130,6 +147,33 @@ def test_refusals_are_one_line_with_setting_and_mend(changes, words):
     assert "\n" not in str(caught.value)
 
 
+def test_each_mode_has_its_own_views():
+    """The paper's: six motions; twelve warps, of six types at two amounts, and four views among them."""
+    moving, still = settings(), settings(mode="static")
+    assert moving.views == moving.train_views == config.SIX_MOTIONS
+    assert (still.views, still.train_views) == (config.FOUR_VIEWS, config.TWELVE_WARPS)
+    assert len(set(still.train_views)) == 12
+    assert {warp.split(":")[0] for warp in still.train_views} == {"left", "right", "up", "down", "in", "out"}
+    assert set(still.views) <= set(still.train_views)
+    other = settings(mode="static", views=("right:20",), train_views=())
+    assert (other.views, other.train_views) == (("right:20",), ())
+
+
+def test_the_painters_defaults_are_the_papers():
+    f = settings().first_frames
+    assert (f.model, f.steps, f.guidance_scale, f.control_scale) == ("flux.1-dev", 50, 3.5, 0.9)
+    assert (f.candidates, config.read_window(f.guided), f.every, f.order) == (25, (0.25, 1.0), 1, ("auto",))
+    e = settings().edit
+    assert (e.steps, e.skip, e.guidance_scale, e.source_guidance_scale) == (28, 4, 5.5, 1.5)  # FlowEdit's
+
+
+def test_one_edit_of_the_first_frame(tmp_path):
+    (tmp_path / "edited.png").touch()
+    settings(first_frames__given=str(tmp_path), edit__caption="a fox")  # a folder of some views' frames
+    with pytest.raises(InputError, match=r"edited\.png is the first frame as you edited it.*config\.edit\.caption"):
+        settings(first_frames__given=str(tmp_path / "edited.png"), edit__caption="a fox")
+
+
 def test_missing_key():
     values = config.get_default().to_dict()
     del values["sample"]["steps"]
@@ -141,8 +185,9 @@ def test_flatten_covers_every_key():
     flat = config.flatten(settings())
     assert flat["finetune.betas"] == [0.9, 0.95]
     assert flat["views"] == list(config.SIX_MOTIONS)
-    nested = sum(len(config.get_default()[group]) for group in ("finetune", "sample", "evaluate", "execution"))
-    assert len(flat) == len(config.get_default()) - 4 + nested
+    groups = ("finetune", "first_frames", "edit", "sample", "evaluate", "execution")
+    nested = sum(len(config.get_default()[group]) for group in groups)
+    assert len(flat) == len(config.get_default()) - len(groups) + nested
 
 
 def test_each_setting_says_what_it_means():

@@ -47,11 +47,12 @@ ARROWS: dict[str, set[str]] = {
         "mesh", "models", "painters", "progress", "randomness", "run", "scoring",
     },
     "plan": {
-        "backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "models", "needs", "nn", "run"
+        "backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "models", "needs", "nn", "run",
+        "scoring",
     },
     "main": {
         "chosen_models", "command_line", "commands", "compilation_cache", "config", "faults", "measure", "mesh", "nn",
-        "plan", "run", "stages", "stopping",
+        "plan", "run", "scoring", "stages", "stopping",
     },
 }  # fmt: skip
 # Rooms whose own rooms know nothing of each other.

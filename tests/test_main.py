@@ -89,7 +89,7 @@ def nothing(inputs):
         (nothing, ["--config.views=left:100"], "out of range"),
         (nothing, ["--config.train_views=left"], "config.train_views: "),
         (nothing, ["--config.views=cameras.json"], "config.views: cameras.json: no such file; give a camera file"),
-        (nothing, ["--config.mode=static"], "config.mode='static' is not available yet"),
+        (nothing, ["--config.first_frames.guided=0.5:2"], "config.first_frames.guided='0.5:2' is not possible"),
         (nothing, ["--config.sead=1"], "config.sead is not a setting: did you mean config.seed?"),
         (nothing, ["--config.seed=one"], "config.seed='one' has the wrong type: it must be a whole number"),
         (nothing, ["--config.focal=wide"], "config.focal='wide' is not possible"),
@@ -307,7 +307,7 @@ def test_signals(inputs, one_stage, name, code, capfd):
 
 
 def test_stages_in_order():
-    names = ["ingest", "depth", "warp_views", "finetune", "first_frames", "generate", "evaluate"]
+    names = ["ingest", "depth", "warp_views", "first_warps", "finetune", "first_frames", "generate", "evaluate"]
     assert [stage.name for stage in main.stages()] == names
     assert [stage.name for stage in main.stages(preview=True)] == names[:3]
 
@@ -427,7 +427,7 @@ def test_too_little_memory_is_the_users_line_and_numbers_that_are_not_finite_end
 
 
 def test_the_configs_can_be_used():
-    for name in ("demo", "tiny_dynamic", "dynamic"):
+    for name in ("demo", "tiny_dynamic", "dynamic", "demo_static", "tiny_static", "static"):
         path = ROOT / "configs" / f"{name}.py"
         text, module = path.read_text(), runpy.run_path(str(path))
         c = module["get_config"]()
@@ -436,4 +436,4 @@ def test_the_configs_can_be_used():
         assert f"python -m reangle_jax.main --config configs/{name}.py" in text
         for word in ("Purpose", "Cost", "Expect"):
             assert word in module["__doc__"]
-        assert settings.views == config.SIX_MOTIONS
+        assert settings.views == (config.FOUR_VIEWS if "static" in name else config.SIX_MOTIONS)

@@ -6,13 +6,31 @@ that everything else reads. A setting is written down once, in `reangle_jax.conf
 
 from reangle_jax.config.defaults import get_default, get_tiny
 from reangle_jax.config.reading import camera_wishes, flatten, from_text, parse, type_of, view_folder
-from reangle_jax.config.settings import SIX_MOTIONS, Evaluate, Execution, Finetune, Sample, Settings
+from reangle_jax.config.rules import read_window
+from reangle_jax.config.settings import (
+    AUTO,
+    FOUR_VIEWS,
+    SIX_MOTIONS,
+    TWELVE_WARPS,
+    Edit,
+    Evaluate,
+    Execution,
+    Finetune,
+    FirstFrames,
+    Sample,
+    Settings,
+)
 
 __all__ = [
+    "AUTO",
+    "FOUR_VIEWS",
     "SIX_MOTIONS",
+    "TWELVE_WARPS",
+    "Edit",
     "Evaluate",
     "Execution",
     "Finetune",
+    "FirstFrames",
     "Sample",
     "Settings",
     "camera_wishes",
@@ -21,6 +39,7 @@ __all__ = [
     "get_default",
     "get_tiny",
     "parse",
+    "read_window",
     "type_of",
     "view_folder",
 ]

@@ -32,6 +32,7 @@ def get_tiny() -> ml_collections.ConfigDict:
             # Guidance away from the barely trained text encoder's empty prompt does harm.
             "sample.guidance_scale": 1.0,
             "sample.dynamic_guidance": False,
+            "first_frames.model": "tiny",
         }
     )
     return c

@@ -13,7 +13,7 @@ import ml_collections
 from reangle_jax.backbones import registry
 from reangle_jax.cameras import views as camera_views
 from reangle_jax.config.rules import Rule, multiple_of
-from reangle_jax.config.settings import Settings
+from reangle_jax.config.settings import AUTO, TRAIN_VIEWS, VIEWS, Settings
 from reangle_jax.data import lora_files
 from reangle_jax.data.paths import user_path
 from reangle_jax.errors import InputError
@@ -63,7 +63,9 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Settings:
     _require("height", settings.height, multiple_of(grid.multiple))
     _require("width", settings.width, multiple_of(grid.multiple))
     _check_depth(settings)
+    settings = _of_mode(settings)
     _check_cameras(settings)
+    _check_first_frames(settings)
     _check_devices(settings)
     for lora in settings.loras:
         lora_files.choice(lora)
@@ -199,9 +201,16 @@ def _check_depth(s: Settings) -> None:
         raise InputError(f"config.depth: no such file: {s.depth}")
 
 
+def _of_mode(s: Settings) -> Settings:
+    """With the mode's own views where they are auto."""
+    views, train_views = (
+        defaults[s.mode] if given == AUTO else given
+        for given, defaults in ((s.views, VIEWS), (s.train_views, TRAIN_VIEWS))
+    )
+    return dataclasses.replace(s, views=views, train_views=train_views)
+
+
 def _check_cameras(s: Settings) -> None:
-    if s.mode == "static":
-        raise InputError("config.mode='static' is not available yet: use config.mode=dynamic")
     if not s.views:
         raise InputError("config.views is empty: give at least one, such as left:10")
     for key in ("views", "train_views"):
@@ -243,6 +252,22 @@ def _check_camera_file(key: str, path: str) -> Any:
         return formats.read(Path(path))
     except InputError as error:
         raise InputError(f"config.{key}: {error}") from None
+
+
+def _check_first_frames(s: Settings) -> None:
+    order, given = s.first_frames.order, Path(s.first_frames.given)
+    if order != AUTO and sorted(order) != sorted(s.views):
+        words = f"it must be auto, or each of config.views once: {', '.join(s.views)}"
+        raise InputError(f"config.first_frames.order={','.join(order)!r} is not possible: {words}")
+    if s.first_frames.given:
+        if not given.exists():
+            raise InputError(f"config.first_frames.given: no such file or folder: {given}")
+        if given.is_file() and s.edit.caption:
+            words = f"{given} is the first frame as you edited it, and config.edit.caption asks for another: set one"
+            raise InputError(f"config.first_frames.given: {words}")
+    if s.edit.skip >= s.edit.steps:
+        words = f"it must be below config.edit.steps={s.edit.steps}"
+        raise InputError(f"config.edit.skip={s.edit.skip} is not possible: {words}")
 
 
 def _check_devices(s: Settings) -> None:

@@ -90,5 +90,28 @@ def pair_below(high: float) -> Rule:
     return Rule(words, lambda values: len(values) == 2 and all(0 <= value < high for value in values))
 
 
+def window() -> Rule:
+    """FIRST:LAST, two shares of which the first is no larger."""
+    return Rule(
+        "FIRST:LAST, two numbers from 0 to 1 in order, such as 0.25:1.0", lambda text: _window(text) is not None
+    )
+
+
+def read_window(text: str) -> tuple[float, float]:
+    """The two numbers of what `window` allows."""
+    found = _window(text)
+    assert found is not None
+    return found
+
+
+def _window(text: str) -> tuple[float, float] | None:
+    parts = text.split(":")
+    try:
+        first, last = map(float, parts)
+    except ValueError:
+        return None
+    return (first, last) if 0 <= first <= last <= 1 else None
+
+
 def _spelt(number: float) -> str:
     return str(int(number)) if number == int(number) else f"{number:g}"

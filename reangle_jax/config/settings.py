@@ -13,12 +13,25 @@ from reangle_jax.config.rules import (
     one_listed,
     one_of,
     pair_below,
+    window,
     word_or_above,
 )
 from reangle_jax.nn.choices import IMPLEMENTATIONS, Choice
+from reangle_jax.painters import registry as painters
 
 # The paper's six motions. Amounts at the last of 49 frames, from the released scripts' rates per frame.
 SIX_MOTIONS = ("left:10", "right:10", "up:8", "down:8", "in:0.15", "out:0.15")
+# Static mode: the six types at two amounts are trained on, and four of them are made by default.
+TWELVE_WARPS = tuple(
+    f"{name}:{amount:g}"
+    for names, amounts in ((("left", "right", "up", "down"), (4, 8)), (("in", "out"), (0.06, 0.12)))
+    for name in names
+    for amount in amounts
+)
+FOUR_VIEWS = ("left:8", "right:8", "up:8", "in:0.12")
+AUTO = ("auto",)
+VIEWS = {"dynamic": SIX_MOTIONS, "static": FOUR_VIEWS}
+TRAIN_VIEWS = {"dynamic": SIX_MOTIONS, "static": TWELVE_WARPS}
 
 
 def setting(default: Any, meaning: str, rule: Rule | None = None, *, is_path: bool = False) -> Any:
@@ -66,6 +79,67 @@ class Sample:
     guidance_scale: float = setting(6.0, "classifier-free guidance; 1 and less is none", at_least(0))
     dynamic_guidance: bool = setting(True, "the guidance follows a cosine over the steps")
     sampler: str = setting("ddim", "deterministic, or DPM-Solver++ with noise", one_of("ddim", "dpm"))
+    shared_noise: str = setting(
+        "off",
+        "the noise that the views' videos begin with: each its own (off), one for all (same), or the input's carried "
+        "along by the warp (warped)",
+        one_of("off", "same", "warped"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstFrames:
+    """The views' first frames (Reangle-A-Video, stage 3): painted one after another, so that they agree."""
+
+    model: str = setting("flux.1-dev", "static mode's painter", one_listed(painters.names))
+    weights: str = setting(
+        "",
+        "folder of the painter's converted weights and, beside them, of the score's, dust3r/ and featup/; empty: "
+        "weights/MODEL (tiny has its own)",
+        is_path=True,
+    )
+    steps: int = setting(50, "painting steps", between(2, 1000))
+    guidance_scale: float = setting(3.5, "the painter's own guidance", at_least(0))
+    control_scale: float = setting(0.9, "how strongly the ControlNet holds to the warp", between(0, 2))
+    scale: float = setting(1.0, "how much larger than the video the first frame is painted", between(1, 4))
+    caption: str = setting("", "what the first frame shows; empty: the edit's caption, or else the video's")
+    candidates: int = setting(
+        25, "next states among which a step chooses the one that agrees best with the finished views; 1: none",
+        between(1, 1000),
+    )  # fmt: skip
+    eta: float = setting(1.0, "strength of the candidates' noise", between(0, 1))
+    noise: str = setting(
+        "ddim", "its form: ddim keeps the spread of what is painted, constant loses some", one_of("ddim", "constant")
+    )
+    guided: str = setting("0.25:1.0", "the share of the steps that choose", window())
+    every: int = setting(1, "of these, every k-th chooses", between(1, 1000))
+    order: tuple[str, ...] = setting(
+        AUTO, "the views in the order in which they are painted; auto: the most seen first"
+    )
+    with_input: bool = setting(
+        True, "candidates shall agree with the input's first frame too; false: with the finished views alone"
+    )
+    reimpose: bool = setting(
+        False, "put what is known back into the latents at every step, beside the pixels at the end"
+    )
+    given: str = setting(
+        "",
+        "first frames of your own: a folder of NAME.png (left_8.png), height x width, taken as they are; or one "
+        "picture, the input's first frame as you edited it",
+        is_path=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Edit:
+    """An edit of the input's first frame before anything is generated (FlowEdit, arXiv 2412.08629)."""
+
+    caption: str = setting("", "what the edited first frame shall show; empty: no edit")
+    source_caption: str = setting("", "what the input's first frame shows; empty: the video's caption")
+    steps: int = setting(28, "steps", between(2, 1000))
+    skip: int = setting(4, "first steps left out: the fewer, the larger the change", at_least(0))
+    guidance_scale: float = setting(5.5, "guidance towards the edit's caption", at_least(0))
+    source_guidance_scale: float = setting(1.5, "guidance of the source's caption", at_least(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,14 +215,23 @@ class Settings:
     camera_resample: bool = setting(False, "bring another number of cameras in a file to the video's")
     infill: bool = setting(False, "fill the warps' holes (Telea); the mask still leaves them out of the loss")
     mode: str = setting(
-        "dynamic", "the camera travels, or holds another place (static: not yet)", one_of("dynamic", "static")
+        "dynamic",
+        "dynamic: the camera starts where the input's stands and travels; static: it stands elsewhere",
+        one_of("dynamic", "static"),
     )
     views: tuple[str, ...] = setting(
-        SIX_MOTIONS,
-        "what is generated: motions, left:10 or up:8+in:0.1, which are reached at the last frame, or camera files",
+        AUTO,
+        "what is generated: left:10 or up:8+in:0.1, reached at the last frame (dynamic) or held (static), or camera "
+        "files; auto: "
+        f"{','.join(SIX_MOTIONS)} or, static, {','.join(FOUR_VIEWS)}",
         is_path=True,
     )
-    train_views: tuple[str, ...] = setting(SIX_MOTIONS, "the warps that are trained on beside the input", is_path=True)
+    train_views: tuple[str, ...] = setting(
+        AUTO,
+        "the warps that are trained on beside the input, which need not hold the views; auto: the same six or, static, "
+        f"twelve, {','.join(TWELVE_WARPS)}",
+        is_path=True,
+    )
     prompts: tuple[str, ...] = setting(
         (), "VIEW=PROMPT: what the model is told of a view, in place of its motion's words and the caption"
     )
@@ -173,6 +256,8 @@ class Settings:
         one_of("on", "off", "auto"),
     )
     finetune: Finetune = Finetune()
+    first_frames: FirstFrames = FirstFrames()
+    edit: Edit = Edit()
     sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
     execution: Execution = Execution()

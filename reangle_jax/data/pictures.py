@@ -8,6 +8,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Bool
 
 from reangle_jax.arrays import Picture
 from reangle_jax.data import files
@@ -44,11 +45,33 @@ def read(path: Path) -> Picture:
     return np.ascontiguousarray(picture[..., ::-1])
 
 
-def write_png(path: str | os.PathLike[str], picture: Picture) -> None:
-    """Writes a picture as PNG, whole or not at all."""
-    good, encoded = cv2.imencode(".png", picture[..., ::-1])
+def write_png(path: str | os.PathLike[str], picture: Picture, visible: Bool[np.ndarray, "H W"] | None = None) -> None:
+    """Writes a picture as PNG, whole or not at all; transparent where it is not visible."""
+    layers = picture[..., ::-1]
+    if visible is not None:
+        layers = np.concatenate([layers, np.where(visible, 255, 0).astype(np.uint8)[..., None]], axis=-1)
+    good, encoded = cv2.imencode(".png", layers)
     assert good
     files.atomic_write_bytes(path, encoded.tobytes())
+
+
+def shrunk(picture: Picture, height: int, width: int) -> Picture:
+    """A picture at a smaller size, averaged."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def read_holes(path: Path) -> tuple[Picture, Bool[np.ndarray, "H W"]]:
+    """A picture that `write_png` wrote, and where it is visible.
+
+    Raises:
+        InputError: there is none.
+    """
+    layers = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if path.is_file() else None
+    if layers is None or layers.ndim != 3 or layers.shape[-1] != 4:
+        raise InputError(f"{path} is not a picture with holes: remove it, and it is made again")
+    return np.ascontiguousarray(layers[..., 2::-1]), layers[..., 3] > 0
 
 
 def is_animated_webp(path: Path) -> bool:

@@ -148,7 +148,7 @@ def _splat_frames(colors, depth, K_src, K_dst, src_to_dst) -> Splat:
     computed once. Fused into one program, XLA's CPU compiler computes the projection anew for every neighbour and
     scatter that reads it, three times slower; optimization_barrier does not keep it from that.
     """
-    projected = jax.lax.map(lambda frame: _project(*frame), (depth, K_src, K_dst, src_to_dst))
+    projected = jax.lax.map(lambda frame: project(*frame), (depth, K_src, K_dst, src_to_dst))
     points = jax.vmap(_place)(depth, *projected)
     nearest, total = jax.lax.map(lambda frame: _draw(*frame), (colors, points))
     covered = total[..., -1] >= _MIN_WEIGHT
@@ -212,7 +212,7 @@ def _draw(colors: Float[Array, "H W C"], points: _Points) -> tuple[Float[Array, 
     return nearest, total.reshape(height + 2, stride, channels + 1)[1:-1, 1:-1]
 
 
-def _project(depth, K_src, K_dst, src_to_dst) -> tuple[Array, Array, Array]:
+def project(depth, K_src, K_dst, src_to_dst) -> tuple[Array, Array, Array]:
     """Column, row (pixel centres on whole numbers) and z of every pixel in the target camera, each ``[H, W]``."""
     height, width = depth.shape
     x = jnp.arange(width, dtype=jnp.float32)[None, :] + 0.5

@@ -80,7 +80,7 @@ class Ledger:
         """
         remade = {} if remade is None else remade
         verdicts = []
-        for unit in stage.units(self.settings):
+        for unit in stage.units_in(self.settings, self.root):
             makers = {path: maker for path in unit.inputs if (maker := _maker(path, remade))}
             waits = tuple(f"{path} of {maker}" for path, maker in makers.items())
             verdicts.append(dataclasses.replace(self.judge(stage, unit), waits=waits))

@@ -51,9 +51,10 @@ class Stage:
     Attributes:
         name: of the stage.
         version: of its code's results.
-        units: its units for given settings.
+        units: its units for given settings, in order.
         run: its function.
         smaller: settings that lower the memory it needs, of `faults.SMALLER`.
+        arranged: in place of `units` where what earlier stages left in the run's folder decides on the units' order.
     """
 
     name: str
@@ -61,6 +62,11 @@ class Stage:
     units: Callable[[Settings], tuple[Unit, ...]]
     run: Callable[..., Any]
     smaller: tuple[str, ...] = ("num_frames", "height", "width")
+    arranged: Callable[[Settings, Path], tuple[Unit, ...]] | None = None
+
+    def units_in(self, settings: Settings, folder: Path) -> tuple[Unit, ...]:
+        """Its units in a run's folder."""
+        return self.arranged(settings, folder) if self.arranged else self.units(settings)
 
     def full_name(self, unit: Unit) -> str:
         """A unit's name in run.json: ``generate/left_10``, or the stage's alone where it has one unit."""

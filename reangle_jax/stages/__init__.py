@@ -1,4 +1,4 @@
-"""The stages of a run, in order: ingest, depth, warp_views, finetune, first_frames, generate, evaluate.
+"""The stages of a run, in order: ingest, depth, warp_views, first_warps, finetune, first_frames, generate, evaluate.
 
 No stage imports another. They speak through the files of the run's folder, so that each can be redone, resumed, or
 called from a notebook alone. The contract of a stage module, ``reangle_jax/stages/NAME.py``::
@@ -18,6 +18,8 @@ it (generate). ``Unit(name, settings, inputs, outputs, external, weights, view)`
 - ``outputs``: paths in the run's folder, files or folders, that it writes, each whole or not at all;
 - ``external``: files outside of the run's folder whose content it depends on;
 - ``weights``: the weights that it reads, ``chosen_models.of_model(settings)``.
+
+A stage whose units' order follows from what earlier stages left in the folder gives them by ``Stage.arranged``.
 
 The ledger compares these with run.json, and the stage is called only if some unit is new, changed, missing or damaged.
 ``for unit in work`` gives these units one after the other: each is judged when its turn comes, so that it may depend on
@@ -47,7 +49,12 @@ views/NAME/cameras.json                   the view's cameras
 views/NAME/warp.npz                       frames uint8 [T,H,W,3]; visible bool [T,H,W]
 views/NAME/warp.mp4                       the same, to look at
 lora/, lora/lora.safetensors              finetune
+input/edited.png                          first_warps: another first frame, with edit.caption or first_frames.given
+views/NAME/first_warp.png                 first_warps, static: the first frame as seen from there, transparent elsewhere
 views/NAME/first_frame.png                first_frames
+views/NAME/first_frame.json               first_frames, of what was painted: the share painted over; of each step that
+                                          chose its candidates' scores (a column for each picture in compared_with)
+                                          and which was kept; MEt3R with these pictures
 views/NAME/frames.npz                     generate: frames uint8 [T,H,W,3]
 views/NAME/video.mp4                      generate: the same, to look at
 views/NAME/untuned.npz                    generate: frames of the untuned model, with evaluate.untuned

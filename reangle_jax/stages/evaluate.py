@@ -1,5 +1,6 @@
 """Numbers for every output, and one video to look at them all."""
 
+import dataclasses
 import logging
 import math
 from pathlib import Path
@@ -9,16 +10,19 @@ import cv2
 import jax.numpy as jnp
 import numpy as np
 
+from reangle_jax import chosen_models
 from reangle_jax.cameras.views import label
 from reangle_jax.config import Settings
-from reangle_jax.data import files, video
+from reangle_jax.data import files, pictures, video
 from reangle_jax.geometry import cameras, splat
 from reangle_jax.run import Stage, Unit, Work, view_file
-from reangle_jax.scoring import image, motion
+from reangle_jax.scoring import agreement, image, motion
+from reangle_jax.scoring.video import mean_score
 
 MAX_WIDTH = 1920  # of grid.mp4, pixels; many browsers decode no more in hardware
 _STRIP = 18  # height of a label's strip, pixels
 _INPUT = ("input/frames.npz", "input/depth.npz", "input/cameras.json")
+MOMENTS = 5  # of a static run's videos that are compared with each other, from the first frame to the last
 _SCORES = ("psnr", "ssim", "moving_psnr", "moving_gain")
 
 _log = logging.getLogger(__name__)
@@ -30,8 +34,13 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     outputs = tuple(view_file(view, f"{name}.npz") for view in settings.views for name in _variants(settings).values())
     paths = tuple(view_file(view, "cameras.json") for view in settings.views)
     keys = ("views", "evaluate")
+    metrics = Unit("metrics", settings=keys, inputs=(*_INPUT, *paths, *warps, *outputs), outputs=("metrics.json",))
+    if settings.mode == "static":
+        firsts = tuple(view_file(view, "first_frame.png") for view in settings.views)
+        networks = agreement.parts(chosen_models.painter_folder(settings))
+        metrics = dataclasses.replace(metrics, inputs=(*metrics.inputs, *firsts), weights=networks)
     return (
-        Unit("metrics", settings=keys, inputs=(*_INPUT, *paths, *warps, *outputs), outputs=("metrics.json",)),
+        metrics,
         Unit("grid", settings=keys, inputs=("input/frames.npz", *warps, *outputs), outputs=("grid.mp4",)),
     )
 
@@ -87,7 +96,31 @@ def _metrics(settings: Settings, folder: Path) -> dict[str, Any]:
         "moving_is": f"visible pixels more than {motion.THRESHOLD} grey levels from the warp of the clip's median",
         "views": views,
         "mean": mean,
-    }
+    } | (_agreement(settings, folder) if settings.mode == "static" else {})
+
+
+def _agreement(settings: Settings, folder: Path) -> dict[str, Any]:
+    """MEt3R between the views, and with the input: of the first frames, and of the videos moment by moment."""
+    score = agreement.Agreement.load(
+        chosen_models.painter_folder(settings), settings.height, settings.width, key=chosen_models.PAINTER_KEY
+    )
+    source = files.load_npz(folder / _INPUT[0])["frames"]
+    firsts = [pictures.read(folder / view_file(view, "first_frame.png")) for view in settings.views]
+    moments = {"first_frames": [[source[0], *firsts]]}
+    at = np.unique(np.linspace(0, len(source) - 1, MOMENTS).round().astype(int))
+    for variant, stem in _variants(settings).items():
+        videos = [source[at], *(_frames(folder, view, stem)[at] for view in settings.views)]
+        moments[variant] = [list(frames) for frames in zip(*videos, strict=True)]
+    found: dict[str, Any] = {}
+    for name, groups in moments.items():
+        pairs = [pair for group in groups for pair in score.pairs(group)]
+        found[name] = {
+            "between_views": mean_score(pair for pair in pairs if pair.first),
+            "with_input": mean_score(pair for pair in pairs if not pair.first),
+        }
+        _log.info("MEt3R of %s: %s between the views, %s with the input", name, *map(_say, found[name].values()))
+    what = f"1 - similarity of pairs; of the videos in frames {', '.join(map(str, at))}; 0 agrees"
+    return {"met3r_is": what, "met3r": found}
 
 
 def _frozen(folder: Path, view: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,13 +7,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from reangle_jax import chosen_models, mesh
-from reangle_jax.backbones.interface import Backbone
-from reangle_jax.config import Settings, view_folder
+from reangle_jax.backbones.interface import Backbone, Sampler
+from reangle_jax.config import Sample, Settings, view_folder
 from reangle_jax.data import files, lora_files, pictures, video
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import NotFiniteError, wider
+from reangle_jax.geometry import cameras, noise
 from reangle_jax.progress import progress
 from reangle_jax.randomness import named_key
 from reangle_jax.run import External, Stage, Unit, Work, view_file, view_paths
@@ -21,13 +23,18 @@ from reangle_jax.run import External, Stage, Unit, Work, view_file, view_paths
 UNTUNED = "untuned"
 # Stands for all of lora/: unlike the Orbax state beside it, it has the same bytes whenever the adapters are the same.
 ADAPTERS = "lora/lora.safetensors"
+# Options of the sampler; what its noise is made of is for `_noise`.
+SAMPLING = tuple(field.name for field in dataclasses.fields(Sample) if field.name != "shared_noise")
+_CARRIED = ("input/depth.npz", "input/cameras.json")
 
 _log = logging.getLogger(__name__)
 
 
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One for each view, and one more for what the untuned model makes of it."""
-    keys = ("caption", "mode", "num_frames", "height", "width", "vae_tiles", "sample", "model", "seed")
+    keys = ("caption", "mode", "num_frames", "height", "width", "vae_tiles", "model", "seed")
+    keys += tuple(f"sample.{name}" for name in SAMPLING)
+    keys += () if settings.sample.shared_noise == "off" else ("sample.shared_noise",)
     keys += view_paths.prompt_keys(settings)
     networks = chosen_models.of_model(settings)
     loras = tuple(file for text in settings.loras for file in lora_files.read_from(text))
@@ -35,6 +42,8 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     result = []
     for view in settings.views:
         inputs = ("input/frames.npz", view_file(view, "first_frame.png"), *view_paths.prompt_inputs(settings, (view,)))
+        if settings.sample.shared_noise == "warped":
+            inputs += (*_CARRIED, view_file(view, "cameras.json"))
         outputs = (view_file(view, "frames.npz"), view_file(view, "video.mp4"))
         result.append(Unit(view, keys_tuned, (*inputs, ADAPTERS), outputs, external=given, weights=networks, view=view))
         if settings.evaluate.untuned:
@@ -62,6 +71,10 @@ def _generate(settings: Settings, folder: Path, work: Work) -> None:
     _decode(settings, folder, work, backbone)
 
 
+def _sampler(settings: Settings, backbone: Backbone) -> Sampler:
+    return backbone.sampler(**{name: getattr(settings.sample, name) for name in SAMPLING})
+
+
 def _latents(work: Work, unit: Unit) -> Path:
     """Where a unit's sampled latents wait to be decoded."""
     return work.scratch(unit) / "latents.npz"
@@ -69,7 +82,7 @@ def _latents(work: Work, unit: Unit) -> Path:
 
 def _conditions(settings: Settings, folder: Path, backbone: Backbone, units: list[Unit]) -> list[np.ndarray]:
     """Each unit's first frame, encoded."""
-    sampler, coder = backbone.sampler(**dataclasses.asdict(settings.sample)), backbone.load_coder(decodes=False)
+    sampler, coder = _sampler(settings, backbone), backbone.load_coder(decodes=False)
     images = [pictures.read(folder / view_file(unit.view, "first_frame.png"))[None] for unit in units]
     return [
         np.asarray(sampler.condition(coder, image, key=named_key(settings.seed, "generate", unit.view)))
@@ -91,7 +104,7 @@ def _sample(
     backbone, tuned = backbone.load_adapters(learnt, [lora_files.choice(text) for text in settings.loras])
     # Zeros change nothing: the untuned model.
     fresh = None if all(ADAPTERS in unit.inputs for unit in units) else jax.tree.map(jnp.zeros_like, tuned)
-    base, sampler = backbone.load_denoiser(), backbone.sampler(**dataclasses.asdict(settings.sample))
+    base, sampler = backbone.load_denoiser(), _sampler(settings, backbone)
     done = (len(work.todo) - len(units)) * settings.sample.steps
     with progress(len(work.todo) * settings.sample.steps, "generate", initial=done) as bar:
 
@@ -106,7 +119,7 @@ def _sample(
             latents = sampler.denoise(
                 tuned if ADAPTERS in unit.inputs else fresh,
                 base,
-                sampler.noise((1, settings.height, settings.width), key=key),
+                _noise(settings, folder, backbone, sampler, unit.view),
                 jnp.asarray(condition),
                 prompt[None],
                 text[:1],
@@ -123,9 +136,28 @@ def _sample(
             work.finish_part(unit)
 
 
+def _noise(
+    settings: Settings, folder: Path, backbone: Backbone, sampler: Sampler, view: str
+) -> Float[Array, "1 t h w C"]:
+    """What a view's video begins with."""
+    shared = settings.sample.shared_noise
+    own, common = (
+        sampler.noise((1, settings.height, settings.width), key=named_key(settings.seed, "generate", name))
+        for name in (view, "all views")
+    )
+    if shared != "warped":
+        return common if shared == "same" else own
+    z = files.load_npz(folder / _CARRIED[0])["depth"]
+    source, target = (cameras.load_cameras(folder / name)[0] for name in (_CARRIED[1], view_file(view, "cameras.json")))
+    # The frame that each latent one begins with; those that fill up the clip at its front stand for its first.
+    at = np.clip((np.arange(own.shape[1]) - backbone.front) * backbone.grid.frames, 0, len(z) - 1)
+    source, target = (jax.tree.map(lambda x: x[at], c) for c in (source, target))
+    return jnp.asarray(noise.carried(np.asarray(common[0]), np.asarray(own[0]), z[at], source, target)[None])
+
+
 def _decode(settings: Settings, folder: Path, work: Work, backbone: Backbone) -> None:
     """Writes each unit's frames."""
-    sampler, coder = backbone.sampler(**dataclasses.asdict(settings.sample)), backbone.load_coder()
+    sampler, coder = _sampler(settings, backbone), backbone.load_coder()
     fps = float(files.load_npz(folder / "input/frames.npz")["fps"])
     for unit in progress(work.todo, "generate: decode", unit="video"):
         latents = files.load_npz(_latents(work, unit))["latents"]

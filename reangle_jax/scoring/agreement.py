@@ -1,0 +1,153 @@
+"""Whether pictures of one moment agree, as first frames are chosen by it: MEt3R of whole frames, at a modest size."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from reangle_jax import checkpoints
+from reangle_jax.data.weights_folder import check_whole, read_config
+from reangle_jax.errors import InputError
+from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
+from reangle_jax.scoring import networks, video
+from reangle_jax.scoring.met3r import Described, Met3r, pad_views
+
+SHORT_SIDE = 256  # pixels at most of what is compared, as MEt3R is published; the frame's proportions are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """The score of pictures of one size.
+
+    Attributes:
+        metric: MEt3R's networks.
+        states: their parameters.
+        size: rows and columns at which pictures are compared.
+    """
+
+    metric: Met3r
+    states: tuple[Any, Any]
+    size: tuple[int, int]
+
+    @classmethod
+    def load(cls, folder: Path, height: int, width: int, *, key: str) -> "Agreement":
+        """The score of pictures of height x width; see `check` for its networks."""
+        metric, states = networks.load(folder, features(folder, key), key=key)
+        return cls(metric, states, compared_size(height, width, networks.patch_multiple(metric, states)))
+
+    def resized(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w 3"]:
+        """Pictures of any size at the one at which they are compared, averaged where they shrink."""
+        shape = (len(images), *self.size, 3)
+        return images if images.shape == shape else jax.image.resize(images, shape, "linear", antialias=True)
+
+    def describe(self, pictures: UInt8[np.ndarray, "K H W 3"], room: int) -> Described:
+        """What is kept of finished pictures, with room for some more."""
+        shown = self.resized(jnp.asarray(pictures, jnp.float32) / 255.0)
+        one = jax.jit(self.metric.describe)
+        parts = [one(self.states, image[None]) for image in shown]
+        return pad_views(jax.tree.map(lambda *x: jnp.concatenate(x), *parts), room)
+
+    def similarity(
+        self, states: tuple[Any, Any], candidates: Float[Array, "S H W 3"], finished: Described, count: Int[Array, ""]
+    ) -> Float[Array, "S K"]:
+        """1 - MEt3R of candidates, values 0 to 1, with the first `count` finished pictures; 0 with what shares nothing.
+
+        Traced: see `Met3r.against`.
+        """
+        met3r = self.metric.against(states, self.resized(candidates), finished, count)
+        return jnp.where(jnp.isnan(met3r), 0.0, 1.0 - met3r)
+
+    def with_finished(
+        self, picture: UInt8[np.ndarray, "H W 3"], finished: UInt8[np.ndarray, "K H W 3"]
+    ) -> list[float | None]:
+        """MEt3R of a picture with others; None where they have nothing in common."""
+        return [pair.met3r for pair in self.pairs([picture, *finished]) if pair.first == 0]
+
+    def pairs(self, pictures: list[UInt8[np.ndarray, "H W 3"]]) -> list[video.PairScore]:
+        """MEt3R of all pairs."""
+        shown = jax.jit(lambda x: jnp.round(255.0 * self.resized(x[None] / 255.0)[0]).astype(jnp.uint8))
+        small = [np.asarray(shown(jnp.asarray(picture, jnp.float32))) for picture in pictures]
+        return list(video.score_views(self.metric, self.states, small))
+
+
+def compared_size(height: int, width: int, patch: int) -> tuple[int, int]:
+    """Rows and columns at which pictures are compared: multiples of a patch."""
+    scale = min(1.0, SHORT_SIDE / min(height, width))
+    rows, columns = (max(patch, round(side * scale / patch) * patch) for side in (height, width))
+    return rows, columns
+
+
+def features(folder: Path, key: str) -> str:
+    """Which feature network lies in a folder of weights.
+
+    Raises:
+        InputError: none does.
+    """
+    found = next((name for name in networks.FEATURES if (folder / name).is_dir()), None)
+    if found is None:
+        raise InputError(
+            f"{key}: {folder} holds no {' or '.join(networks.FEATURES)}/: the score, which makes the first frames "
+            "agree, needs one (`python -m converters --list`)"
+        )
+    return found
+
+
+def check(folder: Path, key: str) -> None:
+    """Refuses a folder without the score's networks, by their headers.
+
+    Raises:
+        InputError: one is missing, damaged or of another kind.
+    """
+    if not (folder / networks.GEOMETRY).is_dir():
+        raise InputError(
+            f"{key}: {folder / networks.GEOMETRY} is missing: the score, which makes the first frames agree, needs it "
+            "(`python -m converters --list`)"
+        )
+    name = features(folder, key)
+    for part, kind in ((networks.GEOMETRY, "Dust3rConfig"), (name, networks.FEATURES[name][0].__name__)):
+        found = read_config(folder / part, key).get("class")
+        if found != kind:
+            raise InputError(f"{key}: {folder / part} holds {found}, not {kind}: give its folder")
+        check_whole(folder / part, key)
+
+
+def needs(folder: Path, height: int, width: int, finished: float, candidates: int) -> tuple[float, float]:
+    """Bytes of the score's networks and what one candidate's scoring holds, and operations of scoring candidates.
+
+    Args:
+        folder: of the weights; the published networks count while there are none.
+        height: of the pictures.
+        width: likewise.
+        finished: pictures that each candidate is compared with.
+        candidates: how many are, in all.
+    """
+    c = _config(folder / networks.GEOMETRY, Dust3rConfig, Dust3rConfig.dpt_512)
+    rows, columns = compared_size(height, width, c.patch_size)
+    tokens = rows * columns / c.patch_size**2
+    encode = c.encoder_depth * (24 * c.encoder_width**2 * tokens + 4 * tokens**2 * c.encoder_width)
+    # Two decoders, both ways; each block attends twice.
+    decode = 4 * c.decoder_depth * (32 * c.decoder_width**2 * tokens + 8 * tokens**2 * c.decoder_width)
+    model = checkpoints.abstract(lambda: Dust3r(c, rngs=nnx.Rngs(0)))
+    parameters = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    # Features at full resolution: of every finished picture, and a few of the candidate's; DINO's 384 channels.
+    kept = 4.0 * 384 * rows * columns * (finished + 6)
+    return parameters + kept, candidates * (encode + finished * decode)
+
+
+def _config(folder: Path, kind: type, published: Callable[[], Any]) -> Any:
+    try:
+        return checkpoints.load_config(folder, kind)
+    except InputError:
+        return published()
+
+
+def parts(folder: Path) -> tuple[tuple[str, Path], ...]:
+    """Name and folder of each of the score's networks; of the features' the one that is there, as in `features`."""
+    name = next((name for name in networks.FEATURES if (folder / name).is_dir()), "featup")
+    return tuple((part, folder / part) for part in (networks.GEOMETRY, name))

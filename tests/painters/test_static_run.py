@@ -1,0 +1,367 @@
+"""Static view transport, whole, with a toy painter: painters/ and tests alone know of it."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from reangle_jax import main
+from reangle_jax.backbones import registry as backbones
+from reangle_jax.data import files, pictures, video
+from reangle_jax.painters import registry
+from tests.backbones import flowing
+from tests.painters import toy
+from tests.scoring import small_scorer
+
+ROOT = Path(__file__).parents[2]
+FRAMES, HEIGHT, WIDTH = 3, 32, 48
+VIEWS = {"left:12": "left_12", "right:6": "right_6", "up:9": "up_9"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    backbones.register(flowing.NAME, flowing.ENTRY)
+    registry.register(toy.NAME, toy.ENTRY)
+    yield
+    backbones._entries.pop(flowing.NAME)
+    registry._entries.pop(toy.NAME)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A clip of a wall and a nearer bar, its depth, all weights and a config."""
+    folder = tmp_path_factory.mktemp("static")
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    frames = np.stack([127 + 100 * np.sin(np.stack([x + 2 * t, y, x + y], axis=-1) / 6) for t in range(FRAMES)])
+    depth = np.full((FRAMES, HEIGHT, WIDTH), 4.0, np.float32)
+    frames[:, 8:24, 20:28], depth[:, 8:24, 20:28] = (220, 60, 40), 2.5
+    video.write_video(folder / "clip.mp4", frames.astype(np.uint8), 8)
+    np.save(folder / "depth.npy", depth)
+    flowing.write_weights(folder / "weights")
+    small_scorer.write_weights(toy.write_weights(folder / "painter"))
+    (folder / "config.py").write_text(
+        "from reangle_jax.config import get_default\n"
+        "def get_config():\n"
+        "    c = get_default()\n"
+        f"    c.video, c.depth, c.depth_kind = {str(folder / 'clip.mp4')!r}, {str(folder / 'depth.npy')!r}, 'metric'\n"
+        f"    c.num_frames, c.height, c.width = {FRAMES}, {HEIGHT}, {WIDTH}\n"
+        f"    c.model, c.weights, c.caption = {flowing.NAME!r}, {str(folder / 'weights')!r}, 'waves'\n"
+        f"    c.mode, c.views, c.train_views = 'static', {tuple(VIEWS)!r}, ('left:12', 'down:5')\n"
+        "    c.finetune.steps, c.finetune.rank, c.finetune.alpha, c.sample.steps = 2, 2, 2.0, 2\n"
+        f"    c.first_frames.model, c.first_frames.weights = {toy.NAME!r}, {str(folder / 'painter')!r}\n"
+        "    c.first_frames.steps, c.first_frames.candidates = 4, 3\n"
+        "    return c\n"
+    )
+    return folder
+
+
+def call(inputs, workdir, *arguments):
+    return main.main(["main", f"--config={inputs / 'config.py'}", f"--workdir={workdir}", *arguments])
+
+
+def done(text):
+    return [line.split()[2].rstrip(":") for line in text.splitlines() if line.split()[1:2] in (["do"], ["redo"])]
+
+
+def firsts(workdir):
+    return {name: (workdir / "views" / name / "first_frame.png").read_bytes() for name in VIEWS.values()}
+
+
+def record(workdir, name):
+    return json.loads((workdir / "views" / name / "first_frame.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def whole(inputs):
+    with jax.numpy_dtype_promotion("standard"):
+        assert call(inputs, inputs / "run") == 0
+    return inputs / "run"
+
+
+@pytest.fixture
+def until(monkeypatch):
+    """Leaves out the stages after one, which would only cost time."""
+    every = main.stages
+
+    def stages(last, **options):
+        for stage in every(**options):
+            yield stage
+            if stage.name == last:
+                return
+
+    return lambda last: monkeypatch.setattr(main, "stages", functools.partial(stages, last))
+
+
+@pytest.fixture
+def again(whole, tmp_path):
+    """A copy of the whole run."""
+    subprocess.run(["cp", "-a", whole, tmp_path / "run"], check=True)
+    return tmp_path / "run"
+
+
+def test_a_whole_run(whole):
+    source = files.load_npz(whole / "input/frames.npz")["frames"]
+    for name in VIEWS.values():
+        cameras = json.loads((whole / "views" / name / "cameras.json").read_text())["frames"]
+        assert cameras[0] == cameras[-1]  # it stands still,
+        assert np.abs(np.array(cameras[0]["camera_to_world"]) - np.eye(4)).max() > 0.05  # and elsewhere
+        warp, visible = pictures.read_holes(whole / "views" / name / "first_warp.png")
+        first = files.load_npz(whole / "views" / name / "warp.npz")
+        np.testing.assert_array_equal(visible, first["visible"][0])
+        np.testing.assert_array_equal(warp, first["frames"][0])
+        assert 0.3 < visible.mean() < 1
+        made = pictures.read(whole / "views" / name / "first_frame.png")
+        far = np.asarray(toy.far_from_holes(visible))
+        np.testing.assert_array_equal(made[far], warp[far])  # known pixels are kept,
+        assert (made[~visible] != warp[~visible]).any(axis=-1).mean() > 0.9  # and the holes painted
+        frames = files.load_npz(whole / "views" / name / "frames.npz")["frames"]
+        assert frames.shape == source.shape
+    assert not (whole / "views/down_5/first_warp.png").exists()  # trained on alone
+
+
+def test_views_are_painted_one_after_another_each_to_agree_with_those_before(whole):
+    order = sorted(VIEWS.values(), key=lambda n: -pictures.read_holes(whole / "views" / n / "first_warp.png")[1].mean())
+    assert order[0] == "right_6"  # the smallest turn: the most is seen
+    spelled = {name: view for view, name in VIEWS.items()}
+    for place, name in enumerate(order):
+        entry = record(whole, name)
+        others = ["input", *(spelled[n] for n in order[:place])]
+        assert sorted(entry["compared_with"]) == sorted(others)
+        assert set(entry["met3r"]) == set(others)
+        assert [step["step"] for step in entry["steps"]] == [1, 2]  # of 4: not in the first quarter, nor at the end
+        for step in entry["steps"]:
+            scores = np.array(step["scores"])[:, : len(others)]
+            assert scores.shape == (3, len(others))
+            assert step["kept"] == scores.sum(axis=1).argmax()
+            assert len(set(scores.sum(axis=1))) > 1
+        assert 0 < entry["painted"] < 0.7
+
+
+def test_the_views_agreement_is_in_the_metrics(whole):
+    metrics = json.loads((whole / "metrics.json").read_text())
+    for of in ("first_frames", "tuned"):
+        assert set(metrics["met3r"][of]) == {"between_views", "with_input"}
+        assert all(0 < value < 2 for value in metrics["met3r"][of].values())
+    assert (whole / "grid.mp4").stat().st_size > 0
+
+
+def test_plan_says_done_and_what_painting_needs(inputs, whole, capsys):
+    assert call(inputs, whole, "--plan") == 0
+    assert "not done yet" not in capsys.readouterr().out
+    for candidates, unit in ((1, "KiB"), (3, "MiB")):  # the toy alone; with the score's networks beside it
+        assert call(inputs, inputs / "other", "--plan", f"--config.first_frames.candidates={candidates}") == 0
+        lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+        assert lines["first_frames"].split()[1:3] == ["3", "0"]
+        assert unit in lines["first_frames"]
+
+
+def test_a_changed_view_redoes_those_painted_after_it_and_says_so(inputs, again, until, capfd):
+    until("first_frames")
+    before, second = firsts(again), "up_9"  # of right_6, up_9, left_12
+    made = pictures.read(again / "views/left_12/first_frame.png")
+    (again / "views" / second / "first_frame.png").unlink()
+    assert call(inputs, again) == 0
+    assert [n for n in done(capfd.readouterr().err) if n.startswith("first_frames")] == [f"first_frames/{second}"]
+    assert firsts(again) == before  # made again as it was
+    own = again.parent / "own"
+    own.mkdir()
+    pictures.write_png(own / f"{second}.png", made)
+    assert call(inputs, again, f"--config.first_frames.given={own}") == 0
+    said = capfd.readouterr().err
+    assert {n for n in done(said) if n.startswith("first_frames")} >= {f"first_frames/{second}", "first_frames/left_12"}
+    after = firsts(again)
+    np.testing.assert_array_equal(pictures.read(again / "views" / second / "first_frame.png"), made)
+    assert after["left_12"] != before["left_12"]
+    assert second.replace("_", ":") in record(again, "right_6")["compared_with"]  # it comes first now
+    assert f"made from views/{second}/first_frame.png" in said
+
+
+def test_each_by_itself(inputs, again, until, capfd):
+    """Without candidates nothing is compared, and no view depends on another."""
+    until("first_frames")
+    assert call(inputs, again, "--config.first_frames.candidates=1") == 0
+    capfd.readouterr()
+    assert record(again, "left_12")["steps"] == []
+    assert "met3r" not in record(again, "left_12")
+    (again / "views/right_6/first_frame.png").unlink()
+    assert call(inputs, again, "--config.first_frames.candidates=1") == 0
+    assert [n for n in done(capfd.readouterr().err) if n.startswith("first_frames")] == ["first_frames/right_6"]
+
+
+def test_order_reward_and_size_as_given(inputs, again, until):
+    until("first_frames")
+    order = "--config.first_frames.order=up:9,left:12,right:6"
+    assert call(inputs, again, order, "--noconfig.first_frames.with_input", "--config.first_frames.scale=1.5") == 0
+    assert "compared_with" not in record(again, "up_9")
+    assert record(again, "up_9")["steps"] == []
+    assert record(again, "left_12")["compared_with"] == ["up:9"]
+    assert sorted(record(again, "right_6")["compared_with"]) == ["left:12", "up:9"]
+    warp, visible = pictures.read_holes(again / "views/left_12/first_warp.png")
+    assert warp.shape == (48, 72, 3)
+    small, seen = (files.load_npz(again / "views/left_12/warp.npz")[key][0] for key in ("frames", "visible"))
+    assert visible.mean() == pytest.approx(seen.mean(), abs=0.08)
+    made = pictures.read(again / "views/left_12/first_frame.png")
+    assert made.shape == small.shape
+    inside = toy.far_from_holes(seen)
+    assert np.abs(made[inside].astype(int) - small[inside]).mean() < 12  # of 100: what is known is where it was
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_an_edited_first_frame(inputs, again, until, mode, capfd):
+    """What is made from the first frame changes; what is learnt does not."""
+    until("first_frames")
+    arguments = [f"--config.mode={mode}", "--config.first_frames.candidates=1"]
+    arguments += ["--config.finetune.steps=0"] if mode == "dynamic" else []
+    assert call(inputs, again, *arguments) == 0
+    before, lora = firsts(again), (again / "lora/lora.safetensors").read_bytes()
+    capfd.readouterr()
+    assert call(inputs, again, *arguments, "--config.edit.caption=red") == 0
+    said = done(capfd.readouterr().err)
+    assert "first_warps/edit" in said
+    assert "finetune" not in said
+    assert (again / "lora/lora.safetensors").read_bytes() == lora
+    edited, source = pictures.read(again / "input/edited.png"), files.load_npz(again / "input/frames.npz")["frames"][0]
+    assert edited.shape == source.shape
+    assert (edited != source).mean() > 0.5
+    after = firsts(again)
+    assert all(after[name] != before[name] for name in VIEWS.values())
+    if mode == "dynamic":
+        np.testing.assert_array_equal(pictures.read(again / "views/left_12/first_frame.png"), edited)
+
+
+def test_a_picture_in_place_of_the_first_frame(inputs, again, until, tmp_path):
+    until("first_warps")
+    own = files.load_npz(again / "input/frames.npz")["frames"][0][:, ::-1]
+    pictures.write_png(tmp_path / "own.png", own)
+    before = pictures.read_holes(again / "views/left_12/first_warp.png")
+    assert call(inputs, again, f"--config.first_frames.given={tmp_path / 'own.png'}") == 0
+    np.testing.assert_array_equal(pictures.read(again / "input/edited.png"), own)
+    after = pictures.read_holes(again / "views/left_12/first_warp.png")
+    np.testing.assert_array_equal(after[1], before[1])
+    assert (after[0] != before[0]).mean() > 0.5
+
+
+def test_shared_noise_makes_the_videos_anew(inputs, again, until, capfd):
+    until("generate")
+
+    def videos():
+        return {n: files.load_npz(again / "views" / n / "frames.npz")["frames"].tobytes() for n in VIEWS.values()}
+
+    found = [videos()]
+    for shared in ("same", "warped"):
+        assert call(inputs, again, f"--config.sample.shared_noise={shared}") == 0
+        assert {n.split("/")[0] for n in done(capfd.readouterr().err)} == {"generate"}
+        found.append(videos())
+    assert all(len({run[name] for run in found}) == 3 for name in VIEWS.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--config.first_frames.given={own}"],
+            "sideways.png: there is no view sideways: name it one of left_12, right_6",
+        ),
+        (["--config.first_frames.given={empty}"], "holds no pictures: name them left_12.png, right_6.png, up_9.png"),
+        (["--config.first_frames.given={small}"], "left_12.png is 16x16 (rows x columns): make it 32x48"),
+        (["--config.first_frames.given={twice}"], "are both of left:12: keep one"),
+        (["--config.first_frames.given={broken}"], "left_12.png is not a picture that OpenCV can read"),
+        (
+            ["--config.first_frames.weights={empty}"],
+            "config.first_frames.weights: {empty}/palette/config.json is missing",
+        ),
+        (["--config.first_frames.weights={other}"], "holds VAEConfig, not PaletteConfig: give the weights of toy"),
+        (
+            ["--config.first_frames.weights={blind}"],
+            "{blind}/dust3r is missing: the score, which makes the first frames",
+        ),
+        (["--config.first_frames.weights={dull}"], "{dull} holds no featup or dino or dinov2/: the score"),
+    ],
+)
+def test_unusable_input_is_answered_before_any_work(inputs, tmp_path, arguments, words, capfd):
+    for name in ("own", "empty", "small", "twice", "broken", "other", "blind", "dull"):
+        (tmp_path / name).mkdir()
+    plain = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pictures.write_png(tmp_path / "own/sideways.png", plain)
+    pictures.write_png(tmp_path / "small/left_12.png", plain[:16, :16])
+    for name in ("left_12.png", "left_12.jpg"):
+        pictures.write_png(tmp_path / "twice" / name, plain)
+    (tmp_path / "broken/left_12.png").write_bytes(b"no picture")
+    files.atomic_write_json(tmp_path / "other/palette/config.json", {"class": "VAEConfig"})
+    toy.write_weights(tmp_path / "blind")
+    subprocess.run(["cp", "-a", inputs / "painter/dust3r", inputs / "painter/palette", tmp_path / "dull"], check=True)
+    places = {path.name: path for path in tmp_path.iterdir()}
+    for where in (("--plan",), ()):
+        arguments = [argument.format(**places) for argument in arguments]
+        assert call(inputs, tmp_path / "run", *arguments, *where) == (0 if where else 2)
+        captured = capfd.readouterr()
+        lines = (captured.out if where else captured.err).splitlines()
+        said = [line for line in lines if line.startswith(("missing: ", "error: "))]
+        assert any(words.format(**places) in line for line in said)
+        assert where or len(said) == 1
+    assert not (tmp_path / "run/input").exists()
+
+
+KILLER = """
+import os, signal, sys
+from reangle_jax import main, progress
+from reangle_jax.backbones import registry as backbones
+from reangle_jax.painters import registry
+from reangle_jax.run import work
+from tests.backbones import flowing
+from tests.painters import toy
+
+backbones.register(flowing.NAME, flowing.ENTRY)
+registry.register(toy.NAME, toy.ENTRY)
+place, argv = sys.argv[1], ["main", *sys.argv[2:]]
+finish, update = work.Work.finish, progress.progress.update
+
+def finish_or_die(self, unit):
+    if f"{self._stage.name}/{unit.name}" == place:
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(self, unit)
+
+def update_or_die(self, *arguments, **values):
+    update(self, *arguments, **values)
+    if f"{self._description} {self._done}" == place:
+        os.kill(os.getpid(), signal.SIGTERM if "up" in place else signal.SIGKILL)
+
+work.Work.finish, progress.progress.update = finish_or_die, update_or_die
+sys.exit(main.main(argv))
+"""
+# Where a start is stopped, its exit code, and what the next one must say.
+STOPS = (
+    ("first_warps/left:12", -9, "do first_warps/left_12: not done yet"),
+    ("first_frames: right:6 2", -9, "right:6 goes on after step 2"),
+    ("first_frames: up:9 3", 143, "up:9 goes on after step 3"),
+    ("first_frames/left:12", -9, "left:12 goes on after step 4"),
+    ("generate/up:9", -9, "skip first_frames/left_12: done"),
+    ("never", 0, None),
+)
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_with_the_same_pictures(inputs, whole, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    expected = None
+    for place, code, says in STOPS:
+        result = subprocess.run(
+            [sys.executable, "-c", KILLER, place, f"--config={inputs / 'config.py'}", f"--workdir={tmp_path / 'run'}"],
+            env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert result.returncode == code, f"{place}: {result.stderr[-2000:]}"
+        assert expected is None or expected in result.stderr, f"{place}: {result.stderr[-2000:]}"
+        expected = says
+    assert firsts(tmp_path / "run") == firsts(whole)
+    for name in VIEWS.values():
+        assert record(tmp_path / "run", name) == record(whole, name)
+        made, known = (
+            files.load_npz(run / "views" / name / "frames.npz")["frames"] for run in (tmp_path / "run", whole)
+        )
+        np.testing.assert_array_equal(made, known)
