@@ -113,7 +113,8 @@ def check_painter(settings: Settings) -> None:
     if not chosen.weights and not painter_folder(settings).is_dir():
         raise InputError(
             f"{PAINTER_KEY}: {chosen.model} needs its converted weights, and there is no {painter_folder(settings)}: "
-            f"set {PAINTER_KEY} to the folder that `python -m converters` wrote"
+            f"set {PAINTER_KEY} to the folder that `python -m converters` wrote, or make it: `python -m converters "
+            f"{chosen.model} --source SOURCE --out {painter_folder(settings)}`"
         )
     for part, expected in painters.entry(chosen.model).parts.items():
         where = painter_folder(settings) / part

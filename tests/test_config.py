@@ -130,6 +130,10 @@ def test_settings_are_frozen_and_typed():
             r"config\.first_frames\.order='left:8' .* each of config\.views once: left:8, up:8",
         ),
         ({"first_frames__given": "nowhere"}, r"config\.first_frames\.given: no such file or folder: nowhere"),
+        (
+            {"edit__caption": "a fox", "first_frames__model": "flux.1-fill-dev"},
+            r"config\.edit\.caption: flux\.1-fill-dev only fills holes: set .*model to flux\.1-dev or tiny",
+        ),
         ({"edit__skip": 28}, r"config\.edit\.skip=28 is not possible: it must be below config\.edit\.steps=28"),
         ({"finetune__steps": -1}, "config.finetune.steps=-1"),
         ({"finetune__rank": 0}, "config.finetune.rank=0"),

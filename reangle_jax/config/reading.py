@@ -17,6 +17,7 @@ from reangle_jax.config.settings import AUTO, TRAIN_VIEWS, VIEWS, Settings
 from reangle_jax.data import lora_files
 from reangle_jax.data.paths import user_path
 from reangle_jax.errors import InputError
+from reangle_jax.painters import registry as painters
 
 # The types of settings, in words.
 KINDS: dict[Any, str] = {
@@ -265,6 +266,10 @@ def _check_first_frames(s: Settings) -> None:
         if given.is_file() and s.edit.caption:
             words = f"{given} is the first frame as you edited it, and config.edit.caption asks for another: set one"
             raise InputError(f"config.first_frames.given: {words}")
+    if s.edit.caption and not painters.entry(s.first_frames.model).edits:
+        able = " or ".join(name for name in painters.names() if painters.entry(name).edits)
+        words = f"{s.first_frames.model} only fills holes: set config.first_frames.model to {able}"
+        raise InputError(f"config.edit.caption: {words}")
     if s.edit.skip >= s.edit.steps:
         words = f"it must be below config.edit.steps={s.edit.steps}"
         raise InputError(f"config.edit.skip={s.edit.skip} is not possible: {words}")

@@ -17,11 +17,13 @@ class Entry:
         multiple: of pixels, that height and width must be.
         parts: folders of its weights, and the class of the config.json in each.
         painter: the class, or where it is, ``module:Class``: imported when it is first asked for.
+        edits: whether it can edit pictures too, and not only fill holes.
     """
 
     multiple: int
     parts: Mapping[str, str]
     painter: "type[Painter] | str"
+    edits: bool = True
 
     def load(self) -> "type[Painter]":
         """The class."""
@@ -40,7 +42,7 @@ _SHARED = {
 }
 _entries: dict[str, Entry] = {
     "flux.1-dev": Entry(16, {**_SHARED, "controlnet": "ControlNetConfig"}, _FLUX),
-    "flux.1-fill-dev": Entry(16, _SHARED, _FLUX),
+    "flux.1-fill-dev": Entry(16, _SHARED, _FLUX, edits=False),
     # The small family's autoencoder makes 4x4 pixels a cell; patches are 2x2 cells in all of them.
     "tiny": Entry(
         8,

@@ -15,7 +15,7 @@ from reangle_jax.cameras.views import label
 from reangle_jax.config import Settings
 from reangle_jax.data import files, pictures, video
 from reangle_jax.geometry import cameras, splat
-from reangle_jax.run import Stage, Unit, Work, view_file
+from reangle_jax.run import Stage, Unit, Work, first_picture, view_file
 from reangle_jax.scoring import agreement, image, motion
 from reangle_jax.scoring.video import mean_score
 
@@ -38,7 +38,8 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     if settings.mode == "static":
         firsts = tuple(view_file(view, "first_frame.png") for view in settings.views)
         networks = agreement.parts(chosen_models.painter_folder(settings))
-        metrics = dataclasses.replace(metrics, inputs=(*metrics.inputs, *firsts), weights=networks)
+        inputs = dict.fromkeys((*metrics.inputs, first_picture.of(settings), *firsts))
+        metrics = dataclasses.replace(metrics, inputs=tuple(inputs), weights=networks)
     return (
         metrics,
         Unit("grid", settings=keys, inputs=("input/frames.npz", *warps, *outputs), outputs=("grid.mp4",)),
@@ -106,7 +107,7 @@ def _agreement(settings: Settings, folder: Path) -> dict[str, Any]:
     )
     source = files.load_npz(folder / _INPUT[0])["frames"]
     firsts = [pictures.read(folder / view_file(view, "first_frame.png")) for view in settings.views]
-    moments = {"first_frames": [[source[0], *firsts]]}
+    moments = {"first_frames": [[first_picture.read(settings, folder), *firsts]]}
     at = np.unique(np.linspace(0, len(source) - 1, MOMENTS).round().astype(int))
     for variant, stem in _variants(settings).items():
         videos = [source[at], *(_frames(folder, view, stem)[at] for view in settings.views)]
