@@ -33,12 +33,13 @@ ARROWS: dict[str, set[str]] = {
     "prompts": {"checkpoints", "models", "nn"},
     "backbones": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn", "prompts"},
     "painters": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn", "prompts"},
-    "cameras": {"data", "geometry", "stopping"},
+    "cameras": {"commands", "data", "geometry", "stopping"},
     "config": {"backbones", "cameras", "data", "geometry", "mesh", "nn", "painters"},
     "command_line": {"config", "data"},
     "learning": {"mesh", "progress", "stopping"},
     "chosen_models": {"backbones", "config", "data", "painters", "tiny"},
     "run": {"cameras", "config", "data", "faults", "geometry", "measure", "stopping"},
+    "export": {"cameras", "commands", "data", "geometry", "stopping"},
     "scoring": {
         "checkpoints", "commands", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
     },

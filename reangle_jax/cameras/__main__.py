@@ -2,19 +2,15 @@
 
 import sys
 
-from reangle_jax.stopping import Stop, Stopped, run
+from reangle_jax import commands
+from reangle_jax.stopping import Stop, run
 
 
-def _run() -> int:
-    try:
-        with Stop().installed():  # the imports take seconds
-            from reangle_jax.cameras.command import main
-
-            return main(sys.argv[1:])
-    except Stopped as stopped:
-        print(f"stopped by {stopped}: nothing was written", file=sys.stderr)
-        return stopped.exit_code
+def _main() -> int:
+    with Stop().installed():  # the imports take seconds
+        from reangle_jax.cameras.command import main
+    return main(sys.argv[1:])
 
 
 if __name__ == "__main__":
-    run(_run)
+    run(lambda: commands.answer(_main, stopped="nothing was written"))

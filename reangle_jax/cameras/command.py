@@ -3,19 +3,20 @@
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
+from reangle_jax import commands
 from reangle_jax.cameras import inspection, placing, registry
 from reangle_jax.cameras.formats.crafters import ORDERS
 from reangle_jax.data import files
 from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
 from reangle_jax.geometry import cameras, depth
+from reangle_jax.stopping import Stop
 
 DESCRIPTION = """\
 What is in a camera file: its format and convention, how far the cameras go and turn, their largest step and, with a
@@ -25,11 +26,6 @@ EPILOG = f"""\
 Known are {registry.KNOWN}; what is in a file decides which it is (docs/cameras.md).
 """
 _SIZE, _FRAMES = (480, 720), 49
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see --help)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +39,8 @@ class _Like:
     settings: dict[str, Any]
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> commands.Parser:
+    parser = commands.Parser(
         prog="python -m reangle_jax.cameras",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -65,18 +61,17 @@ def _parser() -> _Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs a command line and gives the exit code: 0 done, 2 unusable input. Anything else is raised: it is a bug."""
-    try:
-        arguments = _parser().parse_args(list(argv))
-        expand(arguments, "file", "like", "out")
-        _run(arguments)
-    except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    """Runs a command line and gives the exit code, as `commands.answer` has them."""
+
+    def work() -> None:
+        with Stop().installed():
+            _run(_parser().parse_args(list(argv)))
+
+    return commands.answer(work, stopped="nothing was written")
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    expand(arguments, "file", "like", "out")
     path = Path(arguments.file)
     like = _read_run(Path(arguments.like)) if arguments.like else None
     file = registry.read(path, arguments.format)

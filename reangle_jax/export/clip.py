@@ -1,0 +1,154 @@
+"""What is exported of a run: its views' frames and cameras, what the input saw of them, and the scene's points."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from reangle_jax.cameras.views import folder_name
+from reangle_jax.data import files
+from reangle_jax.errors import InputError
+from reangle_jax.geometry import splat
+from reangle_jax.geometry.cameras import Cameras, load_cameras, source_to_target
+
+INPUT = "input"
+_STILL = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """One camera's video.
+
+    Attributes:
+        name: of its folder in the run.
+        frames: uint8 [T, H, W, 3].
+        K: intrinsics in pixels, [T, 3, 3].
+        poses: camera to world, [T, 4, 4].
+        seen: where the input saw what it shows, [T, H, W].
+    """
+
+    name: str
+    frames: UInt8[np.ndarray, "T H W 3"]
+    K: Float[np.ndarray, "T 3 3"]
+    poses: Float[np.ndarray, "T 4 4"]
+    seen: Bool[np.ndarray, "T H W"]
+
+    @property
+    def moves(self) -> bool:
+        """Whether its camera does."""
+        return bool(np.abs(self.poses - self.poses[:1]).max() > _STILL or np.abs(self.K - self.K[:1]).max() > _STILL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A run's views.
+
+    Attributes:
+        run: its folder.
+        caption: what it shows.
+        fps: frames per second.
+        source: the input.
+        z: the input's depth, [T, H, W].
+        tracks: what is exported; with the input first, if it is wanted.
+    """
+
+    run: Path
+    caption: str
+    fps: float
+    source: Track
+    z: Float[np.ndarray, "T H W"]
+    tracks: tuple[Track, ...]
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """T, H, W."""
+        return self.z.shape  # pyright: ignore[reportReturnType]
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Nearest and farthest depth that matter, scene units: a little beyond 98 % of the points."""
+        low, high = np.quantile(self.z, [0.01, 0.99])
+        return float(0.9 * low), float(1.1 * high)
+
+    def depth(self, track: Track) -> Float[np.ndarray, "T H W"]:
+        """Depth z in a track's cameras, as far as the input's points tell; 0 where nothing is known."""
+        if track is self.source:
+            return self.z
+        motion = source_to_target(_cameras(self.source), _cameras(track))
+        found = [
+            _nearest(z, K, k, m)
+            for z, K, k, m in zip(self.z, _cameras(self.source).K, _cameras(track).K, motion, strict=True)
+        ]
+        depth = np.asarray(jnp.stack(found))
+        return np.where(np.isfinite(depth) & track.seen, depth, np.float32(0))
+
+
+@functools.cache
+def _splatted():
+    return jax.jit(splat.splat)
+
+
+def _nearest(z, K_source, K_target, motion):
+    return _splatted()(jnp.zeros((*z.shape, 1), jnp.float32), jnp.asarray(z), K_source, K_target, motion).depth
+
+
+def _cameras(track: Track) -> Cameras:
+    return Cameras(jnp.asarray(track.K, jnp.float32), jnp.asarray(track.poses, jnp.float32))
+
+
+def read(run: Path, views: Sequence[str] = (), *, with_input: bool = False) -> Clip:
+    """Reads a run whose views are generated.
+
+    Args:
+        run: its folder.
+        views: spellings or folder names; all of them if none is given.
+        with_input: whether the input is one of the tracks, the first.
+
+    Raises:
+        InputError: it is no run, a view is none of its, or is not generated yet.
+    """
+    try:
+        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
+        own = {folder_name(view): view for view in settings["views"]}
+        caption = settings["caption"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        words = " ".join(str(error).split())
+        raise InputError(f"{run}: is no run's folder (run.json: {words}); give the --workdir of a run") from None
+    names = [_named(run, own, view) for view in views] or [*own]
+    if len(set(names)) < len(names):
+        raise InputError(f"--views {','.join(views)}: names a view twice; name each once")
+    try:
+        clip, z = files.load_npz(run / "input/frames.npz"), files.load_npz(run / "input/depth.npz")["depth"]
+        source = _track(run / INPUT, INPUT, clip["frames"], np.ones(z.shape, bool))
+        tracks = [_track(run / "views" / name, name, *_video(run / "views" / name)) for name in names]
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is missing: let the run end first (the same command goes on)") from None
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{run}: its files are damaged ({' '.join(str(error).split())}): run it again") from None
+    return Clip(run, caption, float(clip["fps"]), source, z, tuple([source] * with_input + tracks))
+
+
+def _named(run: Path, own: dict[str, str], view: str) -> str:
+    name = next((name for name, spelling in own.items() if view in (name, spelling)), None)
+    if name is None:
+        raise InputError(f"--views {view}: {run} has no such view; it has {', '.join(own.values())}")
+    return name
+
+
+def _video(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    return files.load_npz(folder / "frames.npz")["frames"], files.load_npz(folder / "warp.npz")["visible"]
+
+
+def _track(folder: Path, name: str, frames: np.ndarray, seen: np.ndarray) -> Track:
+    path = folder / "cameras.json"
+    if not path.is_file():
+        raise FileNotFoundError(2, "", str(path))
+    cameras = load_cameras(path, expect_frames=len(frames))[0]
+    K, poses = (np.asarray(x, np.float64) for x in (cameras.K, cameras.camera_to_world))
+    return Track(name, frames, K, poses, seen)
