@@ -1,7 +1,9 @@
-"""Seconds and memory of converting a transformer of CogVideoX-5B-I2V's layout, against copying its files.
+"""Seconds and memory of converting a published transformer's layout, against copying its files.
 
     python benchmarks/convert.py [--layers 3] [--folder DIR] [--keep]
     python benchmarks/convert.py --layers 42     # the published size, 11.25 GB: needs 34 GB of disk
+    python benchmarks/convert.py --model flux.1-dev/transformer --layers 1 [--single-file]
+    python benchmarks/convert.py --model flux.1-dev/transformer --layers 19     # 23.8 GB: needs 72 GB of disk
 
 Writes random shards in the published layout, copies them, converts them, and copies them once more, each synced to the
 disk and started with the files out of the page cache, in turn in one run. The conversion is the command itself in a
@@ -20,24 +22,24 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from converters import registry, rules
 from reangle_jax import checkpoints
 from reangle_jax.data import safetensors
+from reangle_jax.models.flux.transformer_config import FluxConfig
 
-NAME = "cogvideox-5b-i2v/transformer"
+MODELS = ("cogvideox-5b-i2v/transformer", "flux.1-dev/transformer")
 SHARD_BYTES = 5_000_000_000
 BUFFER = 16 << 20
 
 
-def published_tensors(layers: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published transformer, with fewer layers."""
-    (part,) = registry.find(NAME)[1]
-    config = dataclasses.replace(part.config, num_layers=layers)
+def published_tensors(part: registry.Part, config: Any, layout: registry.Layout) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a published transformer of some sizes."""
     model = checkpoints.abstract(lambda: part.build(config))
-    table = part.layouts[0].table(config)
+    table = layout.table(config)
     tensors = {}
     for path, variable in checkpoints.parameter_paths(model).items():
         for index, (rule, name) in rules.pieces(path, tuple(variable.shape), table).items():
@@ -47,15 +49,22 @@ def published_tensors(layers: int) -> dict[str, tuple[int, ...]]:
     return tensors
 
 
-def write_published(folder: Path, layers: int) -> int:
-    """Random bfloat16 shards, their index and config.json; the bytes of the shards."""
-    (part,) = registry.find(NAME)[1]
-    tensors = published_tensors(layers)
+def write_published(folder: Path, name: str, layers: int, *, single_file: bool) -> int:
+    """Random bfloat16 shards, their index and config.json, or one file of the other layout; the bytes of the tensors.
+
+    Fewer layers than published are of every kind in the published proportion.
+    """
+    (part,) = registry.find(name)[1]
+    config = dataclasses.replace(part.config, num_layers=layers)
+    if isinstance(config, FluxConfig):
+        config = dataclasses.replace(config, num_single_layers=2 * layers)
+    tensors = published_tensors(part, config, part.layouts[single_file])
+    shard_bytes = math.inf if single_file else SHARD_BYTES
     shards: list[list[str]] = [[]]
     size = 0
     for name, shape in tensors.items():
         nbytes = 2 * math.prod(shape)
-        if size + nbytes > SHARD_BYTES:
+        if size + nbytes > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
@@ -63,7 +72,7 @@ def write_published(folder: Path, layers: int) -> int:
     noise = np.random.default_rng(0).integers(0x3C00, 0x3F00, 32 << 20, np.uint16)  # small positive bfloat16 numbers
     places = {}
     for k, names in enumerate(shards, start=1):
-        file = f"diffusion_pytorch_model-{k:05d}-of-{len(shards):05d}.safetensors"
+        file = "one.safetensors" if single_file else f"diffusion_pytorch_model-{k:05d}-of-{len(shards):05d}.safetensors"
         with open(folder / file, "wb") as handle:
             handle.write(safetensors.header({name: (safetensors.DTYPES["BF16"], tensors[name]) for name in names}))
             left = sum(math.prod(tensors[name]) for name in names)
@@ -74,11 +83,11 @@ def write_published(folder: Path, layers: int) -> int:
             handle.flush()
             os.fsync(handle.fileno())
         places |= dict.fromkeys(names, file)
-    index = {"metadata": {}, "weight_map": places}
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    if not single_file:
+        index = {"metadata": {}, "weight_map": places}
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     assert part.write_config is not None
-    fields = part.write_config(dataclasses.replace(part.config, num_layers=layers))
-    (folder / "config.json").write_text(json.dumps(fields))
+    (folder / "config.json").write_text(json.dumps(part.write_config(config)))
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
@@ -106,10 +115,10 @@ def copy(source: Path, target: Path) -> float:
     return seconds
 
 
-def convert(source: Path, target: Path) -> tuple[float, float, float]:
+def convert(name: str, source: Path, target: Path) -> tuple[float, float, float]:
     """Seconds to convert the folder (imports included), processor seconds, and the process's peak resident bytes."""
     forget(source)
-    command = [sys.executable, "-m", "converters", NAME, "--source", str(source), "--out", str(target)]
+    command = [sys.executable, "-m", "converters", name, "--source", str(source), "--out", str(target)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[1])
@@ -121,21 +130,25 @@ def convert(source: Path, target: Path) -> tuple[float, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=3, help="42 is the published model; 3 make about a gigabyte")
+    parser.add_argument("--model", choices=MODELS, default=MODELS[0])
+    parser.add_argument("--layers", type=int, default=3, help="42 is CogVideoX, of which 3 make about a gigabyte")
+    parser.add_argument("--single-file", action="store_true", help="the authors' own layout, of FLUX")
     parser.add_argument("--folder", help="on the disk to measure (default: the temporary folder)")
     parser.add_argument("--once", action="store_true", help="copy before the conversion only, not after it too")
     parser.add_argument("--keep", action="store_true", help="leave the files")
     options = parser.parse_args()
+    if options.single_file and len(registry.find(options.model)[1][0].layouts) < 2:
+        parser.error(f"--single-file: {options.model} is published as a folder only")
     if options.folder:
         Path(options.folder).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="convert", dir=options.folder))
     try:
         source = folder / "transformer"
         source.mkdir()
-        size = write_published(source, options.layers)
+        size = write_published(source, options.model, options.layers, single_file=options.single_file)
         print(f"{options.layers} layers, {size / 1e9:.2f} GB in {len(list(source.glob('*.safetensors')))} files")
         copies = [copy(source, folder / "copy")]
-        seconds, processor, peak = convert(source, folder / "out")
+        seconds, processor, peak = convert(options.model, source, folder / "out")
         if not options.once:
             copies.append(copy(source, folder / "copy"))
         copied = sum(copies) / len(copies)

@@ -4,15 +4,18 @@
     python benchmarks/full_size.py --topology v6e:1x1 --program finetune
     python benchmarks/full_size.py --topology v5p:1x1x1 --program sample
     python benchmarks/full_size.py --program score
+    python benchmarks/full_size.py --program paint
 
 The real fine-tuning step (LoRA of rank 128 on all 42 blocks, the noised first frame encoded, AdamW), the real guided
-sampling step of CogVideoX-5B-I2V at 49 frames of 480x720, or the score of 25 candidates against up to six finished
-views of 256x256 (DUSt3R-512-DPT, FeatUp over DINO ViT-S/16) is lowered with abstract arguments and compiled. The
-compiler enforces the chip's memory: a program that does not fit fails here with its figure. Nothing is executed, and
-no weights are needed. Compiling takes minutes on one core.
+sampling step of CogVideoX-5B-I2V at 49 frames of 480x720, the score of 25 candidates against up to six finished
+views of 256x256 (DUSt3R-512-DPT, FeatUp over DINO ViT-S/16), or a round of candidates of FLUX.1-dev with its
+inpainting ControlNet at 480x720, decoded, is lowered with abstract arguments and compiled. The compiler enforces the
+chip's memory: a program that does not fit fails here with its figure. Nothing is executed, and no weights are needed.
+Compiling takes minutes on one core.
 """
 
 import argparse
+import dataclasses
 import os
 import time
 
@@ -33,6 +36,8 @@ from reangle_jax.backbones.cogvideox import conditioning, networks
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion import guidance, samplers
+from reangle_jax.diffusion.control import Best
+from reangle_jax.diffusion.flow import Coefficients
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
@@ -40,7 +45,11 @@ from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.dino import FeatUp, FeatUpConfig
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
+from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
+from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.nn.attention import compiling_for
+from reangle_jax.painters.flux import networks as flux_networks
+from reangle_jax.painters.flux.painter import Arguments, FluxPainter
 from reangle_jax.scoring.met3r import Met3r
 from reangle_jax.stages import finetune
 
@@ -124,16 +133,57 @@ def lower_score(rank: int, layers: int | None, where: NamedSharding):
     return jax.jit(metric.against).lower(*(abstract(argument, where) for argument in arguments))
 
 
+def trace_paint(where: NamedSharding):
+    """A round of candidates of stochastic control at 480x720, one a device: evaluated, decoded, the best kept.
+
+    What chooses among them here is a mean of colours: the score itself is another program.
+    """
+    sizes = {
+        "transformer": FluxConfig.dev(),
+        "controlnet": ControlNetConfig.inpainting_beta(),
+        "vae": dataclasses.replace(AutoencoderConfig.flux1(), param_dtype="bfloat16"),  # as it is converted
+    }
+    found = {role: flux_networks.build(role, config) for role, config in sizes.items()}
+    painter = FluxPainter.of_networks(found, (480, 720))
+
+    def array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    state, number = array(60, 90, 16), array(dtype=jnp.int32)
+    arguments = Arguments(
+        flux_networks.Parameters(**{role: network.state for role, network in found.items()}),
+        flux_networks.Text(array(1, 512, 4096), array(1, 768)),
+        condition=array(1, 30 * 45, 68),
+        known=None,
+        guidance=array(1),
+        control_scale=array(),
+    )
+    step = Coefficients(*[array()] * len(Coefficients._fields))
+    key = jax.eval_shape(jax.random.key, 0)
+    given = (Best(array(), number, state, state), state, state, number, number, step, key, arguments, array())
+    return painter._control._round.trace(
+        *(abstract(each, where) for each in given), scores=lambda _, pictures: pictures.mean((1, 2))
+    )
+
+
+def lower_paint(rank: int, layers: int | None, where: NamedSharding):
+    """`trace_paint`; it has neither adapters nor layers to leave out."""
+    del rank, layers
+    return trace_paint(where).lower()
+
+
 def main() -> None:
     """Compiles one program and prints what the compiler says of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v6e:1x1", help="one chip: v5e:1x1, v6e:1x1, v5p:1x1x1")
-    parser.add_argument("--program", choices=("finetune", "sample", "score"), default="finetune")
+    parser.add_argument("--program", choices=("finetune", "sample", "score", "paint"), default="finetune")
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--layers", type=int, default=None, help="fewer blocks than 42, for a quick look")
     args = parser.parse_args()
     mesh = one_chip(args.topology)
-    lower = {"finetune": lower_finetune, "sample": lower_sample, "score": lower_score}[args.program]
+    lower = {"finetune": lower_finetune, "sample": lower_sample, "score": lower_score, "paint": lower_paint}[
+        args.program
+    ]
     start = time.perf_counter()
     with mesh_module.use(mesh), compiling_for("tpu"):
         lowered = lower(args.rank, args.layers, NamedSharding(mesh, PartitionSpec()))

@@ -53,7 +53,7 @@ def test_the_single_file_is_what_diffusers_takes_it_for(monkeypatch):
     config = test_flux_transformer.SMALL
     model = abstract(lambda: FluxTransformer(config, rngs=nnx.Rngs(0)))
     fill_randomly(model)
-    arrays = {path: np.asarray(variable[...]) for path, variable in parameter_paths(model).items()}
+    arrays = {path: np.array(variable[...]) for path, variable in parameter_paths(model).items()}
     single = {name: torch.from_numpy(x) for name, x in revert(arrays, flux_transformer.original(config)).items()}
     assert single["single_blocks.0.linear1.weight"].shape == (7 * config.inner_dim, config.inner_dim)
     split = torch.split
