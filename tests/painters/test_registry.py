@@ -7,6 +7,7 @@ def test_names_and_parts_are_known_before_anything_is_loaded():
     assert registry.names() == ("flux.1-dev", "flux.1-fill-dev", "tiny")
     assert "controlnet" in registry.entry("flux.1-dev").parts
     assert "controlnet" not in registry.entry("flux.1-fill-dev").parts  # it takes the mask itself
+    assert [registry.entry(name).edits for name in registry.names()] == [True, False, True]  # Fill only fills
     assert all(registry.entry(name).multiple % 8 == 0 for name in registry.names())
 
 

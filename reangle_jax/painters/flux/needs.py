@@ -70,7 +70,8 @@ def of_stages(painter: "FluxPainter", painting: Painting, editing: Editing) -> d
     # A block's: queries, keys and values in float32 and rounded, and the feed-forward; the residuals of the ControlNet.
     size = jnp.dtype(transformer.execution.dtype).itemsize
     narrow = (tokens + length) * transformer.config.inner_dim * size
-    heads = int(_ATTENDED.get(transformer.execution.attention, transformer.config.num_attention_heads))
+    impl = transformer.execution.attention
+    heads = transformer.config.num_attention_heads if _ATTENDED.get(impl) is None else _ATTENDED[impl]
     working = 20.0 * narrow + 2.0 * heads * (tokens + length) ** 2 * 4
     working += beside.used_layers * tokens * beside.inner_dim * size if beside else 0
     text = {"text": float(_text_bytes(painter.folders, name))}

@@ -21,8 +21,8 @@ from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.network import Network
 
 TINY, DEV, FILL = "tiny", "flux.1-dev", "flux.1-fill-dev"
-T5_LENGTH = {TINY: 96}
-"""Tokens of a text; 512 of the published models."""
+T5_LENGTH = {TINY: 48}
+"""Tokens of a text, padding included; 512 of the published models."""
 # Folders of the parts by their roles, where they are not called so.
 _SMALL = {"transformer": "flux_transformer", "controlnet": "flux_controlnet", "vae": "flux_autoencoder"}
 _KINDS = {
