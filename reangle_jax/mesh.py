@@ -12,7 +12,7 @@ product too, and sums where ``to_out`` and ``down`` contract: no whole parameter
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -164,6 +164,19 @@ def split_batch(tree: Tree) -> Tree:
         return _lay(array, PartitionSpec(DATA) if even else PartitionSpec())
 
     return jax.tree.map(split, tree)
+
+
+def by_share(function: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:
+    """``function(whole, batch)`` on each device's share of the batch over ``data``, which has a multiple of them.
+
+    For what the compiler would not divide by itself, such as a loop over the batch. What it gives is as long as the
+    batch; ``whole`` is gathered on every device.
+    """
+    sizes = _divided()
+    if sizes is None or sizes[DATA] == 1:
+        return function
+    share = PartitionSpec(DATA)
+    return jax.shard_map(function, in_specs=(PartitionSpec(), share), out_specs=share, check_vma=False)
 
 
 def replicate(tree: Tree) -> Tree:

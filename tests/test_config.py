@@ -134,6 +134,10 @@ def test_settings_are_frozen_and_typed():
             {"edit__caption": "a fox", "first_frames__model": "flux.1-fill-dev"},
             r"config\.edit\.caption: flux\.1-fill-dev only fills holes: set .*model to flux\.1-dev or tiny",
         ),
+        (
+            {"first_frames__candidates": 5, "first_frames__fewest": 6},
+            r"config\.first_frames\.fewest=6 .* at most config\.first_frames\.candidates=5, or 0",
+        ),
         ({"edit__skip": 28}, r"config\.edit\.skip=28 is not possible: it must be below config\.edit\.steps=28"),
         ({"finetune__steps": -1}, "config.finetune.steps=-1"),
         ({"finetune__rank": 0}, "config.finetune.rank=0"),

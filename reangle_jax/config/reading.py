@@ -266,6 +266,9 @@ def _check_first_frames(s: Settings) -> None:
         if given.is_file() and s.edit.caption:
             words = f"{given} is the first frame as you edited it, and config.edit.caption asks for another: set one"
             raise InputError(f"config.first_frames.given: {words}")
+    if s.first_frames.fewest > s.first_frames.candidates:
+        words = f"it must be at most config.first_frames.candidates={s.first_frames.candidates}, or 0"
+        raise InputError(f"config.first_frames.fewest={s.first_frames.fewest} is not possible: {words}")
     if s.edit.caption and not painters.entry(s.first_frames.model).edits:
         able = " or ".join(name for name in painters.names() if painters.entry(name).edits)
         words = f"{s.first_frames.model} only fills holes: set config.first_frames.model to {able}"

@@ -107,6 +107,9 @@ class FirstFrames:
         25, "next states among which a step chooses the one that agrees best with the finished views; 1: none",
         between(1, 1000),
     )  # fmt: skip
+    fewest: int = setting(
+        0, "candidates of the last step that chooses, to which their number falls evenly; 0: it stays", between(0, 1000)
+    )
     eta: float = setting(1.0, "strength of the candidates' noise", between(0, 1))
     noise: str = setting(
         "ddim", "its form: ddim keeps the spread of what is painted, constant loses some", one_of("ddim", "constant")

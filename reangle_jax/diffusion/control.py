@@ -91,6 +91,7 @@ class Control:
         predict: ``(states [B, *s], time, arguments) -> velocities``, float32.
         decode: ``(clean [B, *s], arguments) -> pictures``, for the scores.
         settle: ``(states [B, *s], time, arguments) -> states``: what is done to next states before they are evaluated.
+        judge: makes of the scores what is called with their arguments and the pictures: how they are divided.
         round_size: candidates that are evaluated at once. What is chosen does not depend on it, but for rounding where
             the model's own bits do.
     """
@@ -98,6 +99,7 @@ class Control:
     predict: Callable[[Array, Array, Any], Array]
     decode: Callable[[Array, Any], Array]
     settle: Callable[[Array, Array, Any], Array] = lambda states, time, arguments: states
+    judge: Callable[[Scores], Scores] = lambda scores: scores
     round_size: int = 1
 
     @functools.cached_property
@@ -131,7 +133,7 @@ class Control:
             states = flow.propose(jnp.broadcast_to(state, xi.shape), jnp.broadcast_to(velocity, xi.shape), c, xi)
             states = self.settle(states, c.after, arguments)
             velocities = self.predict(states, c.after, arguments)
-            table = scores(judging, self.decode(flow.clean(states, velocities, c.after), arguments))
+            table = self.judge(scores)(judging, self.decode(flow.clean(states, velocities, c.after), arguments))
             totals = jnp.sum(table.astype(jnp.float32), axis=1)
             totals = jnp.where((index < count) & ~jnp.isnan(totals), totals, -jnp.inf)
             place = jnp.argmax(totals)  # the first of equals

@@ -32,6 +32,7 @@ class Painting(NamedTuple):
         window: the share of the steps that choose, from and to, of 0 to 1; see `reangle_jax.diffusion.control`.
         every: of these, each k-th.
         reimpose: whether what is known is put back into the latents at every step.
+        fewest: candidates of the last step that chooses, to which S falls evenly; 0 keeps S.
     """
 
     steps: int
@@ -43,6 +44,7 @@ class Painting(NamedTuple):
     window: tuple[float, float]
     every: int
     reimpose: bool
+    fewest: int = 0
 
 
 class Editing(NamedTuple):

@@ -255,6 +255,10 @@ def test_25_candidates_at_full_size_fit_80_gb():
     # 1 + 48 x 25 + 1 evaluations, and the decoder as often.
     assert paint.flops == pytest.approx(1202 * 28.9e12 + 1201 * 3.0e12, rel=0.06)
     assert found["first_warps"].flops == pytest.approx(48 * 26.5e12, rel=0.02)
+    falling = needs.planned(FULL._replace(fewest=5), 1350)
+    assert falling.candidates[0] == 25
+    assert falling.candidates[47] == 5
+    assert falling.evaluations == 1 + sum(range(25, 4, -1)) * 48 // 21 + 1
     one = FluxPainter("flux.1-dev", {}, (480, 720)).needs(FULL._replace(candidates=1), Editing(28, 4, 5.5, 1.5))
     assert one["first_frames"].flops == pytest.approx(50 * 28.9e12, rel=0.01)
     fill = FluxPainter("flux.1-fill-dev", {}, (480, 720)).needs(FULL, Editing(28, 4, 5.5, 1.5))

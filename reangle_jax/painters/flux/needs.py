@@ -57,14 +57,7 @@ def of_stages(painter: "FluxPainter", painting: Painting, editing: Editing) -> d
     beside = found["controlnet"].config if "controlnet" in found else None
     tokens = height * width // (2 * vae.spatial_compression_ratio) ** 2
     length = networks.T5_LENGTH.get(name, 512)
-    plan = control.plan(
-        flow.times(painting.steps, tokens),
-        candidates=painting.candidates,
-        eta=painting.eta,
-        noise=painting.noise,
-        window=painting.window,
-        every=painting.every,
-    )
+    plan = planned(painting, tokens)
     parameters = float(sum(map(network_bytes, found.values())))
     coding = float(height * width * vae.block_out_channels[0] * _CODING)
     # A block's: queries, keys and values in float32 and rounded, and the feed-forward; the residuals of the ControlNet.
@@ -89,6 +82,19 @@ def of_stages(painter: "FluxPainter", painting: Painting, editing: Editing) -> d
             2 * taken * alone + decode + encode,
         ),
     }
+
+
+def planned(how: Painting, tokens: int) -> control.Plan:
+    """What each step of painting so many tokens does."""
+    return control.plan(
+        flow.times(how.steps, tokens),
+        candidates=how.candidates,
+        fewest=how.fewest or None,
+        eta=how.eta,
+        noise=how.noise,
+        window=how.window,
+        every=how.every,
+    )
 
 
 def flops(transformer: FluxConfig, controlnet: ControlNetConfig | None, tokens: int, text_length: int) -> float:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from reangle_jax import mesh
 from reangle_jax.arrays import Picture, to_unit
-from reangle_jax.diffusion import control, flow
+from reangle_jax.diffusion import flow
 from reangle_jax.diffusion.control import Control
 from reangle_jax.diffusion.edit import edit_step
 from reangle_jax.diffusion.flow import Coefficients
@@ -115,14 +115,7 @@ class FluxPainter(Painter):
             jnp.full((1,), how.guidance_scale, jnp.float32),
             jnp.float32(how.control_scale),
         )
-        plan = control.plan(
-            flow.times(how.steps, self._tokens),
-            candidates=how.candidates,
-            eta=how.eta,
-            noise=how.noise,
-            window=how.window,
-            every=how.every,
-        )
+        plan = needs.planned(how, self._tokens)
 
         def stepped(record: Mapping[str, np.ndarray], step: int, table: np.ndarray | None, kept: int) -> None:
             on_step(record, None if table is None else Chosen(step, table, kept))
@@ -173,7 +166,7 @@ class FluxPainter(Painter):
     def _control(self) -> Control:
         found = mesh.current()
         each = found.shape[mesh.DATA] if found is not None else 1
-        return Control(self._predict, self._decode, self._settle, round_size=each)
+        return Control(self._predict, self._decode, self._settle, mesh.by_share, each)
 
     def _predict(self, states: Float[Array, "B h w C"], time: Array, arguments: Arguments) -> Float[Array, "B h w C"]:
         """The velocities at states of one time; of one text each, or all of one."""
