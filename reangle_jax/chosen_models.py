@@ -99,7 +99,7 @@ def editing(settings: Settings) -> "Editing":
 
 
 def paints(settings: Settings) -> bool:
-    """Whether a run needs the painter."""
+    """Whether a run needs the painter, but for first frames that are given."""
     return settings.mode == "static" or bool(settings.edit.caption)
 
 

@@ -60,7 +60,10 @@ def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Cal
 
         yield functools.partial(first_picture.check, settings)
     if not preview and chosen_models.paints(settings):
-        yield functools.partial(chosen_models.check_painter, settings)
+        from reangle_jax.run import first_picture
+
+        if settings.edit.caption or len(first_picture.given_of_views(settings)) < len(settings.views):
+            yield functools.partial(chosen_models.check_painter, settings)
     if not preview and settings.mode == "static":
         from reangle_jax.scoring import agreement  # late: it brings the networks
 

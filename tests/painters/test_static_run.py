@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,14 @@ import jax
 import numpy as np
 import pytest
 
-from reangle_jax import main
+from reangle_jax import config, main
 from reangle_jax.backbones import registry as backbones
 from reangle_jax.data import files, pictures, video
 from reangle_jax.painters import registry
+from reangle_jax.run import view_paths
+from reangle_jax.stages import finetune
 from tests.backbones import flowing
-from tests.painters import toy
+from tests.painters import flux_networks, toy
 from tests.scoring import small_scorer
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +126,12 @@ def test_a_whole_run(whole):
         frames = files.load_npz(whole / "views" / name / "frames.npz")["frames"]
         assert frames.shape == source.shape
     assert not (whole / "views/down_5/first_warp.png").exists()  # trained on alone
+
+
+def test_all_videos_share_the_bare_caption(inputs, whole):
+    settings = config.parse(runpy.run_path(str(inputs / "config.py"))["get_config"]())
+    assert finetune.prompts(settings, whole) == ["waves"] * 3  # the input's and two warps'
+    assert {view_paths.prompt(settings, whole, view) for view in VIEWS} == {"waves"}
 
 
 def test_views_are_painted_one_after_another_each_to_agree_with_those_before(whole):
@@ -306,6 +315,51 @@ def test_unusable_input_is_answered_before_any_work(inputs, tmp_path, arguments,
         assert any(words.format(**places) in line for line in said)
         assert where or len(said) == 1
     assert not (tmp_path / "run/input").exists()
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_own_pictures_for_all_views_need_no_painter(inputs, again, until, mode, tmp_path):
+    until("first_frames")
+    (tmp_path / "own").mkdir()
+    for place, name in enumerate(VIEWS.values()):
+        pictures.write_png(tmp_path / "own" / f"{name}.png", np.full((HEIGHT, WIDTH, 3), 40 * place, np.uint8))
+    (tmp_path / "score").mkdir()
+    for part in ("dust3r", "featup"):
+        (tmp_path / "score" / part).symlink_to(inputs / "painter" / part)
+    arguments = [
+        f"--config.mode={mode}",
+        "--config.finetune.steps=0",
+        f"--config.first_frames.given={tmp_path / 'own'}",
+    ]
+    assert call(inputs, again, *arguments, f"--config.first_frames.weights={tmp_path / 'score'}") == 0
+    for name in VIEWS.values():
+        own, made = (
+            pictures.read(place)
+            for place in (tmp_path / "own" / f"{name}.png", again / "views" / name / "first_frame.png")
+        )
+        np.testing.assert_array_equal(made, own)
+
+
+@pytest.mark.slow
+def test_flux_paints_and_edits_in_its_place(inputs, again, until, tmp_path):
+    """The real painter, at a very small size: its candidates are scored and chosen, and the first frame is edited."""
+    until("first_frames")
+    flux_networks.write_weights(tmp_path / "flux")
+    subprocess.run(["cp", "-a", inputs / "painter/dust3r", inputs / "painter/featup", tmp_path / "flux"], check=True)
+    before = firsts(again)
+    arguments = ["--config.first_frames.model=tiny", f"--config.first_frames.weights={tmp_path / 'flux'}"]
+    arguments += ["--config.views=left:12", "--config.first_frames.candidates=2", "--config.finetune.steps=0"]
+    assert call(inputs, again, *arguments, "--config.edit.caption=a hat", "--config.edit.steps=5") == 0
+    source, edited = files.load_npz(again / "input/frames.npz")["frames"][0], pictures.read(again / "input/edited.png")
+    assert edited.shape == source.shape
+    assert (edited != source).mean() > 0.5
+    assert firsts(again)["left_12"] != before["left_12"]
+    entry = record(again, "left_12")
+    assert entry["compared_with"] == ["input"]
+    assert [np.shape(step["scores"]) for step in entry["steps"]] == [(2, 1)]
+    warp, visible = pictures.read_holes(again / "views/left_12/first_warp.png")
+    made, far = pictures.read(again / "views/left_12/first_frame.png"), toy.far_from_holes(visible)
+    np.testing.assert_array_equal(made[far], warp[far])
 
 
 KILLER = """
