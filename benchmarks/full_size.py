@@ -18,6 +18,7 @@ import argparse
 import dataclasses
 import os
 import time
+from typing import Any
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -146,7 +147,7 @@ def trace_paint(where: NamedSharding):
     found = {role: flux_networks.build(role, config) for role, config in sizes.items()}
     painter = FluxPainter.of_networks(found, (480, 720))
 
-    def array(*shape: int, dtype=jnp.float32) -> jax.ShapeDtypeStruct:
+    def array(*shape: int, dtype=jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     state, number = array(60, 90, 16), array(dtype=jnp.int32)

@@ -116,6 +116,37 @@ def test_a_placeholder_named_twice_is_one_number():
     assert places("a1.b2.weight", table) == []
 
 
+JOINED = Table(
+    [
+        Rule("{i}.joined.weight", "first.kernel", LINEAR, rows=(0, 2, 5)),
+        Rule("{i}.joined.weight", "second.kernel", LINEAR, rows=(2, 5, 5)),
+        Rule("{i}.other", "other"),
+    ]
+)
+HALVES = {"first.kernel": (2, 3, 2), "second.kernel": (2, 3, 3), "other": (2, 1)}
+
+
+def test_parameters_share_a_tensors_rows(rng):
+    source = {f"{i}.joined.weight": rng.normal(size=(5, 3)) for i in range(2)}
+    source |= {f"{i}.other": np.ones(1) for i in range(2)}
+    result = convert(source, JOINED, HALVES)
+    np.testing.assert_array_equal(result["first.kernel"][1], source["1.joined.weight"][:2].T)
+    np.testing.assert_array_equal(result["second.kernel"][0], source["0.joined.weight"][2:].T)
+    back = revert(result, JOINED)
+    assert back.keys() == source.keys()
+    assert all(np.array_equal(back[name], source[name]) for name in back)
+    moves = match({name: tensor(name, x.shape) for name, x in source.items()}, JOINED, HALVES)[0]
+    assert [move.name for move in moves][:2] == ["0.joined.weight[0:2]", "0.joined.weight[2:5]"]
+
+
+def test_a_shared_tensors_fault_is_said_once():
+    source = {"0.joined.weight": np.ones((4, 3)), "0.other": np.ones(1), "1.other": np.ones(1)}
+    assert faults(source, HALVES, JOINED) == [
+        "0.joined.weight: shape [4, 3], the model has [5, 3]",
+        "1.joined.weight: missing",
+    ]
+
+
 def test_parameter_without_a_name():
     assert pieces("unknown", (1,), TABLE) == {}
 

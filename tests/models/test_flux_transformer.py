@@ -40,6 +40,14 @@ def test_full_sizes_are_the_published(network, config, count):
     assert sum(np.prod(v.shape, dtype=np.int64) for v in parameter_paths(model).values()) == count
 
 
+def test_adapters_are_on_the_pictures_attention():
+    config = dataclasses.replace(SMALL, lora_rank=2, lora_alpha=2.0)
+    model = abstract(lambda: FluxTransformer(config, execution=Execution(), rngs=nnx.Rngs(0)))
+    adapted = {path.rpartition(".")[0] for path in parameter_paths(nnx.state(model, nnx.LoRAParam))}
+    heads = {f"{block}.heads.to_{x}" for block in ("joint.layers.picture", "single.layers") for x in "qkv"}
+    assert adapted == {*heads, "joint.layers.picture.to_out"}
+
+
 def test_the_published_controlnets_last_block_reaches_nothing():
     config = ControlNetConfig.inpainting_beta()
     assert (config.interval, config.used_layers) == (4, 5)

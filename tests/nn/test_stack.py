@@ -48,6 +48,9 @@ def test_equals_a_loop(inputs, remat):
     carry, taps = stack.with_taps(*inputs)
     np.testing.assert_allclose(carry, want[-1], atol=1e-6)
     np.testing.assert_allclose(taps, jnp.stack(want), atol=1e-6)
+    carry, taps = stack.with_taps(*inputs, depth=2)  # the first two only
+    np.testing.assert_allclose(carry, want[1], atol=1e-6)
+    np.testing.assert_allclose(taps, jnp.stack(want[:2]), atol=1e-6)
 
 
 @pytest.mark.parametrize("remat", [False, True])
