@@ -5,8 +5,11 @@
 The recipe is the published one at small width: v-prediction under the zero-terminal-SNR schedule, the first frame's
 latents (of a slightly noised frame) beside the noised ones, now and then no condition and no text. Every clip is
 encoded once, with its mirror image (left and right change places in its prompt), and kept in the workdir.
+
+``--inherit FOLDER`` begins with what fits of a transformer made for another autoencoder.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,16 +28,20 @@ from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from training import commands, records, training
 from training.dataset import FRAMES, HEIGHT, PART, WIDTH, Clip, load_clips
+from training.movers import moving_things
 from training.pool import ImagePool, load_pool
 
 WEIGHTS = tiny.WEIGHTS / "transformer"
 SCHEDULE = Schedule.cogvideox_5b()
+TOKEN = 16  # pixels a side
 NOISED_IMAGES = 2  # noised first frames kept for each clip
 CONDITION_DROPOUT = 0.05
 TEXT_DROPOUT = 0.1
-REAL_EVERY = 8  # one real clip after so many rendered ones
+REAL_EVERY = 4  # one real clip after so many rendered ones
+MOVERS_EVERY = 2  # and one of small things that move fast, where the camera stands still
 
 
 def mirrored_prompt(prompt: str) -> str:
@@ -96,8 +103,41 @@ class Encoder:
             rng = np.random.default_rng([3, number])
             yield from self.both(clips[number], rng)
             if pool.clips and number % REAL_EVERY == REAL_EVERY - 1:
-                frames = pool.random_clip(rng, FRAMES, HEIGHT, WIDTH)
-                yield from self.both(Clip(frames, frames[..., 0].astype(np.float16), ""), rng)
+                yield from self.both(_undescribed(pool.random_clip(rng, FRAMES, HEIGHT, WIDTH)), rng)
+            if len(pool.stamps) and number % MOVERS_EVERY == MOVERS_EVERY - 1:
+                yield from self.both(_undescribed(moving_things(pool, rng, FRAMES, HEIGHT, WIDTH)), rng)
+
+
+def _undescribed(frames: UInt8[np.ndarray, "T H W 3"]) -> Clip:
+    return Clip(frames, frames[..., 0].astype(np.float16), "")  # its depth is not asked for
+
+
+def fitting(vae: VAEConfig) -> TransformerConfig:
+    """The small transformer for an autoencoder: its tokens are always 16 pixels a side."""
+    ratio = vae.spatial_compression_ratio
+    return dataclasses.replace(
+        TransformerConfig.tiny(),
+        in_channels=2 * vae.latent_channels,
+        out_channels=vae.latent_channels,
+        patch_size=TOKEN // ratio,
+        sample_height=HEIGHT // ratio,
+        sample_width=WIDTH // ratio,
+    )
+
+
+def inherit(model: Transformer, source: Transformer) -> list[str]:
+    """Fills a transformer with what fits of another one.
+
+    Returns:
+        The paths of the parameters that were taken.
+    """
+    theirs = checkpoints.parameter_paths(source)
+    taken = []
+    for path, variable in checkpoints.parameter_paths(model).items():
+        if path in theirs and theirs[path][...].shape == variable[...].shape:
+            variable[...] = jnp.array(theirs[path][...])
+            taken.append(path)
+    return taken
 
 
 def encode_all(vae: str, scenes: str, pool: ImagePool, folder: Path) -> None:
@@ -159,6 +199,7 @@ def main() -> None:
     parser.add_argument("--vae", default=str(WEIGHTS.with_name("vae")))
     parser.add_argument("--text", default=str(WEIGHTS.with_name("text_encoder")))
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--inherit", default=None, help="a weights folder of another shape: what fits is taken")
     parser.add_argument("--encode-only", action="store_true", help="make the latents and stop")
     args = parser.parse_args()
     pools, workdir = load_pool(args.cache), Path(args.workdir)
@@ -171,8 +212,12 @@ def main() -> None:
     empty = networks.embed_prompts(Path(args.text), [""], length)[0].astype(np.float16)
     print(f"{len(data['video'])} clips with their mirror images", flush=True)
 
-    config = TransformerConfig.tiny()
+    config = fitting(checkpoints.load_config(args.vae, VAEConfig))
     model = Transformer(config, rngs=nnx.Rngs(args.seed))
+    if args.inherit:
+        source = Transformer(checkpoints.load_config(args.inherit, TransformerConfig), rngs=nnx.Rngs(0))
+        checkpoints.load_into(source, args.inherit)
+        print(f"inherited {len(inherit(model, source))} arrays", flush=True)
     graphdef, parameters = nnx.split(model)
     draw = partial(make_batch, empty=empty, size=args.batch)
     batches = [draw(np.random.default_rng([2, k]), k, data=unseen) for k in range(8)]
