@@ -5,7 +5,8 @@
 A true pair is two views of a held-out scene at one moment. It is altered by changing its second picture inside one
 smooth blob that both views see (`KINDS`). Each pair is scored by MEt3R; the figure is the AUC: how often an altered
 pair scores worse than a true one, any against any, 0.5 being chance. Beside it: the same score with the scenes' exact
-points in place of DUSt3R's, and the plain cosine of features at equal pixels, which knows of no geometry.
+points in place of DUSt3R's, and the plain cosine of features at equal pixels, which knows of no geometry. Among the
+means is that of a picture with itself, which is 0 for a score that is right.
 """
 
 import functools
@@ -139,15 +140,20 @@ def judge(metric: Met3r, states: tuple[Any, Any], views: Sequence[Views], *, see
         foreign = views[(number + 1) % len(views)].images[0, :, window]
         K = scene.K.copy()
         K[0, 2] -= left
-        batch = {"depth": scene.depth[:2, None, :, window], "K": K[None]}
-        points = _points(batch | {"poses": scene.camera_to_world[:2, None]})
+
+        def seen_from(pair: list[int], scene: Views = scene, K: Float[np.ndarray, "3 3"] = K) -> tuple[Array, Array]:
+            poses = scene.camera_to_world[pair, None]
+            return _points({"depth": scene.depth[pair][:, None, :, window], "K": K[None], "poses": poses})
+
+        pair_points, own_points = seen_from([0, 1]), seen_from([0, 0])
         pictures = {"true": second} | {kind: altered(rng, second, foreign, blob, kind) for kind in KINDS}
         seen = describe(states, first)
-        row = {name: run(states, seen, describe(states, picture), points) for name, picture in pictures.items()}
+        row = {name: run(states, seen, describe(states, picture), pair_points) for name, picture in pictures.items()}
+        row["itself"] = run(states, seen, seen, own_points)
         rows.append(jax.tree.map(float, row))
     report: dict[str, Any] = {"pairs": len(rows)}
     for rival in rows[0]["true"]:
-        scores = {name: np.array([row[name][rival] for row in rows]) for name in ("true", *KINDS)}
+        scores = {name: np.array([row[name][rival] for row in rows]) for name in ("itself", "true", *KINDS)}
         figures = {kind: round(auc(scores["true"], scores[kind]), 4) for kind in KINDS}
         figures["all"] = round(auc(scores["true"], np.concatenate([scores[kind] for kind in KINDS])), 4)
         means = {name: round(float(np.mean(x)), 4) for name, x in scores.items()}
@@ -165,10 +171,11 @@ def main() -> None:
     parser = commands.parser(__doc__)
     parser.add_argument("--views", required=True, help="held-out rendered views (training.views)")
     parser.add_argument("--weights", default=str(WEIGHTS), help="folder with dust3r/ and featup/ or dino/")
+    parser.add_argument("--scenes", type=int, default=None, help="judge by so many of them, the first; all by default")
     parser.add_argument("--features", choices=tuple(networks.FEATURES), default="featup")
     parser.add_argument("--out", default=None, help="write the figures here too, as JSON")
     args = parser.parse_args()
-    report = judge(*networks.load(Path(args.weights), args.features), load_views(args.views))
+    report = judge(*networks.load(Path(args.weights), args.features), load_views(args.views)[: args.scenes])
     print(json.dumps(report, indent=2))
     if args.out:
         atomic_write_json(args.out, report)

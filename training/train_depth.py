@@ -12,8 +12,10 @@ deviation, and the largest fifth of the residuals is left out. Where the truth i
 needs them: there the target is the inverse depth over its mean, as it is, and its deviation divides the difference.
 """
 
+import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,11 +27,13 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float16, Float32, UInt8
 
 from reangle_jax import checkpoints, tiny
+from reangle_jax.data import weights_folder
 from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.embeddings import sincos_1d
 from training import commands, records, training
+from training.dataset import load_clips
 from training.pool import ImagePool, load_pool
 from training.scenes import random_scene, render, source_cameras
 
@@ -40,6 +44,8 @@ SIZES = ((84, 126), (84, 126), INPUT)  # the sizes that it is trained at, in tur
 VIEWS = 3  # frames a scene
 PART = 64  # scenes
 GRADIENT_WEIGHT, TRIM = 0.5, 0.8
+EVERY = 3  # frames of a rendered clip
+STANDING = 0.5  # share of the pictures before which cut-outs are stood
 LEAST_DEVIATION = 0.2  # a map flatter than that is not stretched: its noise would be all there is
 
 
@@ -93,10 +99,50 @@ def load_frames(path: str | os.PathLike) -> Frames:
         raise InputError(f"labels: {path} cannot be used ({error}); give a folder of labelled frames") from None
 
 
+def clip_frames(folder: str | os.PathLike, count: int) -> Frames:
+    """Some ``count`` frames of rendered clips (`training.dataset`) with their exact depth: every third of a clip."""
+    stored = load_clips(folder, "frames", "depth")[: -(-count // 6)]
+    clips = [(clip.frames[::EVERY], clip.depth[::EVERY]) for clip in stored]
+    images, depth = (np.concatenate(field) for field in zip(*clips, strict=True))
+    return Frames(images, (1 / depth.astype(np.float32)).astype(np.float16))
+
+
+def stand(
+    rng: np.random.Generator, image: Float32[np.ndarray, "H W 3"], inverse: Float32[np.ndarray, "H W"], pool: ImagePool
+) -> None:
+    """Stands a cut-out upright before what a frame shows, in place: a person's shape on the ground, as a rule.
+
+    Its inverse depth is all over what the ground has where its foot is, and what is nearer hides it. That holds in any
+    unit of inverse depth, and after any shift.
+    """
+    height, width = inverse.shape
+    stamp = pool.stamps[rng.integers(len(pool.stamps))]
+    rows, columns = (np.flatnonzero(stamp[..., 3].max(axis) > 127) for axis in (1, 0))
+    stamp = stamp[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
+    stamp = stamp[:, ::-1] if rng.random() < 0.5 else stamp
+    tall = max(6, round(height * np.exp(rng.uniform(np.log(0.15), np.log(0.9)))))
+    wide = max(4, round(tall * stamp.shape[1] / stamp.shape[0] * rng.uniform(0.4, 1.1)))
+    stamp = cv2.resize(stamp, (wide, tall), interpolation=cv2.INTER_AREA)
+    if rng.random() < 0.4:  # any colours will do: the outline and the foot tell
+        stamp[..., :3] = pool.random_crop(rng, tall, wide)
+    stamp[..., :3] *= rng.uniform(0.4, 1.2)
+    foot, middle = round(height * rng.uniform(0.45, 1.1)), int(rng.integers(width))
+    near = inverse[min(foot, height) - 1, middle] * (1.0 + max(0, foot - height) / height)
+    top, left = foot - tall, middle - wide // 2
+    window = (slice(max(0, top), min(foot, height)), slice(max(0, left), min(left + wide, width)))
+    part = stamp[window[0].start - top : window[0].stop - top, window[1].start - left : window[1].stop - left]
+    seen = np.where(near >= 0.97 * inverse[window], part[..., 3] / 255.0, 0.0)
+    image[window] += seen[..., None] * (part[..., :3] - image[window])
+    inverse[window][seen > 0.5] = near
+
+
 def _augment(
-    rng: np.random.Generator, image: np.ndarray, inverse: np.ndarray, size: tuple[int, int]
+    rng: np.random.Generator, image: np.ndarray, inverse: np.ndarray, size: tuple[int, int], pool: ImagePool | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A random crop at the size asked for, mirrored half of the time, with colours, blur and noise changed."""
+    """A random crop at the size asked for, mirrored half of the time, with colours, blur and noise changed.
+
+    With a pool, cut-outs stand in some.
+    """
     height, width = image.shape[:2]
     scale = rng.uniform(0.6, 1.0)
     rows, columns = round(height * scale), round(width * scale * rng.uniform(0.9, 1.0))
@@ -107,6 +153,10 @@ def _augment(
     inverse = cv2.resize(inverse[window].astype(np.float32), size[::-1], interpolation=how)
     if rng.random() < 0.5:
         image, inverse = image[:, ::-1], inverse[:, ::-1]
+    if pool is not None and len(pool.stamps) and rng.random() < STANDING:
+        image, inverse = np.ascontiguousarray(image), np.ascontiguousarray(inverse)
+        for _ in range(rng.integers(1, 4)):
+            stand(rng, image, inverse, pool)
     if rng.random() < 0.25:
         image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.2))
     grey = image.mean(-1, keepdims=True)
@@ -118,7 +168,14 @@ def _augment(
 
 
 def make_batch(
-    rng: np.random.Generator, step: int, *, scenes: Frames, real: Frames | None, count: int
+    rng: np.random.Generator,
+    step: int,
+    *,
+    scenes: Frames,
+    real: Frames | None,
+    count: int,
+    pool: ImagePool | None = None,
+    sizes: Sequence[tuple[int, int]] = SIZES,
 ) -> dict[str, np.ndarray]:
     """A batch: uint8 ``images``, float32 ``inverse_depth``, and ``exact``, whether that is the truth."""
     chosen = [(scenes, True)] * (count if real is None else count - count // 3)
@@ -126,7 +183,7 @@ def make_batch(
     pairs = []
     for frames, _ in chosen:
         k = rng.integers(len(frames.images))
-        pairs.append(_augment(rng, frames.images[k], frames.inverse_depth[k], SIZES[step % len(SIZES)]))
+        pairs.append(_augment(rng, frames.images[k], frames.inverse_depth[k], sizes[step % len(sizes)], pool))
     return {
         "images": np.stack([image for image, _ in pairs]),
         "inverse_depth": np.stack([inverse for _, inverse in pairs]),
@@ -274,19 +331,46 @@ def initial_model(config: DepthAnythingConfig, seed: int, images: UInt8[np.ndarr
     return model
 
 
+def carry_over(model: DepthAnything, folder: str | os.PathLike) -> None:
+    """Fills a network from weights that may have been made for other patches or another grid.
+
+    A filter on patches becomes the one that answers to a patch as the old one did to that patch enlarged (FlexiViT,
+    Beyer et al., 2022, arXiv 2212.08013, the other way round); the position table is resized.
+    """
+    weights, state = weights_folder.open_arrays(folder), nnx.state(model, nnx.Param)
+    for path, variable in checkpoints.parameter_paths(state).items():
+        value = weights[path].read(()).astype(np.float32)
+        if path == "backbone.patch_embed.kernel" and value.shape != variable.shape:
+            old, new = value.shape[0], variable.shape[0]
+            enlarge = cv2.resize(np.eye(new, dtype=np.float32), (new, old), interpolation=cv2.INTER_CUBIC)
+            value = np.einsum("on,pm,opcd->nmcd", enlarge, enlarge, value)
+        elif path == "backbone.pos_embed" and value.shape != variable.shape:
+            grid, side = model.config.native_grid, round((value.shape[1] - 1) ** 0.5)
+            table = cv2.resize(value[0, 1:].reshape(side, side, -1), (grid, grid), interpolation=cv2.INTER_CUBIC)
+            value = np.concatenate([value[:, :1], table.reshape(1, grid * grid, -1)], 1)
+        variable.set_value(jnp.asarray(value))
+    nnx.update(model, state)
+
+
 def main() -> None:
     """The command."""
     parser = training.command_line(__doc__, steps=30_000, out=str(WEIGHTS), rate=1e-3)
     parser.add_argument("--frames", default=".cache/depth_frames", help="where rendered frames are kept")
     parser.add_argument("--count", type=int, default=6000, help="rendered frames to train on")
+    parser.add_argument("--clips", default=None, help="rendered clips (training.dataset) instead of rendered frames")
     parser.add_argument("--labels", default=None, help="a folder of real frames that a teacher has labelled")
     parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")
-    parser.add_argument("--init", default=None, help="a weights folder to start from")
+    parser.add_argument("--init", default=None, help="a weights folder to start from; then all frames have full size")
+    parser.add_argument("--patch", type=int, choices=(7, 14), default=14, help="pixels a token and side")
     parser.add_argument("--batch", type=int, default=12, help="frames a step")
     args = parser.parse_args()
 
     pools, folder = load_pool(args.cache), Path(args.frames)
-    scenes = rendered_frames(folder, "train", args.seed, args.count, pools.train)
+    scenes = (
+        clip_frames(args.clips, args.count)
+        if args.clips
+        else rendered_frames(folder, "train", args.seed, args.count, pools.train)
+    )
     held_out = {"scenes": rendered_frames(folder, "heldout", args.seed + 1, 48, pools.heldout)}
     real = load_frames(Path(args.labels) / "train.npz") if args.labels else None
     if args.labels:
@@ -295,16 +379,18 @@ def main() -> None:
     if args.motorcycle:
         held_out["motorcycle"] = load_motorcycle(args.motorcycle)
 
-    config = DepthAnythingConfig.tiny()
+    tiny_config = DepthAnythingConfig.tiny()
+    config = dataclasses.replace(tiny_config, patch_size=args.patch, native_grid=tiny_config.short_side // args.patch)
     model = initial_model(config, args.seed, scenes.images)
     if args.init:
-        checkpoints.load_into(model, args.init)
+        carry_over(model, args.init)
     graphdef, parameters = nnx.split(model)
+    sizes = (INPUT,) if args.init else SIZES
     mean = training.train(
         functools.partial(loss, graphdef=graphdef),
         parameters,
-        functools.partial(make_batch, scenes=scenes, real=real, count=args.batch),
-        training.TrainConfig.of(args, save_every=300.0),
+        functools.partial(make_batch, scenes=scenes, real=real, count=args.batch, pool=pools.train, sizes=sizes),
+        training.TrainConfig.of(args, save_every=900.0),
         args.workdir,
         evaluate=functools.partial(evaluate, graphdef, held_out=held_out),
     )

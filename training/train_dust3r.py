@@ -10,7 +10,8 @@ Loss: DUSt3R's, the distance of predicted and true points weighted by the predic
 rewarded; each point's distance counts relative to how far off it lies. The true points' unit is their mean distance.
 Beside it, and for the encoder alone, the tokens of both images are told which of them see the same spot (InfoNCE, van
 den Oord et al., 2018; as MASt3R tells its descriptors): a cross-attention that is to find a spot in the other image
-would otherwise take most of a short training to be discovered.
+would otherwise take most of a short training to be discovered. With ``--agree``, for the end of a training, that makes
+way for what MEt3R asks: of two pixels that see one spot the points lie on one line of sight of the first camera.
 """
 
 import dataclasses
@@ -40,7 +41,8 @@ FAR = 25.0  # scene units: what lies beyond (the sky) is pulled to this depth al
 ALPHA = 0.2  # of the confidence's reward
 MATCH_WEIGHT, MATCH_WIDTH, TEMPERATURE = 0.3, 32, 0.1
 LEAST = 0.1  # added to a point's distance where errors are divided by it
-SAME = 0.1  # share of pairs that are an image and itself
+AGREE_WEIGHT, AGREE_STRIDE = 2.0, 2
+SAME, SAME_AGREE = 0.1, 0.3  # share of pairs that are an image and itself; with --agree
 
 
 class Trained(nnx.Module):
@@ -71,7 +73,9 @@ def between(first: Float[Array, "B 4 4"], second: Float[Array, "B 4 4"]) -> Floa
     return jnp.matmul(rigid_inverse(first), second, precision="highest")
 
 
-def make_batch(rng: np.random.Generator, step: int, *, views: Sequence[Views], count: int) -> dict[str, np.ndarray]:
+def make_batch(
+    rng: np.random.Generator, step: int, *, views: Sequence[Views], count: int, same: float = SAME
+) -> dict[str, np.ndarray]:
     """Pairs: ``images`` uint8 [2, B, H, W, 3], ``depth`` [2, B, H, W], ``K`` [B, 3, 3], ``poses`` [2, B, 4, 4].
 
     Every other batch holds squares.
@@ -83,7 +87,7 @@ def make_batch(rng: np.random.Generator, step: int, *, views: Sequence[Views], c
     for _ in range(count):
         scene = views[int(rng.integers(len(views)))]
         pair = rng.permutation(len(scene.images))[:2]
-        if rng.random() < SAME:
+        if rng.random() < same:
             pair[1] = pair[0]
         x, z = scene.images[pair][:, :, window], scene.depth[pair][:, :, window]
         pose, k = scene.camera_to_world[pair], scene.K.copy()
@@ -129,7 +133,7 @@ def true_points(batch: dict[str, Array]) -> tuple[Float[Array, "P H W 3"], Float
 
 
 def matches(
-    points: Float[Array, "B H W 3"], other: Float[Array, "B H W 3"], K: Float[Array, "B 3 3"], patch: int
+    points: Float[Array, "B H W 3"], other: Float[Array, "B H2 W2 3"], K: Float[Array, "B 3 3"], patch: int
 ) -> tuple[Array, Bool[Array, "B N"]]:
     """Where the middle of each patch of the second images is seen in the first ones: patch number, and whether it is.
 
@@ -165,7 +169,29 @@ def match_loss(
     return -jnp.sum(picked * weight) / count, jnp.sum(right * weight) / count
 
 
-def loss(parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef: nnx.GraphDef) -> tuple[Array, dict]:
+def disagreement(
+    predicted: tuple[Array, Array], truth: tuple[Array, Array], K: Float[Array, "B 3 3"]
+) -> Float[Array, ""]:
+    """How far apart, in tangents, the first cameras see both predictions of a spot that both images show.
+
+    Args:
+        predicted: points of the first and of the second images [B, H, W, 3], in the first ones' frames.
+        truth: the same, as they are.
+        K: of the first images.
+    """
+    steps = slice(None, None, AGREE_STRIDE)
+    target, valid = matches(truth[0], truth[1][:, steps, steps], K, 1)
+    places = [points[..., :2] / jnp.maximum(points[..., 2:], 0.1) for points in predicted]
+    batch = len(target)
+    there = jnp.take_along_axis(places[0].reshape(batch, -1, 2), target[..., None], axis=1)
+    apart = jnp.square(there - places[1][:, steps, steps].reshape(batch, -1, 2))
+    weight = valid.astype(jnp.float32)
+    return jnp.sum(jnp.sqrt(jnp.sum(apart, -1) + 1e-8) * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def loss(
+    parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef: nnx.GraphDef, agree: bool = False
+) -> tuple[Array, dict]:
     """The loss of one batch; each pair is used both ways."""
     del key
     model = nnx.merge(graphdef, parameters)
@@ -183,6 +209,9 @@ def loss(parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef
         value += jnp.mean(view.confidence * error - ALPHA * jnp.log(view.confidence))
         relative_error += 0.5 * jnp.mean(error)
     K = jnp.concatenate([batch["K"], batch["K"]])
+    if agree:
+        apart = disagreement((predicted[0].points, predicted[1].points), truth, K)
+        return value + AGREE_WEIGHT * apart, {"error": relative_error, "apart": apart}
     target, valid = matches(*truth, K, network.config.patch_size)
     projected = model.match(tokens).reshape(2 * count, -1, MATCH_WIDTH)
     other = jnp.concatenate([projected[count:], projected[:count]])
@@ -345,22 +374,25 @@ def main() -> None:
     parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
     parser.add_argument("--half", action="store_true", help="train the network for half the size")
+    parser.add_argument("--agree", action="store_true", help="the last part: draw both points of a spot together")
     args = parser.parse_args()
 
     views, held_out = load_views(args.views), load_views(args.held_out)
     if args.half:
         views, held_out = views.map(halved), held_out.map(halved)
     config = half_size(Dust3rConfig.tiny()) if args.half else Dust3rConfig.tiny()
-    model = initial_model(config, args.seed, first_images(views))
     if args.init:
+        model = Trained(config, rngs=nnx.Rngs(args.seed))
         start_from(args.init, model)
-    print(f"the mean point map's error: {mean_map_error(views, held_out):.4f}", flush=True)
+    else:
+        model = initial_model(config, args.seed, first_images(views))
+        print(f"the mean point map's error: {mean_map_error(views, held_out):.4f}", flush=True)
     graphdef, parameters = nnx.split(model)
     mean = training.train(
-        functools.partial(loss, graphdef=graphdef),
+        functools.partial(loss, graphdef=graphdef, agree=args.agree),
         parameters,
-        functools.partial(make_batch, views=views, count=args.batch),
-        training.TrainConfig.of(args, save_every=300.0),
+        functools.partial(make_batch, views=views, count=args.batch, same=SAME_AGREE if args.agree else SAME),
+        training.TrainConfig.of(args, save_every=900.0),
         args.workdir,
         evaluate=functools.partial(evaluate, graphdef, held_out=held_out, motorcycle=args.motorcycle),
     )

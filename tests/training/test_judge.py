@@ -60,6 +60,9 @@ def test_the_report_has_every_figure(views, scorer_weights):
         assert set(report[rival]["auc"]) == {*KINDS, "all"}
         assert all(0 <= value <= 1 for value in report[rival]["auc"].values())
         assert all(np.isfinite(value) for value in report[rival]["mean"].values())
+    # A picture and itself have one and the same points and features.
+    assert abs(report["no_geometry"]["mean"]["itself"]) < 1e-3
+    assert abs(report["true_points"]["mean"]["itself"]) < 1e-3
     # Altered pictures' features differ from true ones', whatever the weights.
     means = report["no_geometry"]["mean"]
     assert len({means["true"], *(means[kind] for kind in KINDS)}) == 1 + len(KINDS)

@@ -7,15 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from reangle_jax import checkpoints
 from reangle_jax.errors import InputError
-from reangle_jax.models.depth_anything import DepthAnythingConfig
+from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
-from training import train_depth
+from training import records, train_depth
+from training.dataset import Clip
 from training.pool import ImagePool
 from training.train_depth import (
     SIZES,
     Frames,
+    carry_over,
+    clip_frames,
     correlations,
     depth_loss,
     gradient_difference,
@@ -24,6 +29,7 @@ from training.train_depth import (
     load_motorcycle,
     make_batch,
     principal_patches,
+    stand,
 )
 
 loss = jax.jit(depth_loss)
@@ -101,6 +107,83 @@ def test_batch_is_seeded_and_its_depth_follows_its_picture(frames):
     alone = make_batch(np.random.default_rng(3), 0, scenes=frames, real=None, count=6)
     assert alone["exact"].all()
     assert alone["images"].shape == (6, *SIZES[0], 3)
+
+
+def red_cutouts():
+    """A pool of one cut-out: a red block with a clear border."""
+    stamp = np.zeros((1, 128, 128, 4), np.uint8)
+    stamp[0, 20:100, 50:90] = (255, 0, 0, 255)
+    return ImagePool((), (), (), (), stamp, ("block",))
+
+
+def test_a_cutout_stands_at_the_depth_of_its_foot(rng, monkeypatch):
+    """On a slope that comes nearer downwards it is as near as the ground in its last row, and all over."""
+    pool = red_cutouts()
+    monkeypatch.setattr(ImagePool, "random_crop", lambda self, rng, h, w: np.full((h, w, 3), (255, 0, 0), np.uint8))
+    seen = 0
+    for _ in range(20):
+        ground = np.repeat(np.linspace(0.2, 2.0, 60, dtype=np.float32)[:, None], 80, 1)
+        image, inverse = np.zeros((60, 80, 3), np.float32), ground.copy()
+        stand(rng, image, inverse, pool)
+        block = image[..., 0] > 90
+        changed = inverse != ground
+        inside = cv2.erode(block.astype(np.uint8), np.ones((3, 3))) > 0
+        assert image[..., 1:].max() == 0
+        if inside.sum() < 6:
+            continue
+        seen += 1
+        depths = inverse[inside]
+        assert np.ptp(depths) < 1e-6
+        foot = np.flatnonzero(block.any(1))[-1]
+        assert depths[0] == pytest.approx(ground[foot, 0], abs=0.12) or foot == 59
+        assert (inverse >= ground - 1e-6)[~changed].all()
+    assert seen > 10
+
+
+def test_what_is_nearer_hides_a_cutout(rng, monkeypatch):
+    """A wall right before the camera in every row but the ground's last: nothing of the cut-out above it is seen."""
+    inverse = np.full((40, 60), 5.0, np.float32)
+    inverse[15:] = 1.0
+    image, pool = np.zeros((40, 60, 3), np.float32), red_cutouts()
+    monkeypatch.setattr(ImagePool, "random_crop", lambda self, rng, h, w: np.full((h, w, 3), (255, 0, 0), np.uint8))
+    for _ in range(10):
+        stand(rng, image, inverse, pool)
+    assert image[:15].max() == 0
+    assert image[15:].max() > 0
+    np.testing.assert_array_equal(inverse[:15], 5.0)
+
+
+def test_frames_of_clips_come_with_their_inverse_depth(tmp_path, rng):
+    clips = [
+        Clip(rng.integers(0, 256, (17, 8, 12, 3), np.uint8), rng.uniform(1, 8, (17, 8, 12)).astype(np.float16), "x")
+        for _ in range(2)
+    ]
+    records.write(tmp_path, Clip, 0, clips)
+    frames = clip_frames(tmp_path, 12)
+    assert len(frames.images) == 12
+    np.testing.assert_array_equal(frames.images[7], clips[1].frames[3])
+    np.testing.assert_allclose(frames.inverse_depth[7], 1 / clips[1].depth[3].astype(float), rtol=1e-3)
+    assert len(clip_frames(tmp_path, 6).images) == 6
+
+
+def test_weights_are_carried_over_to_smaller_patches(tmp_path, rng):
+    """A network of patches of 7 sees a smooth picture as the one of 14 sees it at twice the size."""
+    config = dataclasses.replace(DepthAnythingConfig.tiny(), width=16, heads=1, depth=1, taps=(1, 1, 1, 1))
+    old = initial_model(config, 0, rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
+    checkpoints.save_model(tmp_path, old, config)
+    finer = dataclasses.replace(config, patch_size=7, native_grid=18)
+    new = DepthAnything(finer, rngs=nnx.Rngs(1))
+    carry_over(new, tmp_path)
+    same = DepthAnything(config, rngs=nnx.Rngs(1))
+    carry_over(same, tmp_path)
+    small = cv2.resize(rng.normal(size=(3, 4, 3)).astype(np.float32), (56, 42), interpolation=cv2.INTER_CUBIC)
+    large = cv2.resize(small, (112, 84), interpolation=cv2.INTER_CUBIC)
+    run = jax.jit(lambda net, x: net.backbone.patch_embed(x))
+    fine, coarse = (np.asarray(run(net, jnp.asarray(x)[None])) for net, x in [(new, small), (old, large)])
+    np.testing.assert_allclose(fine, coarse, atol=0.03 * np.abs(coarse).max())
+    np.testing.assert_array_equal(same.head.conv2.kernel[...], old.head.conv2.kernel[...])
+    np.testing.assert_array_equal(same.backbone.patch_embed.kernel[...], old.backbone.patch_embed.kernel[...])
+    assert new.backbone.pos_embed[...].shape == (1, 1 + 18 * 18, 16)
 
 
 def test_correlations_ignore_what_is_not_known(rng):

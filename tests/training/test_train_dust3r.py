@@ -16,6 +16,7 @@ from training import train_dust3r
 from training.train_dino import carry
 from training.train_dust3r import (
     depth_correlations,
+    disagreement,
     first_pairs,
     halved,
     initial_model,
@@ -168,14 +169,37 @@ def test_training_starts_one_unit_straight_ahead(views):
     np.testing.assert_array_equal(query[...], key[...])
 
 
+def test_what_disagrees_is_measured_in_tangents(views):
+    """The truth agrees with itself, whatever its depth; points a tenth aside at depth one disagree by a tenth."""
+    batch = first_pairs(views)
+    points = truth(batch)
+    K = np.concatenate([batch["K"], batch["K"]])
+    apart = jax.jit(disagreement)
+    # Half a pixel, at focal lengths of some 150 pixels, is what spots between pixels are off by.
+    assert float(apart(points, points, K)) < 0.006
+    deeper = (points[0], 3.0 * points[1])
+    np.testing.assert_allclose(apart(deeper, points, K), apart(points, points, K), atol=1e-3)
+    aside = (points[0], points[1].at[..., 0].add(0.1 * jnp.maximum(points[1][..., 2], 0.1)))
+    np.testing.assert_allclose(apart(aside, points, K), 0.1, atol=0.004)
+
+
+def test_an_image_is_paired_with_itself_as_often_as_asked(views):
+    batch = make_batch(np.random.default_rng(0), 0, views=views, count=8, same=1.0)
+    np.testing.assert_array_equal(batch["poses"][0], batch["poses"][1])
+    assert (
+        (make_batch(np.random.default_rng(0), 0, views=views, count=8, same=0.0)["poses"].std(0) > 0).any((1, 2)).all()
+    )
+
+
 @pytest.mark.slow
-def test_steps_down_the_slope_lower_the_error(views):
+@pytest.mark.parametrize("agree", [False, True])
+def test_steps_down_the_slope_lower_the_error(views, agree):
     graphdef, parameters = nnx.split(initial_model(SMALLEST, 0, first_images(views)))
     batch = make_batch(np.random.default_rng(0), 1, views=[halved(scene) for scene in views], count=2)
-    step = jax.jit(jax.value_and_grad(functools.partial(loss, graphdef=graphdef), has_aux=True))
+    step = jax.jit(jax.value_and_grad(functools.partial(loss, graphdef=graphdef, agree=agree), has_aux=True))
     history = []
     for _ in range(12):
         (value, numbers), slope = step(parameters, batch, jax.random.key(0))
-        history.append((float(value), float(numbers["error"]), float(numbers["match"])))
+        history.append((float(value), float(numbers["error"]), float(numbers["apart" if agree else "match"])))
         parameters = jax.tree.map(lambda p, g: p - 0.02 * g, parameters, slope)
     assert all(last < first for first, last in zip(history[0], history[-1], strict=True))
