@@ -93,7 +93,7 @@ def _painting(settings: Settings) -> dict[str, Needs]:
     how = chosen_models.painting(settings)
     needs = chosen_models.painter(settings).needs(how, chosen_models.editing(settings))
     if settings.mode == "static" and how.candidates > 1:
-        options = {key: getattr(how, key) for key in ("candidates", "eta", "noise", "window", "every")}
+        options = {key: getattr(how, key) for key in ("candidates", "eta", "noise", "window", "every", "fewest")}
         drawn = control.plan(np.linspace(1, 0, how.steps + 1), **options).candidates
         finished = (len(settings.views) - 1) / 2 + settings.first_frames.with_input
         size, scored = (settings.height, settings.width), int(drawn[drawn > 1].sum())
