@@ -42,6 +42,7 @@ class TrainConfig:
         seed: of the batches and of the noise.
         log_every: steps between two lines of the log.
         save_every: seconds between two checkpoints.
+        adam: matrices with one of these in their path are AdamW's too.
     """
 
     steps: int
@@ -55,6 +56,7 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 25
     save_every: float = 120.0
+    adam: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, args: argparse.Namespace, **more: Any) -> "TrainConfig":
@@ -89,7 +91,7 @@ def make_optimiser(parameters: dict[str, jax.Array], config: TrainConfig) -> opt
     """
 
     def axes(path: str, ndim: int) -> optax.contrib.MuonDimensionNumbers | None:
-        if "kernel" not in path or ndim < 2:
+        if "kernel" not in path or ndim < 2 or any(part in path for part in config.adam):
             return None
         # A stack of matrices is as many matrices; the taps of a convolution belong to its input.
         first = 1 if ndim == 3 else 0

@@ -3,4 +3,4 @@
 from pathlib import Path
 
 WEIGHTS = Path(__file__).with_name("weights")
-"""Holds vae/, transformer/, text_encoder/, depth/, dust3r/ and featup/; `reangle_jax.checkpoints` loads them."""
+"""Holds vae/, transformer/, text_encoder/, depth/, dust3r/, featup/, flux_*/, for `reangle_jax.checkpoints`."""

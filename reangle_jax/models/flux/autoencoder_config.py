@@ -49,7 +49,7 @@ class AutoencoderConfig:
     def tiny(cls) -> "AutoencoderConfig":
         """The project's own small autoencoder: 4x4 pixels to a cell, at a fraction of the width and depth."""
         return cls(
-            block_out_channels=(32, 48, 64),
+            block_out_channels=(16, 32, 64),
             layers_per_block=1,
             norm_num_groups=8,
             scaling_factor=1.0,

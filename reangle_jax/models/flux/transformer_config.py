@@ -15,8 +15,8 @@ _DEV = {
     "param_dtype": "bfloat16",
 }
 _TINY = {
-    "num_layers": 2,
-    "num_single_layers": 4,
+    "num_layers": 3,
+    "num_single_layers": 6,
     "num_attention_heads": 5,
     "attention_head_dim": 32,
     "axes_dims_rope": (8, 12, 12),

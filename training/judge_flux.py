@@ -1,0 +1,212 @@
+"""How well does the small FLUX paint the holes of warps, beside OpenCV's inpainting (Telea, 2004)?
+
+``python -m training.judge_flux --pictures HELD_OUT [--weights DIR] [--count N] [--samples S] [--steps K] [--out FILE]``
+
+Pictures of `training.holes` that nothing was trained on, whose truth is known; judged where holes are wider than 8
+pixels. Each is painted S times from other noise. Figures: the distance (1 less the cosine) of the small DINO's features
+from the truth's, a painting at a time, and the PSNR of the paintings' mean; photographs and rendered views apart.
+Every figure three times: of all that is decoded, with what is known pasted back, and pasted back after it was also put
+back into the latents at every step.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Float32, UInt8
+
+from reangle_jax import checkpoints
+from reangle_jax.arrays import to_unit
+from reangle_jax.data.files import atomic_write_json
+from reangle_jax.diffusion import flow
+from reangle_jax.models.dino import FeatUp, FeatUpConfig
+from reangle_jax.models.flux.autoencoder import Autoencoder
+from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
+from reangle_jax.models.flux.tokens import unpack
+from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
+from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
+from reangle_jax.painters.flux.conditions import control_condition, known_cells, picture_latents
+from reangle_jax.prompts import embed_prompts
+from reangle_jax.tiny import WEIGHTS
+from training import commands
+from training.holes import Holes, load_holes
+from training.train_flux import TEXT_LENGTH, build, predict
+
+WIDE = 8  # pixels
+GUIDANCE, CONTROL_SCALE = 3.5, 0.9
+WAYS = ("decoded", "pasted", "reimposed")
+
+
+def wide_holes(visible: Bool[np.ndarray, "H W"], width: int = WIDE) -> Bool[np.ndarray, "H W"]:
+    """The parts of holes that a square wider than ``width`` fits into."""
+    hole = np.pad((~visible).astype(np.uint8), width + 1)
+    opened = cv2.morphologyEx(hole, cv2.MORPH_OPEN, np.ones((width + 1, width + 1), np.uint8))
+    return opened[width + 1 : -width - 1, width + 1 : -width - 1].astype(bool) & ~visible
+
+
+class Judge:
+    """The small FLUX, and the features that its paintings are judged by.
+
+    Args:
+        weights: a folder with flux_transformer/, flux_controlnet/ and flux_autoencoder/.
+        family: a folder with text_encoder/ and featup/.
+        samples: paintings of a picture.
+        steps: of a painting.
+    """
+
+    def __init__(self, weights: Path, family: Path, *, samples: int, steps: int):
+        names = ("flux_transformer", "flux_controlnet")
+        kinds = zip(names, (FluxConfig, ControlNetConfig), strict=True)
+        configs = [checkpoints.load_config(weights / name, kind) for name, kind in kinds]
+        networks = build(*configs, 0)
+        for name, network in zip(names, networks, strict=True):
+            checkpoints.load_into(network, weights / name)
+        split = [nnx.split(network) for network in networks]
+        self.graphdefs = split[0][0], split[1][0]
+        self.parameters = {"transformer": split[0][1], "controlnet": split[1][1]}
+        folder = weights / "flux_autoencoder"
+        config = checkpoints.load_config(folder, AutoencoderConfig)
+        self.ratio = config.spatial_compression_ratio
+        self.coder, self.codes = nnx.split(checkpoints.load_into(Autoencoder(config, rngs=nnx.Rngs(0)), folder))
+        config = checkpoints.load_config(family / "featup", FeatUpConfig)
+        self.describer, self.features = nnx.split(
+            checkpoints.load_into(FeatUp(config, rngs=nnx.Rngs(0)), family / "featup")
+        )
+        self.text, self.samples, self.steps = family / "text_encoder", samples, steps
+
+    @functools.partial(jax.jit, static_argnums=(0, 6))
+    def _paint(
+        self, states: Any, warp: Array, visible: Array, text: Array, key: Array, reimpose: bool
+    ) -> Float[Array, "S H W 3"]:
+        parameters, codes = states
+        coder = nnx.merge(self.coder, codes)
+        unit, visible = to_unit(warp)[None], visible[None]
+        condition = control_condition(coder, unit, visible, key=None)
+        known = known_cells(visible, self.ratio)[..., None]
+        shown = picture_latents(coder, jnp.where(visible[..., None], unit, 0.0))
+        grid = shown.shape[1] // 2, shown.shape[2] // 2
+        times = flow.times(self.steps, grid[0] * grid[1])
+        table = flow.Coefficients.of(times, np.zeros(self.steps))
+        guidance = jnp.full((1,), GUIDANCE)
+
+        def one(noise: Array) -> Array:
+            def step(x: Array, c: Any) -> tuple[Array, None]:
+                v = predict(self.graphdefs, parameters, x, condition, text, c.time[None], guidance, CONTROL_SCALE)
+                x = flow.advance(x, unpack(v, grid), c)
+                there = (1 - c.after) * shown + c.after * noise
+                return (jnp.where(known, there, x) if reimpose else x), None
+
+            end, _ = jax.lax.scan(step, noise, jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), table))
+            return coder.decode(coder.unscale_latents(end))[0]
+
+        noise = jax.random.normal(key, (self.samples, *shown.shape))
+        return jnp.clip(0.5 * jax.lax.map(one, noise) + 0.5, 0.0, 1.0)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _describe(self, features: Any, image: Float[Array, "H W 3"]) -> Float[Array, "H W C"]:
+        network = nnx.merge(self.describer, features)
+        normal = (image - jnp.asarray(IMAGENET_MEAN, jnp.float32)) / jnp.asarray(IMAGENET_STD, jnp.float32)
+        found = network(normal[None], image[None])[0]
+        return found / (jnp.linalg.norm(found, axis=-1, keepdims=True) + 1e-8)
+
+    def paintings(self, holes: Holes, key: Array) -> dict[str, Float32[np.ndarray, "S H W 3"]]:
+        """The paintings of a picture in each of `WAYS`, values 0 to 1."""
+        text = jnp.asarray(embed_prompts(self.text, [holes.prompt], TEXT_LENGTH))
+        states, result = (self.parameters, self.codes), {}
+        known, seen = holes.warp / np.float32(255), holes.visible[..., None]
+        for way, reimpose in (("decoded", False), ("reimposed", True)):
+            painted = self._paint(states, holes.warp, holes.visible, text, key, reimpose)
+            result[way] = np.asarray(painted)
+        result["pasted"] = np.where(seen, known, result["decoded"])
+        result["reimposed"] = np.where(seen, known, result["reimposed"])
+        return result
+
+    def measure(self, holes: Holes, key: Array) -> tuple[dict[str, Any], list[UInt8[np.ndarray, "H W 3"]]]:
+        """Figures of a picture in its wide holes, and what to look at: warp, Telea, three paintings, mean, truth."""
+        wide, truth = wide_holes(holes.visible), holes.picture / np.float32(255)
+        telea = cv2.inpaint(holes.warp, (~holes.visible).astype(np.uint8), 3, cv2.INPAINT_TELEA) / np.float32(255)
+        there = np.asarray(self._describe(self.features, truth))
+
+        def distance(image: np.ndarray) -> float:
+            return float(1 - (np.asarray(self._describe(self.features, image)) * there).sum(-1)[wide].mean())
+
+        def error(image: np.ndarray) -> float:
+            return float(np.square(image - truth)[wide].mean())
+
+        found = self.paintings(holes, key)
+        row: dict[str, Any] = {"telea": {"distance": distance(telea), "error": error(telea)}}
+        for way in WAYS:
+            images = found[way]
+            row[way] = {"distance": float(np.mean([distance(x) for x in images])), "error": error(images.mean(0))}
+            row[way]["one_error"] = float(np.mean([error(x) for x in images]))
+        seen = holes.visible
+        row["decoded"]["known_error"] = float(np.square(found["decoded"][0] - truth)[seen].mean())
+        images = found["pasted"]
+        shown = [holes.warp / np.float32(255), telea, *images[:3], images.mean(0), truth]
+        return row, [np.round(255 * x).astype(np.uint8) for x in shown]
+
+
+def psnr(errors: Sequence[float]) -> float:
+    """Mean over pictures of the PSNR in dB."""
+    return float(np.mean(-10 * np.log10(np.maximum(errors, 1e-6))))
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over pictures; the change of distance against Telea's is of the means."""
+    report: dict[str, Any] = {"pictures": len(rows)}
+    base = np.mean([row["telea"]["distance"] for row in rows])
+    for way in ("telea", *WAYS):
+        report[way] = {
+            "distance": round(float(np.mean([row[way]["distance"] for row in rows])), 4),
+            "psnr": round(psnr([row[way]["error"] for row in rows]), 2),
+        }
+        if way != "telea":
+            report[way]["distance_change"] = round(float(report[way]["distance"] / base - 1), 4)
+            report[way]["psnr_of_one"] = round(psnr([row[way]["one_error"] for row in rows]), 2)
+    report["decoded"]["psnr_of_known"] = round(psnr([row["decoded"]["known_error"] for row in rows]), 2)
+    return report
+
+
+def main() -> None:
+    """The command."""
+    parser = commands.parser(__doc__)
+    parser.add_argument("--pictures", required=True, help="held-out pictures with holes (training.holes)")
+    parser.add_argument("--weights", default=str(WEIGHTS))
+    parser.add_argument("--count", type=int, default=32, help="pictures of each kind, at most")
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--least", type=int, default=100, help="pixels in wide holes that a picture must have")
+    parser.add_argument("--sheet", default=None, help="write a picture to look at here")
+    parser.add_argument("--out", default=None, help="write the figures here too, as JSON")
+    args = parser.parse_args()
+    judge = Judge(Path(args.weights), WEIGHTS, samples=args.samples, steps=args.steps)
+    kinds: dict[str, list[dict[str, Any]]] = {"photographs": [], "rendered": []}
+    sheet: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    for number, holes in enumerate(load_holes(args.pictures)):
+        # What a warp shows of a photograph is the truth itself.
+        same = np.array_equal(holes.picture[holes.visible], holes.warp[holes.visible])
+        kind = "photographs" if same else "rendered"
+        if len(kinds[kind]) == args.count or wide_holes(holes.visible).sum() < args.least:
+            continue
+        row, shown = judge.measure(holes, jax.random.key(number))
+        kinds[kind].append(row)
+        sheet[kind].append(np.concatenate(shown, 1))
+        print(kind, number, {way: round(row[way]["distance"], 3) for way in row}, flush=True)
+    report = {kind: summarise(rows) for kind, rows in kinds.items() if rows}
+    print(json.dumps(report, indent=2))
+    if args.sheet:
+        rows = [row for kind in kinds for row in sheet[kind][:12]]
+        cv2.imwrite(args.sheet, np.concatenate(rows)[..., ::-1])
+    if args.out:
+        atomic_write_json(args.out, report)
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,235 @@
+"""Trains the small FLUX, transformer and ControlNet together, to paint the holes that warps leave.
+
+``python -m training.train_flux --workdir DIR --pictures DIR --held-out DIR [--minutes M] [--init FOLDER]``
+
+Published architectures, and the published objective: the velocity of a rectified flow at times from a logit-normal
+distribution, shifted as the sampler's. The ControlNet is given the picture with black holes and which cells are known.
+Known cells weigh a tenth: what is painted there is pasted over. Guidance is drawn at random and so ignored. Every
+picture (`training.holes`) is encoded once and kept in the workdir; steps see random windows of the latents.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float16
+
+from reangle_jax import checkpoints, tiny
+from reangle_jax.arrays import to_unit
+from reangle_jax.models.flux.autoencoder import Autoencoder
+from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
+from reangle_jax.models.flux.controlnet import FluxControlNet
+from reangle_jax.models.flux.tokens import pack
+from reangle_jax.models.flux.transformer import FluxTransformer
+from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
+from reangle_jax.nn.execution import Execution
+from reangle_jax.painters.flux.conditions import known_cells
+from reangle_jax.painters.flux.networks import T5_LENGTH, TINY
+from reangle_jax.prompts import embed_prompts
+from training import commands, records, training
+from training.holes import PART, Holes, load_holes
+
+WEIGHTS = tiny.WEIGHTS / "flux_transformer"
+CONTROLNET = "flux_controlnet"
+# (pictures, rows, columns) in pixels, in turn; every further shape is a further program to compile.
+WINDOWS = ((8, 64, 96),)
+WHOLE = ((8, 64, 96), (8, 64, 96), (3, 128, 192))
+TEXT_LENGTH = T5_LENGTH[TINY]
+KNOWN_WEIGHT = 0.1
+TIME_SHIFT, TIME_SPREAD = 0.5, 1.2  # of the times' logits
+TEXT_DROPOUT = 0.1
+CONTROL_SCALE = (0.8, 1.1)
+GUIDANCE = (1.0, 8.0)
+# Matrices that are not worth Muon's work: they see one vector a picture.
+ADAM = ("embedders", "['norm']['linear']", "['head']['linear']")
+
+
+class Latents(NamedTuple):
+    """A picture as a training step needs it: scaled posterior means.
+
+    Attributes:
+        picture: of the truth.
+        warp: of what is known, black in the holes.
+        known: the cells of which every pixel is known.
+        prompt: may be empty.
+    """
+
+    picture: Float16[np.ndarray, "h w C"]
+    warp: Float16[np.ndarray, "h w C"]
+    known: Bool[np.ndarray, "h w"]
+    prompt: str
+
+
+def encoded(folder: str, pictures: Sequence[Holes]) -> Iterator[Latents]:
+    """Pictures through an autoencoder."""
+    config = checkpoints.load_config(folder, AutoencoderConfig)
+    graphdef, state = nnx.split(checkpoints.load_into(Autoencoder(config, rngs=nnx.Rngs(0)), folder))
+
+    @jax.jit
+    def encode(state: nnx.State, pair: Array, visible: Array) -> tuple[Array, Array]:
+        network = nnx.merge(graphdef, state)
+        mean, _ = network.encode(to_unit(pair))
+        known = known_cells(visible[None], config.spatial_compression_ratio)[0]
+        return network.scale_latents(mean).astype(jnp.float16), known
+
+    for holes in pictures:
+        latents, known = encode(state, jnp.stack([holes.picture, holes.warp]), holes.visible)
+        yield Latents(*np.asarray(latents), np.asarray(known), holes.prompt)
+
+
+def encode_all(autoencoder: str, pictures: str, folder: Path, parts: slice = slice(None)) -> None:
+    """Makes the latents of every picture, where they are missing."""
+    holes = load_holes(pictures)
+    for first in list(range(0, len(holes), PART))[parts]:
+        batch = holes[first : first + PART]
+        if records.write(folder, Latents, first, encoded(autoencoder, batch)):
+            print(f"encoded pictures {first} to {first + len(batch) - 1}", flush=True)
+
+
+def load_latents(folder: Path, text_folder: str) -> dict[str, Any]:
+    """Every encoded picture of a folder, and its prompt's embedding by the number of the prompt."""
+    picture, warp, known, texts = zip(*records.read(folder, Latents, "training.train_flux"), strict=True)
+    unique = sorted({"", *texts})  # the empty one is first
+    tokens = embed_prompts(Path(text_folder), unique, TEXT_LENGTH).astype(np.float16)
+    number = np.array([unique.index(text) for text in texts])
+    stacked = {"picture": np.stack(picture), "warp": np.stack(warp), "known": np.stack(known)}
+    return stacked | {"number": number, "tokens": tokens}
+
+
+def make_batch(
+    rng: np.random.Generator,
+    step: int,
+    *,
+    data: dict[str, Any],
+    windows: Sequence[tuple[int, int, int]],
+    ratio: int = 4,
+) -> dict[str, np.ndarray]:
+    """A batch of windows, each about a cell of a hole; some of their texts blanked."""
+    size, rows, columns = windows[step % len(windows)]
+    rows, columns = rows // ratio, columns // ratio
+    batch: dict[str, list[np.ndarray]] = {"picture": [], "warp": [], "known": []}
+    pick = rng.integers(len(data["picture"]), size=size)
+    for k in pick:
+        height, width = data["known"][k].shape
+        holes = np.flatnonzero(~data["known"][k])
+        y, x = divmod(int(rng.choice(holes)), width) if len(holes) else (0, 0)
+        top = int(np.clip(y - rng.integers(rows), 0, height - rows))
+        left = int(np.clip(x - rng.integers(columns), 0, width - columns))
+        for name, values in batch.items():
+            values.append(data[name][k, top : top + rows, left : left + columns])
+    text = np.where(rng.random(size) < TEXT_DROPOUT, 0, data["number"][pick])
+    return {name: np.stack(values) for name, values in batch.items()} | {"text": data["tokens"][text]}
+
+
+def predict(
+    graphdefs: tuple[nnx.GraphDef, nnx.GraphDef],
+    parameters: dict[str, nnx.State],
+    x: Array,
+    condition: Array,
+    text: Array,
+    t: Array,
+    guidance: Array,
+    scale: Array | float,
+) -> Array:
+    """The velocity of latents [B, h, w, C] as packed tokens; ``condition`` is packed."""
+    grid = x.shape[1] // 2, x.shape[2] // 2
+    shared = (text, text.mean(1), t, guidance, grid)
+    tokens = pack(x)
+    residuals = nnx.merge(graphdefs[1], parameters["controlnet"])(tokens, condition, *shared, scale)
+    return nnx.merge(graphdefs[0], parameters["transformer"])(tokens, *shared, residuals)
+
+
+def loss(
+    parameters: dict[str, nnx.State],
+    batch: dict[str, Array],
+    key: Array,
+    *,
+    graphdefs: tuple[nnx.GraphDef, nnx.GraphDef],
+) -> tuple[Array, dict[str, Array]]:
+    """The weighted error of the velocity, and its mean in the holes alone."""
+    keys = jax.random.split(key, 5)
+    z, known = batch["picture"].astype(jnp.float32), batch["known"][..., None].astype(jnp.float32)
+    text = batch["text"].astype(jnp.float32)
+    size = len(z)
+    # One time from each of B equal slices: the loss varies less from step to step than with independent ones.
+    share = (jnp.arange(size, dtype=jnp.float32) + jax.random.uniform(keys[0], (size,))) / size
+    logits = TIME_SHIFT + TIME_SPREAD * jax.scipy.special.ndtri(jnp.clip(share, 1e-4, 1 - 1e-4))
+    t = jax.nn.sigmoid(logits)
+    eps = jax.random.normal(keys[1], z.shape)
+    at = t[:, None, None, None]
+    guidance = jnp.exp(jax.random.uniform(keys[2], (size,), minval=np.log(GUIDANCE[0]), maxval=np.log(GUIDANCE[1])))
+    scale = jax.random.uniform(keys[3], (), minval=CONTROL_SCALE[0], maxval=CONTROL_SCALE[1])
+    condition = pack(jnp.concatenate([batch["warp"].astype(jnp.float32), known], -1))
+    v = predict(graphdefs, parameters, (1 - at) * z + at * eps, condition, text, t, guidance, scale)
+    error = jnp.square(v - pack(eps - z))
+    hole = pack(jnp.broadcast_to(1 - known, z.shape))
+    weights = KNOWN_WEIGHT + (1 - KNOWN_WEIGHT) * hole
+    return jnp.sum(weights * error) / jnp.sum(weights), {"in_holes": jnp.sum(hole * error) / jnp.sum(hole)}
+
+
+def build(config: FluxConfig, control: ControlNetConfig, seed: int) -> tuple[FluxTransformer, FluxControlNet]:
+    """Both networks, computed in float32."""
+    execution = Execution("mapped")
+    rngs = nnx.Rngs(seed)
+    return FluxTransformer(config, execution=execution, rngs=rngs), FluxControlNet(
+        control, execution=execution, rngs=rngs
+    )
+
+
+def main() -> None:
+    """The command."""
+    parser = training.command_line(__doc__, steps=6_000, out=str(WEIGHTS), rate=2e-3)
+    parser.add_argument("--pictures", required=True, help="a folder of pictures with holes (training.holes)")
+    parser.add_argument("--held-out", required=True, help="the same of pictures that are never trained on")
+    parser.add_argument("--autoencoder", default=str(WEIGHTS.with_name("flux_autoencoder")))
+    parser.add_argument("--text", default=str(WEIGHTS.with_name("text_encoder")))
+    parser.add_argument("--init", default=None, help="a transformer's folder to start from; its ControlNet lies beside")
+    parser.add_argument("--whole", action="store_true", help="every third step sees whole pictures")
+    parser.add_argument("--encode-only", action="store_true", help="make the latents and stop")
+    args = parser.parse_args()
+    workdir = Path(args.workdir)
+    latents = workdir.with_name("flux_latents")
+    encode_all(args.autoencoder, args.held_out, latents / "held_out")
+    encode_all(args.autoencoder, args.pictures, latents / "train")
+    if args.encode_only:
+        return
+    data, unseen = (load_latents(latents / name, args.text) for name in ("train", "held_out"))
+    print(f"{len(data['picture'])} pictures", flush=True)
+
+    configs = FluxConfig.tiny(), ControlNetConfig.tiny()
+    networks = build(*configs, args.seed)
+    if args.init:
+        for network, folder in zip(networks, (Path(args.init), Path(args.init).with_name(CONTROLNET)), strict=True):
+            checkpoints.load_into(network, folder)
+    (graphdef, transformer), (control_graphdef, controlnet) = (nnx.split(network) for network in networks)
+    graphdefs = graphdef, control_graphdef
+    batches = [make_batch(np.random.default_rng([2, k]), k, data=unseen, windows=WINDOWS) for k in range(6)]
+    measure = jax.jit(partial(loss, graphdefs=graphdefs))
+
+    def evaluate(mean: dict[str, nnx.State]) -> dict[str, float]:
+        values = [measure(mean, batch, jax.random.key(k)) for k, batch in enumerate(batches)]
+        return {
+            "heldout_loss": float(np.mean([float(value) for value, _ in values])),
+            "heldout_in_holes": float(np.mean([float(more["in_holes"]) for _, more in values])),
+        }
+
+    mean = training.train(
+        partial(loss, graphdefs=graphdefs),
+        {"transformer": transformer, "controlnet": controlnet},
+        partial(make_batch, data=data, windows=WHOLE if args.whole else WINDOWS),
+        training.TrainConfig.of(args, weight_decay=1e-2, adam=ADAM),
+        args.workdir,
+        evaluate=evaluate,
+    )
+    folders = Path(args.out), Path(args.out).with_name(CONTROLNET)
+    for name, graph, config, folder in zip(("transformer", "controlnet"), graphdefs, configs, folders, strict=True):
+        checkpoints.save_model(folder, nnx.merge(graph, mean[name]), config, dtype=np.float16)
+
+
+if __name__ == "__main__":
+    commands.run(main)
