@@ -57,7 +57,7 @@ def test_three_lines_that_do_not_say_whose_they_are(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("0 10\n0 5\n0 0.1\n")
     assert main([str(tmp_path / "a.txt")]) == 2
     assert main([str(tmp_path / "a.txt"), "--format", "viewcrafter", "--out", str(tmp_path / "a.json")]) == 0
-    assert "viewcrafter, phi, theta, r about the pivot" in capsys.readouterr().out
+    assert "viewcrafter, phi, theta, r about the pivot: " in capsys.readouterr().out
     assert len(json.loads((tmp_path / "a.json").read_text())["frames"]) == 49
 
 

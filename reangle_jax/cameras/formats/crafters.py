@@ -59,7 +59,8 @@ def read(path: Path, text: str, tool: str | None = None) -> CameraFile:
         curve = interpolation.curve(values, num_frames)
         return np.stack([trajectories.orbit(yaw, pitch, pivot * (1 + out), pivot) for yaw, pitch, out in curve])
 
-    words = f"{', '.join(ORDERS[tools[0]])} about the pivot; degrees up, degrees to the right, a share of its distance"
+    order = ", ".join(ORDERS[tools[0]])
+    words = f"{order} about the pivot: theta up and phi to the right, degrees; r a share of its distance"
     return CameraFile(path, tools[0], words, None, poses, about_source=True, in_pivots=True)
 
 
