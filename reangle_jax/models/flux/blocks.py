@@ -151,7 +151,8 @@ class JointBlock(nnx.Module):
         of_picture, of_text = self.picture.norm.modulations(time), self.text.norm.modulations(time)
         theirs = self.text.heads(self.text.norm(text, of_text[0]))
         ours = self.picture.heads(self.picture.norm(picture, of_picture[0]))
-        attended = attend(*(jnp.concatenate(pair, 1) for pair in zip(theirs, ours, strict=True)), rope, self.impl)
+        q, k, v = (jnp.concatenate(pair, 1) for pair in zip(theirs, ours, strict=True))
+        attended = attend(q, k, v, rope, self.impl)
         length = text.shape[1]
         picture = self.picture.close(picture, attended[:, length:], *of_picture)
         return picture, self.text.close(text, attended[:, :length], *of_text)

@@ -1,10 +1,11 @@
 """Sizes of FLUX's diffusion transformers and of the ControlNet beside them."""
 
 import dataclasses
+from typing import Any
 
 from reangle_jax.nn.linear import LoRAConfig
 
-_DEV = {
+_DEV: dict[str, Any] = {
     "num_layers": 19,
     "num_single_layers": 38,
     "num_attention_heads": 24,
@@ -14,7 +15,7 @@ _DEV = {
     "pooled_embed_dim": 768,
     "param_dtype": "bfloat16",
 }
-_TINY = {
+_TINY: dict[str, Any] = {
     "num_layers": 3,
     "num_single_layers": 6,
     "num_attention_heads": 5,
