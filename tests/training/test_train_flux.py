@@ -78,7 +78,8 @@ def test_the_loss_teaches_both_networks(data):
     networks = [nnx.split(network) for network in train_flux.build(config, control, 0)]
     graphdefs = networks[0][0], networks[1][0]
     parameters = {"transformer": networks[0][1], "controlnet": networks[1][1]}
-    batch = train_flux.make_batch(np.random.default_rng(0), 0, data=data, windows=((2, 16, 16),))
+    drawn = train_flux.make_batch(np.random.default_rng(0), 0, data=data, windows=((2, 16, 16),))
+    batch = jax.tree.map(jnp.asarray, drawn)
     both = jax.jit(jax.value_and_grad(lambda p: train_flux.loss(p, batch, jax.random.key(0), graphdefs=graphdefs)[0]))
     value, gradient = both(parameters)
     assert 1 < value < 4
