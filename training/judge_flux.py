@@ -63,9 +63,8 @@ class Judge:
 
     def __init__(self, weights: Path, family: Path, *, samples: int, steps: int):
         names = ("flux_transformer", "flux_controlnet")
-        kinds = zip(names, (FluxConfig, ControlNetConfig), strict=True)
-        configs = [checkpoints.load_config(weights / name, kind) for name, kind in kinds]
-        networks = build(*configs, 0)
+        config = checkpoints.load_config(weights / names[0], FluxConfig)
+        networks = build(config, checkpoints.load_config(weights / names[1], ControlNetConfig), 0)
         for name, network in zip(names, networks, strict=True):
             checkpoints.load_into(network, weights / name)
         split = [nnx.split(network) for network in networks]

@@ -79,7 +79,8 @@ def encoded(folder: str, pictures: Sequence[Holes]) -> Iterator[Latents]:
 
     for holes in pictures:
         latents, known = encode(state, jnp.stack([holes.picture, holes.warp]), holes.visible)
-        yield Latents(*np.asarray(latents), np.asarray(known), holes.prompt)
+        picture, warp = np.asarray(latents)
+        yield Latents(picture, warp, np.asarray(known), holes.prompt)
 
 
 def encode_all(autoencoder: str, pictures: str, folder: Path, parts: slice = slice(None)) -> None:
