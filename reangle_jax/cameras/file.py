@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from reangle_jax.errors import InputError
+from reangle_jax.geometry.cameras import LARGEST
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,13 @@ def listed(
     K: Float[np.ndarray, "n 3 3"] | None = None,
     sizes: Float[np.ndarray, "n 2"] | None = None,
 ) -> CameraFile:
-    """A file that holds a camera for every frame."""
+    """A file that holds a camera for every frame.
+
+    Raises:
+        InputError: the pictures' sizes are not above 0.
+    """
+    if sizes is not None and not (sizes > 0).all():
+        raise InputError(f"{path}: the pictures' size is not above 0; give their width and height in pixels")
     return CameraFile(path, name, convention, len(poses), lambda num_frames, pivot: poses, K=K, sizes=sizes)
 
 
@@ -60,14 +67,16 @@ def number(where: str, value: Any) -> float:
     """A finite number out of JSON or text.
 
     Raises:
-        InputError: it is none; the line begins with `where`.
+        InputError: it is none, or larger than `LARGEST`; the line begins with `where`.
     """
     try:
         found = float(value) if not isinstance(value, bool) else float("nan")
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = float("nan")
     if not np.isfinite(found):
-        raise InputError(f"{where} is {value!r}; it must be a finite number")
+        raise InputError(f"{where} is {value!r:.40}; it must be a finite number")
+    if abs(found) > LARGEST:
+        raise InputError(f"{where} is {found:.3g}; it must be at most {LARGEST:.0e}")
     return found
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from reangle_jax.cameras import interpolation
 from reangle_jax.cameras.file import CameraFile
 from reangle_jax.errors import InputError
-from reangle_jax.geometry.cameras import Cameras, default_intrinsics
+from reangle_jax.geometry.cameras import LARGEST, Cameras, default_intrinsics
 
 FRAMES = ("first", "given")
 UNITS = ("scene", "pivot")
@@ -78,8 +78,7 @@ def place(
         K[:, :2, 2] += shift
     elif not file.about_source and world is not None:
         poses = np.linalg.inv(world) @ poses
-    poses = poses.copy()
-    poses[:, :3, 3] *= unit
+    poses = _in_units(file, poses, unit)
     if mode == "dynamic":
         _check_start(file, poses[0], K[0] / K0[0, 0], K0 / K0[0, 0], pivot)
     return Cameras(jnp.asarray(K, jnp.float32), jnp.asarray(poses, jnp.float32))
@@ -125,9 +124,21 @@ def place_source(
     else:
         K = fitted(file.K[indices], file.sizes[indices], *size) if whole else _counted_lenses(file, size, num_frames)
     world = poses[0]
-    poses = np.linalg.inv(world) @ poses
-    poses[:, :3, 3] *= unit
+    poses = _in_units(file, np.linalg.inv(world) @ poses, unit)
     return Cameras(jnp.asarray(K, jnp.float32), jnp.asarray(poses, jnp.float32)), world
+
+
+def _in_units(file: CameraFile, poses: Float[np.ndarray, "n 4 4"], unit: float) -> Float[np.ndarray, "n 4 4"]:
+    """Poses in scene units; what float32 cannot hold is refused."""
+    farthest = float(np.abs(poses[:, :3, 3]).max())
+    if not farthest <= LARGEST / unit:
+        raise InputError(
+            f"{file.path}: its cameras go to {farthest:.3g} of its own units, a unit being {unit:.3g} scene units, and "
+            f"{LARGEST:.0e} scene units is the most: mend the file, or set config.camera_scale"
+        )
+    poses = poses.copy()
+    poses[:, :3, 3] *= unit
+    return poses
 
 
 def fitted(

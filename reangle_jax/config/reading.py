@@ -29,6 +29,7 @@ KINDS: dict[Any, str] = {
     tuple[str, ...]: "a tuple of strings, ('left:10', 'up:8')",
     tuple[float, ...]: "a tuple of numbers, (0.9, 0.95)",
 }
+_LONGEST_NAME = 150  # of a view's folder; file systems take 255, with what is added to it
 _SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -241,8 +242,14 @@ def _check_views(key: str, views: tuple[str, ...], s: Settings) -> None:
                 f"config.{key}: {str(error).removeprefix('views: ').removeprefix(f'config.{key}: ')}"
             ) from None
         folder = view_folder(view)
+        if not 0 < len(folder) <= _LONGEST_NAME:
+            words = (
+                f"the view's folder would be called {folder[:40]!r}: give it a name of 1 to {_LONGEST_NAME} characters"
+            )
+            raise InputError(f"config.{key}: {view[:40]!r}: {words}")
         if folder in folders:
-            raise InputError(f"config.{key}: {folders[folder]!r} and {view!r} share the folder {folder}: keep one")
+            mend = "keep one, or rename a file"
+            raise InputError(f"config.{key}: {folders[folder]!r} and {view!r} share the folder {folder}: {mend}")
         folders[folder] = view
 
 

@@ -1,6 +1,7 @@
 """What the user writes for a file or a folder."""
 
 import argparse
+import errno
 import os
 import re
 
@@ -16,7 +17,7 @@ def user_path(text: str, setting: str) -> str:
 
     Raises:
         InputError: an address with a scheme, gs://bucket/run or https://host/clip.mp4, which no part of this program
-            can open; or the home of a user who does not exist.
+            can open; the home of a user who does not exist; or what no file can be called.
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
     if scheme:
@@ -28,7 +29,14 @@ def user_path(text: str, setting: str) -> str:
             else "download it and give the file"
         )
         raise InputError(f"{setting}: {text} is an address, and only paths of this machine are opened: {mend}")
+    if "\0" in text:
+        raise InputError(f"{setting}: {text!r} holds a zero byte, which no path does: leave it out")
     expanded = os.path.expanduser(text)
+    try:
+        os.lstat(expanded)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"{setting}: {text:.40}... is longer than a path may be: shorten it") from None
     if expanded.startswith("~") and not os.path.exists(expanded):
         raise InputError(f"{setting}: {text}: {text.split('/')[0]} is the home of no user: write the path out")
     return expanded

@@ -22,6 +22,7 @@ from reangle_jax.nn.products import einsum
 
 # method.md: 260 px at 480x720 in the released scripts.
 _REFERENCE_FOCAL, _REFERENCE_SIDE = 260.0, 480.0
+LARGEST = 1e9  # of any number of a camera: far above what is real, and float32 holds its cube
 # Files written with six decimals still pass; a matrix with a scale or a shear does not.
 _ROTATION_TOLERANCE = 1e-3
 
@@ -158,8 +159,9 @@ def load_cameras(path: str | os.PathLike, expect_frames: int | None = None) -> t
 
 def _size(path: Any, content: dict, key: str) -> int:
     value = content.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise InputError(f"{path}: {key} is {value!r}; it must be a whole number of pixels above 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST:
+        shown = f"{value!r:.40}"  # an integer in JSON may have thousands of digits
+        raise InputError(f"{path}: {key} is {shown}; it must be a whole number of pixels above 0")
     return value
 
 
@@ -178,19 +180,22 @@ def read_matrix(where: str, value: Any, size: int) -> Float[np.ndarray, "{size} 
     """
     try:
         matrix = np.array(value, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where} is not a matrix of numbers; give {size} rows of {size} numbers") from error
     if matrix.shape != (size, size):
         raise InputError(f"{where} has the shape {matrix.shape}; give {size} rows of {size} numbers")
     if not np.isfinite(matrix).all():
         raise InputError(f"{where} holds a number that is not finite; give finite numbers only")
+    if np.abs(matrix).max() > LARGEST:
+        raise InputError(f"{where} holds {np.abs(matrix).max():.3g}; give numbers of at most {LARGEST:.0e}")
     return matrix
 
 
 def check_intrinsics(where: str, K: Float[np.ndarray, "3 3"]) -> None:
     """Refuses what is no pinhole camera's matrix, by an `InputError` that begins with `where`."""
-    if K[0, 0] <= 0 or K[1, 1] <= 0:
-        raise InputError(f"{where} has the focal lengths {K[0, 0]:g}, {K[1, 1]:g}; both must be above 0 pixels")
+    if not all(1 / LARGEST <= focal <= LARGEST for focal in (K[0, 0], K[1, 1])):
+        words = f"both must be above 0 pixels, from {1 / LARGEST:.0e} to {LARGEST:.0e}"
+        raise InputError(f"{where} has the focal lengths {K[0, 0]:g}, {K[1, 1]:g}; {words}")
     if not np.allclose([K[1, 0], *K[2]], [0, 0, 0, 1], atol=1e-6):
         raise InputError(f"{where} is no pinhole matrix; its form is [[fx, skew, cx], [0, fy, cy], [0, 0, 1]]")
 

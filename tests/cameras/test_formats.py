@@ -165,6 +165,12 @@ def _colmap(camera="PINHOLE 72 48 30 31 35 24.5", change=lambda text: text):
     return write
 
 
+def _own(pose, width):
+    lens = [[60, 0, 36], [0, 60, 24], [0, 0, 1]]
+    return _json({"width": width, "height": 48, "frames": [{"K": lens, "camera_to_world": pose}]})
+
+
+FAR = [[1, 0, 0, 1e300], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 SHEARED = [[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 MIRRORED = [[-1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 BAD = {
@@ -190,9 +196,17 @@ BAD = {
     "fisheye": (_nerfstudio(camera_model="OPENCV_FISHEYE"), "camera_model OPENCV_FISHEYE is no pinhole: undistort"),
     "no size": (_nerfstudio(w=None), "w and h are missing"),
     "focal length": (_nerfstudio(fl_x=-3), "has the focal lengths -3"),
+    "more than float64": (_nerfstudio(fl_x=10**400), "fl_x is 1000.* it must be a finite number"),
+    "more than float32": (_nerfstudio(applied_scale=1e300), r"applied_scale is 1e\+300; it must be at most 1e\+09"),
+    "no angle": (_nerfstudio(fl_x=None, camera_angle_x=1e-320), "has the focal lengths inf"),
+    "a far camera": (_own(FAR, 72), r"frame 0: camera_to_world holds 1e\+300; give numbers of at most"),
+    "numbers of many digits": (_own([[10**400] * 4] * 4, 72), "camera_to_world is not a matrix of numbers"),
+    "a wide picture": (_own(np.eye(4).tolist(), 10**400), r"width is 1000+; it must be a whole number"),
     "words": (_nerfstudio(fl_x="wide"), "fl_x is 'wide'; it must be a finite number"),
     "COLMAP distortion": (_colmap("SIMPLE_RADIAL 72 48 30 35 24 0.01"), r"line 3 has lens distortion \(k=0.01\)"),
     "COLMAP fisheye": (_colmap("OPENCV_FISHEYE 72 48 30 31 35 24 0 0 0 0"), "OPENCV_FISHEYE is no pinhole: undistort"),
+    "COLMAP size": (_colmap("PINHOLE 0 48 30 31 35 24"), "the pictures' size is not above 0"),
+    "COLMAP far": (_colmap("PINHOLE 1e300 48 30 31 35 24"), r"line 3 is 1e\+300; it must be at most"),
     "COLMAP parameters": (_colmap("PINHOLE 72 48 30 31 35"), "PINHOLE has 4 parameters after width and height, not 3"),
     "COLMAP lines": (
         _colmap(change=lambda text: text.replace("\n\n", "\n")),
@@ -206,6 +220,7 @@ BAD = {
     "npz names": (_npz(poses=np.eye(4)[None]), "holds poses: name the poses"),
     "npz shape": (_npz(camera_to_world=np.eye(4)), r"camera_to_world has the shape \(4, 4\); give \(T, 4, 4\)"),
     "npz rotation": (_npz(cam_c2w=np.array([SHEARED])), r"cam_c2w\[0\] holds no rotation"),
+    "npz far": (_npz(camera_to_world=np.array([FAR])), "camera_to_world holds numbers beyond"),
     "npz pickles": (_npz(cam_c2w=np.array([None])), "is not an .npz that NumPy can read"),
     "npz broken": (_text(b"PK\x03\x04rubbish"), "is not an .npz that NumPy can read"),
     "npz lenses": (_npz(cam_c2w=np.eye(4)[None], K=np.eye(3)[None, :2]), r"K has the shape \(1, 2, 3\)"),
@@ -232,3 +247,10 @@ def test_bad_files_get_one_clear_line(tmp_path, name):
         registry.read(tmp_path / "f").poses(12, 1.0)
     assert str(caught.value).startswith(str(tmp_path / "f"))
     assert "\n" not in str(caught.value)
+
+
+def test_names_with_more_digits_than_python_converts_are_in_order(tmp_path):
+    frames = [{"transform_matrix": np.eye(4).tolist(), "file_path": name} for name in ("9" * 5000, "10", "2")]
+    frames[2]["transform_matrix"][0][3] = 5
+    (tmp_path / "f").write_text(json.dumps({"frames": frames}))
+    assert registry.read(tmp_path / "f").poses(3, 1.0)[0, 0, 3] == 5

@@ -40,6 +40,11 @@ def test_the_unit_is_the_scenes_the_pivots_distance_or_a_number(scale, unit):
     np.testing.assert_allclose(got.camera_to_world, path(), atol=1e-6)
 
 
+def test_what_float32_cannot_hold_is_refused():
+    with pytest.raises(InputError, match=r"a unit being 1e\+300 scene units, .*: mend the file, or set config\.camera"):
+        placing.place(file(path()), placing.Wishes(scale=1e300), SOURCE, 3.0, SIZE)
+
+
 def test_given_is_the_world_of_the_sources_file():
     moving = path("right:12", 12)
     source_file = file(elsewhere(moving))

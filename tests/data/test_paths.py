@@ -41,6 +41,14 @@ def test_addresses_are_refused_with_the_mend(text, mend):
         paths.user_path(text, "--workdir")
 
 
+@pytest.mark.parametrize(
+    ("text", "mend"), [("a" * 5000, "is longer than a path"), ("a" * 300, "shorten"), ("a\0b", "zero byte")]
+)
+def test_what_no_file_can_be_called_is_refused(text, mend):
+    with pytest.raises(InputError, match=rf"^config\.video: .*{mend}"):
+        paths.user_path(text, "config.video")
+
+
 def test_arguments_of_a_command(home):
     arguments = argparse.Namespace(out="~/a.json", save_maps=None, video=["~/a.mp4", "b.mp4"])
     paths.expand(arguments, "out", "save_maps", "video")

@@ -182,6 +182,18 @@ def test_what_cannot_be_used_is_refused_before_any_work(inputs, changes, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("view", "words"), [("./", "would be called ''"), (f"{'y' * 200}.json", "1 to 150 characters")]
+)
+def test_a_views_folder_has_a_name_that_can_be(inputs, tmp_path, monkeypatch, view, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / f"{'y' * 200}.json").write_text((inputs / "stand.json").read_text())
+    (tmp_path / "cameras.txt").write_text("1 PINHOLE 72 48 30 31 35 24\n")
+    (tmp_path / "images.txt").write_text("".join(f"{k} 1 0 0 0 0 0 0 1 {k}.png\n\n" for k in range(5)))
+    with pytest.raises(InputError, match=rf"^config\.views: .*{words}"):
+        settings(inputs, views=(view,))
+
+
 def test_files_and_motions_may_not_share_a_folder(inputs, tmp_path):
     (tmp_path / "up_5.json").write_text((inputs / "stand.json").read_text())
     with pytest.raises(InputError, match=r"'up:5' and '.*up_5\.json' share the folder up_5: keep one"):

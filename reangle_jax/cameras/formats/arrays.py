@@ -9,7 +9,7 @@ import numpy as np
 from reangle_jax.cameras.file import CameraFile, intrinsics, listed
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
-from reangle_jax.geometry.cameras import check_intrinsics, check_rigid
+from reangle_jax.geometry.cameras import LARGEST, check_intrinsics, check_rigid
 
 NAME = "npz"
 _POSES = ("camera_to_world", "cam_c2w")
@@ -53,6 +53,8 @@ def read(path: Path) -> CameraFile:
 def _numbers(path: Path, key: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
         raise InputError(f"{path}: {key} is {array.dtype} or not finite; give finite numbers")
+    if array.size and np.abs(array.astype(np.float64)).max() > LARGEST:
+        raise InputError(f"{path}: {key} holds numbers beyond {LARGEST:.0e}; give smaller ones")
     return array.astype(np.float64)
 
 

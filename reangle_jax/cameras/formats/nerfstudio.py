@@ -54,8 +54,9 @@ def read(path: Path, content: Any) -> CameraFile:
 
 
 def natural(name: str) -> list[Any]:
-    """A key that sorts 2 before 10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+    """A key that sorts 2 before 10; numbers by how many digits they have, which may be more than Python converts."""
+    parts = re.split(r"(\d+)", name)  # text, digits, text, ...: equal places compare equal types
+    return [(len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else part for part in parts]
 
 
 def _called(index: int, frame: dict[str, Any]) -> str:
