@@ -44,6 +44,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["reangle_jax*", "converters*"]),
     package_data={"reangle_jax.tiny": ["weights/*", "weights/*/*"]},
+    entry_points={"console_scripts": ["reangle = reangle_jax.main:console"]},
     install_requires=RUNTIME,
     extras_require={
         "tpu": ["jax[tpu]>=0.10,<0.12"],

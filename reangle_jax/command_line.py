@@ -16,6 +16,8 @@ from reangle_jax.errors import InputError
 
 USAGE = """\
 python -m reangle_jax.main --config FILE [--config.KEY=VALUE ...] --workdir DIR [--plan | --preview]
+reangle ...           the same
+reangle doctor        is everything here that a run needs?
 
 New videos of the scene in one video, along other camera paths.
 

@@ -26,12 +26,12 @@ def use(choice: str = "auto") -> None:
     if choice == "off":
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    if choice == "auto" and _set():
+    if choice == "auto" and folder():
         return
     try:
-        folder = (_users() if choice == "auto" else Path(choice).expanduser().absolute()) / _machine()
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
+        place = (_users() if choice == "auto" else Path(choice).expanduser().absolute()) / _machine()
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.access(place, os.W_OK):
             raise PermissionError(0, "it is not writable")
     except (OSError, RuntimeError) as error:  # Path.home(): RuntimeError
         why = getattr(error, "strerror", None) or error
@@ -41,10 +41,11 @@ def use(choice: str = "auto") -> None:
             ) from None
         _log.info("compiled programs are not kept: the user's cache folder cannot be used (%s)", why)
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_dir", str(place))
 
 
-def _set() -> str | None:
+def folder() -> str | None:
+    """Where JAX keeps compiled programs; None where it has not been told."""
     return jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue] (made at run time)
 
 

@@ -1,6 +1,7 @@
 """New videos of the scene in one video, along other camera paths: reads the flags, then runs the stages in order.
 
-python -m reangle_jax.main --config FILE [--config.KEY=VALUE ...] --workdir DIR [--plan | --preview]
+reangle --config FILE [--config.KEY=VALUE ...] --workdir DIR [--plan | --preview]      or python -m reangle_jax.main
+reangle doctor [DIR ...] [--workdir DIR]                                              or python -m reangle_jax.doctor
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from reangle_jax import chosen_models, command_line, commands, compilation_cache, config, faults, stopping
 from reangle_jax.measure import human_seconds
@@ -80,11 +82,25 @@ def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Cal
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code, as `commands.answer` has them."""
+    if list(argv[1:2]) == ["doctor"]:
+        return commands.answer(lambda: _doctor(argv[2:]))
     if command_line.wants_help(argv):
         print(command_line.usage())
         return 0
     with _logging_to_stderr():
         return commands.answer(lambda: _run(argv), explain=_explain)
+
+
+def console() -> NoReturn:
+    """The console command ``reangle``."""
+    stopping.run(lambda: main(sys.argv))
+
+
+def _doctor(arguments: Sequence[str]) -> int:
+    with Stop().installed():
+        from reangle_jax import doctor  # late: it looks for the devices
+
+        return doctor.main(arguments)
 
 
 def _run(argv: Sequence[str]) -> None:
@@ -134,4 +150,4 @@ def _logging_to_stderr() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    stopping.run(lambda: main(sys.argv))
+    console()

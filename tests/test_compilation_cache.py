@@ -19,7 +19,7 @@ def settings(monkeypatch):
     """What `use` told JAX, in place of JAX's own configuration, which is as if nothing were set."""
     told = {}
     monkeypatch.setattr(jax.config, "update", told.__setitem__)
-    monkeypatch.setattr(compilation_cache, "_set", lambda: told.get("jax_compilation_cache_dir"))
+    monkeypatch.setattr(compilation_cache, "folder", lambda: told.get("jax_compilation_cache_dir"))
     return told
 
 

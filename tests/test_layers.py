@@ -51,9 +51,10 @@ ARROWS: dict[str, set[str]] = {
         "backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "models", "needs", "nn", "run",
         "scoring",
     },
+    "doctor": {"backbones", "commands", "compilation_cache", "data", "measure", "painters", "stopping", "tiny"},
     "main": {
-        "chosen_models", "command_line", "commands", "compilation_cache", "config", "faults", "measure", "mesh", "nn",
-        "plan", "run", "scoring", "stages", "stopping",
+        "chosen_models", "command_line", "commands", "compilation_cache", "config", "doctor", "faults", "measure",
+        "mesh", "nn", "plan", "run", "scoring", "stages", "stopping",
     },
 }  # fmt: skip
 # Rooms whose own rooms know nothing of each other.

@@ -1,6 +1,8 @@
 """What is imported is declared in setup.py, and what is declared is imported."""
 
 import ast
+import importlib
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -8,6 +10,8 @@ from unittest import mock
 
 import pytest
 import setuptools
+
+from reangle_jax import doctor
 
 ROOT = Path(__file__).parents[1]
 OURS = {"reangle_jax", "converters", "training", "benchmarks", "tests"}
@@ -42,11 +46,16 @@ def imported(*folders):
 
 
 @pytest.fixture(scope="module")
-def declared():
-    """Package names by group: ``install`` and the extras."""
+def arguments():
+    """What setup.py gives to setuptools."""
     with mock.patch.object(setuptools, "setup") as setup:
         runpy.run_path(str(ROOT / "setup.py"))
-    arguments = setup.call_args.kwargs
+    return setup.call_args.kwargs
+
+
+@pytest.fixture(scope="module")
+def declared(arguments):
+    """Package names by group: ``install`` and the extras."""
     groups = {"install": arguments["install_requires"], **arguments["extras_require"]}
     return {name: {_name(line) for line in lines} for name, lines in groups.items()}
 
@@ -77,3 +86,18 @@ def test_what_tests_import_is_declared_too(declared):
     assert not (declared["test"] | declared["parity"]) - set(found) - OTHER_USES
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"{name}==" in makefile for name in BY_THE_MAKEFILE)
+
+
+def test_the_console_command_is_there(arguments):
+    (line,) = arguments["entry_points"]["console_scripts"]
+    name, module, function = re.fullmatch(r"(\w+) = ([\w.]+):(\w+)", line).groups()
+    assert name == "reangle"
+    with mock.patch.object(sys, "argv", ["reangle", "--help"]), pytest.raises(SystemExit) as end:
+        getattr(importlib.import_module(module), function)()
+    assert end.value.code == 0
+
+
+def test_the_doctor_reads_every_range(arguments):
+    for line in arguments["install_requires"]:
+        doctor._within("1.0", re.sub(r"^[\w-]+", "", line))
+    doctor._within("3.11", arguments["python_requires"])
