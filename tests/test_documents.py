@@ -42,13 +42,29 @@ def test_links_lead_somewhere(path):
         assert (path.parent / link).exists(), f"{path.name} links to {link}"
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/architecture.md"], ids=named
-)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=named)
 def test_files_that_are_named_exist(path):
     text = path.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:docs|tests|benchmarks|configs|reangle_jax|converters|training)/[\w./]*)`", text):
         assert (ROOT / name).exists(), f"{path.name} names {name}"
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=named)
+def test_commands_that_are_named_exist(path):
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"--config (configs/\S+\.py)", text):
+        assert (ROOT / name).is_file(), f"{path.name} names {name}"
+    for name in re.findall(r"python -m ((?:reangle_jax|converters|training|benchmarks)[\w.]*\w)", text):
+        module = ROOT.joinpath(*name.split("."))
+        assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), f"{path.name} names {name}"
+
+
+def test_readme_is_short_shows_a_picture_first_and_leads_to_every_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 150
+    assert text.split("\n\n")[1].startswith("![")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{page.name})" in text
 
 
 def test_the_house_has_the_rooms_that_its_plan_names():

@@ -206,7 +206,7 @@ def _say_what_is_lost(picture: Upright, height: int, width: int, multiple: int) 
     like = [max(multiple, multiple * round(side * factor / multiple)) for factor in factors]
     _log.warning(
         "%.0f %% of the picture (height x width %dx%d) is cropped away, %s the middle, to fill %dx%d: crop or pad the "
-        "clip to that shape first (README: Your own clip), or set --config.height=%d --config.width=%d if the model "
+        "clip to that shape first (docs/your_clip.md), or set --config.height=%d --config.width=%d if the model "
         "takes them",
         *(100 * lost, rows, shown, "above and below" if tall > height else "left and right of", height, width, *like),
     )
