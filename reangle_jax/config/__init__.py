@@ -5,7 +5,7 @@ that everything else reads. A setting is written down once, in `reangle_jax.conf
 """
 
 from reangle_jax.config.defaults import get_default, get_tiny
-from reangle_jax.config.reading import camera_wishes, flatten, from_text, parse, type_of, view_folder
+from reangle_jax.config.reading import UNTUNED, camera_wishes, flatten, from_text, parse, type_of, view_folder
 from reangle_jax.config.rules import read_window
 from reangle_jax.config.settings import (
     AUTO,
@@ -26,6 +26,7 @@ __all__ = [
     "FOUR_VIEWS",
     "SIX_MOTIONS",
     "TWELVE_WARPS",
+    "UNTUNED",
     "Edit",
     "Evaluate",
     "Execution",

@@ -29,6 +29,8 @@ KINDS: dict[Any, str] = {
     tuple[str, ...]: "a tuple of strings, ('left:10', 'up:8')",
     tuple[float, ...]: "a tuple of numbers, (0.9, 0.95)",
 }
+UNTUNED = "untuned"  # ends the names of units beside the views' own
+RESERVED_NAMES = ("edit", "input")  # and these are units' and tracks' of no view
 _LONGEST_NAME = 150  # of a view's folder; file systems take 255, with what is added to it
 _SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
@@ -247,6 +249,8 @@ def _check_views(key: str, views: tuple[str, ...], s: Settings) -> None:
                 f"the view's folder would be called {folder[:40]!r}: give it a name of 1 to {_LONGEST_NAME} characters"
             )
             raise InputError(f"config.{key}: {view[:40]!r}: {words}")
+        if folder in RESERVED_NAMES or folder.endswith(f"_{UNTUNED}"):
+            raise InputError(f"config.{key}: {view!r}: a run has something else called {folder}: rename the file")
         if folder in folders:
             mend = "keep one, or rename a file"
             raise InputError(f"config.{key}: {folders[folder]!r} and {view!r} share the folder {folder}: {mend}")

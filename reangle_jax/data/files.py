@@ -15,6 +15,8 @@ import logging
 import os
 import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,12 +119,13 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives an empty temporary folder to fill; it takes the place of `path` when the block ends well.
 
     Args:
-        path: the folder to be; an old folder of that name is replaced as a whole, never mixed.
+        path: the folder to be; an old folder of that name is replaced as a whole, never mixed. A link to a folder
+            stays one.
 
     Yields:
         the temporary folder, which exists.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # for "." and "a/.." have no neighbour either
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     _remove(temporary)
@@ -167,10 +170,18 @@ def atomic_savez(path: str | os.PathLike[str], **arrays: Any) -> None:
 
 
 def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads every array of an .npz (no pickles)."""
+    """Reads every array of an .npz (no pickles).
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: it is damaged, or no .npz.
+    """
     # NumPy would leave a broken archive open.
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, AttributeError) as error:
+        raise ValueError(f"{Path(path).name}: {error}") from error
 
 
 def hash_bytes(content: bytes) -> str:

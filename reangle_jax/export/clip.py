@@ -5,6 +5,7 @@ import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from reangle_jax.geometry.cameras import Cameras, load_cameras, source_to_target
 
 INPUT = "input"
 _STILL = 1e-6
+_MEND = "let the run end first (the same command goes on)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,24 +116,65 @@ def read(run: Path, views: Sequence[str] = (), *, with_input: bool = False) -> C
         InputError: it is no run, a view is none of its, or is not generated yet.
     """
     try:
-        settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
+        record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        settings = record["settings"]
         own = {folder_name(view): view for view in settings["views"]}
         caption = settings["caption"]
+        if not own or not isinstance(caption, str):
+            raise ValueError("it names no views, or no caption")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         words = " ".join(str(error).split())
         raise InputError(f"{run}: is no run's folder (run.json: {words}); give the --workdir of a run") from None
     names = [_named(run, own, view) for view in views] or [*own]
+    if with_input and INPUT in names:
+        raise InputError(
+            f"--with-input: {own[INPUT]} is called {INPUT} too: leave it out by --views, or rename its file and run it"
+        )
     if len(set(names)) < len(names):
         raise InputError(f"--views {','.join(views)}: names a view twice; name each once")
+    if "stages" in record:
+        for name in names:
+            for file in ("frames.npz", "cameras.json"):
+                _check_done(run, record, f"views/{name}/{file}")
     try:
         clip, z = files.load_npz(run / "input/frames.npz"), files.load_npz(run / "input/depth.npz")["depth"]
-        source = _track(run / INPUT, INPUT, clip["frames"], np.ones(z.shape, bool))
-        tracks = [_track(run / "views" / name, name, *_video(run / "views" / name)) for name in names]
+        fps = float(clip["fps"])
+        source = _track(run / INPUT, z, clip["frames"], np.ones(z.shape, bool))
+        tracks = [_track(run / "views" / name, z, *_video(run / "views" / name)) for name in names]
     except FileNotFoundError as error:
-        raise InputError(f"{error.filename} is missing: let the run end first (the same command goes on)") from None
-    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{error.filename} is missing: {_MEND}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run}: its files are damaged ({' '.join(str(error).split())}): run it again") from None
-    return Clip(run, caption, float(clip["fps"]), source, z, tuple([source] * with_input + tracks))
+    return Clip(run, caption, fps, source, z, tuple([source] * with_input + tracks))
+
+
+def _check_done(run: Path, record: dict[str, Any], output: str) -> None:
+    """Refuses an output of a run that was begun again with other settings and has not come to it yet.
+
+    It would be read beside cameras, warps and a caption that it was not made from. run.json tells: what an output's
+    unit depended on, and so back to the input, must be what the settings and the other units' outputs are now.
+    """
+    settings, waiting, known = record["settings"], [output], set()
+    while waiting:
+        path = waiting.pop()
+        maker = next((entry for entry in record["stages"].values() if _makes(entry, path)), None)
+        if maker is None:
+            raise InputError(f"{run}: {output} is not finished, for {path} is to be made anew: {_MEND}")
+        for key, was in maker["depends"].items():
+            if key.removeprefix("config.") in settings and settings[key.removeprefix("config.")] != was:
+                raise InputError(f"{run}: {output} is not finished, for {key} was {was} when it was made: {_MEND}")
+            if not key.startswith(("input/", "views/", "lora/")):
+                continue
+            now = next((e["outputs"][key] for e in record["stages"].values() if key in e["outputs"]), was)
+            if now != was:
+                raise InputError(f"{run}: {output} is not finished, for {key} was made anew: {_MEND}")
+            if key not in known:
+                known.add(key)
+                waiting.append(key)
+
+
+def _makes(entry: dict[str, Any], path: str) -> bool:
+    return any(path == output or path.startswith(f"{output}/") for output in entry["outputs"])
 
 
 def _named(run: Path, own: dict[str, str], view: str) -> str:
@@ -145,10 +188,12 @@ def _video(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return files.load_npz(folder / "frames.npz")["frames"], files.load_npz(folder / "warp.npz")["visible"]
 
 
-def _track(folder: Path, name: str, frames: np.ndarray, seen: np.ndarray) -> Track:
+def _track(folder: Path, z: np.ndarray, frames: np.ndarray, seen: np.ndarray) -> Track:
     path = folder / "cameras.json"
+    if frames.dtype != np.uint8 or frames.shape != (*z.shape, 3) or seen.shape != z.shape or z.ndim != 3:
+        raise ValueError(f"its depth and {folder.name} are not of one clip")
     if not path.is_file():
         raise FileNotFoundError(2, "", str(path))
     cameras = load_cameras(path, expect_frames=len(frames))[0]
     K, poses = (np.asarray(x, np.float64) for x in (cameras.K, cameras.camera_to_world))
-    return Track(name, frames, K, poses, seen)
+    return Track(folder.name, frames, K, poses, seen)

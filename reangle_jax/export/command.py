@@ -1,7 +1,6 @@
 """The command: reads runs and writes a data set, whole or not at all."""
 
 import argparse
-import errno
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +18,6 @@ DESCRIPTION = """\
 A run's synchronised views as a data set that tools for 3D and 4D reconstruction read (docs/export.md). It appears at
 --out whole or not at all, in a folder of its own.
 """
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR)
 
 
 def _parser() -> commands.Parser:
@@ -55,8 +53,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _explain(error: Exception) -> str | None:
-    if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
-        return None
+    if not isinstance(error, OSError) or error.errno is None:
+        return None  # what is read has lines of its own
     return f"--out cannot be written ({error.strerror}: {error.filename}): mend that, or choose another"
 
 
@@ -75,7 +73,7 @@ def _run(arguments: argparse.Namespace) -> None:
     for flag, has in (("masks", form.masks), ("test", form.test), ("fused", arguments.format == "points")):
         if getattr(arguments, flag) and not has:
             raise InputError(f"--format {arguments.format} has no --{flag}: leave it out")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(".")):
         raise InputError(f"--out {out} is there already: each data set has a folder of its own; give another")
     if arguments.shards < 1:
         raise InputError(f"--shards {arguments.shards}: it must be at least 1")
@@ -92,7 +90,7 @@ def _options(arguments: argparse.Namespace, clip: Clip) -> Options:
     frames = tuple(range(clip.size[0]))
     if arguments.frames:
         words = arguments.frames.split(",")
-        if not all(word.strip().isdecimal() and int(word) in frames for word in words):
+        if not all(word.strip().isdecimal() and len(word) < 10 and int(word) in frames for word in words):
             raise InputError(
                 f"--frames {arguments.frames}: give numbers from 0 to {frames[-1]}, such as 0,{frames[-1]}"
             )

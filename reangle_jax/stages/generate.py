@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from reangle_jax import chosen_models, mesh
 from reangle_jax.backbones.interface import Backbone, Sampler
-from reangle_jax.config import Sample, Settings, view_folder
+from reangle_jax.config import UNTUNED, Sample, Settings, view_folder
 from reangle_jax.data import files, lora_files, pictures, video
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import NotFiniteError, wider
@@ -20,7 +20,6 @@ from reangle_jax.progress import progress
 from reangle_jax.randomness import named_key
 from reangle_jax.run import External, Stage, Unit, Work, view_file, view_paths
 
-UNTUNED = "untuned"
 # Stands for all of lora/: unlike the Orbax state beside it, it has the same bytes whenever the adapters are the same.
 ADAPTERS = "lora/lora.safetensors"
 # Options of the sampler; what its noise is made of is for `_noise`.

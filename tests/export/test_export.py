@@ -1,6 +1,7 @@
 """Each layout, read by readers that were not written here where there are any, else by its published facts."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from reangle_jax.cameras import registry as readers
-from reangle_jax.data import video
+from reangle_jax.data import files, video
 from reangle_jax.export import clip as clips
 from reangle_jax.export.command import main
 from reangle_jax.export.registry import FORMATS
@@ -275,3 +276,97 @@ def test_folders_that_are_no_finished_run_or_not_free(moving, tmp_path, capsys):
     assert "is there already: each data set has a folder of its own" in capsys.readouterr().err
     assert main([str(moving), str(moving), "--format", "colmap", "--out", str(tmp_path / "out")]) == 2
     assert "takes one run at a time" in capsys.readouterr().err
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:99])
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def squeezed(path):
+    arrays = files.load_npz(path)
+    files.atomic_savez(path, **{name: a[:, :32] if a.ndim > 1 else a for name, a in arrays.items()})
+
+
+def without_views(path):
+    files.atomic_write_json(path, {"settings": {"views": [], "caption": ""}})
+
+
+def stages(frames, **settings):
+    """What run.json says of a run whose caption was "a ball"."""
+    source = {"depends": {"config.start": 0}, "outputs": {"input/frames.npz": "1", "views/left_10/cameras.json": "2"}}
+    depends = {"input/frames.npz": frames, "config.caption": "a ball"}
+    made = {"depends": depends, "outputs": {"views/left_10/frames.npz": "3"}}
+    return lambda path: files.atomic_write_json(
+        path,
+        {
+            "settings": {"views": ["left:10"], "caption": "a ball", "start": 0, **settings},
+            "stages": {"ingest": source} if frames is None else {"ingest": source, "generate/left_10": made},
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("views/left_10/frames.npz", cut, "its files are damaged (frames.npz: File is not a zip file)"),
+        ("input/depth.npz", emptied, "its files are damaged (depth.npz: No data left in file)"),
+        ("views/left_10/warp.npz", squeezed, "its depth and left_10 are not of one clip): run it again"),
+        ("views/left_10/frames.npz", squeezed, "its depth and left_10 are not of one clip): run it again"),
+        ("input/depth.npz", squeezed, "its depth and input are not of one clip): run it again"),
+        ("run.json", without_views, "names no views"),
+        (
+            "run.json",
+            stages("0"),
+            "left_10/frames.npz is not finished, for input/frames.npz was made anew: let the run",
+        ),
+        ("run.json", stages("1", caption="a cube"), "for config.caption was a ball when it was made: let the run end"),
+        ("run.json", stages("1", start=3), "for config.start was 0 when it was made"),
+        ("run.json", stages(None), "for views/left_10/frames.npz is to be made anew"),
+    ],
+)
+def test_runs_that_are_damaged_or_half_done_are_refused(standing, tmp_path, capsys, file, change, words):
+    shutil.copytree(standing, tmp_path / "run")
+    change(tmp_path / "run" / file)
+    assert main([str(tmp_path / "run"), "--format", "dnerf", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_is_done_by_its_record_is_taken(standing, tmp_path):
+    shutil.copytree(standing, tmp_path / "run")
+    stages("1")(tmp_path / "run" / "run.json")
+    export(tmp_path / "run", tmp_path / "out", "points", "--frames", "0")
+
+
+def test_a_view_called_as_the_input_is(standing, tmp_path, capsys):
+    run = shutil.copytree(standing, tmp_path / "run")
+    (run / "views" / "left_10").rename(run / "views" / "input")
+    files.atomic_write_json(run / "run.json", {"settings": {"views": ["a/input.json"], "caption": ""}})
+    assert main([str(run), "--format", "dnerf", "--with-input", "--out", str(tmp_path / "out")]) == 2
+    assert "a/input.json is called input too" in capsys.readouterr().err
+    export(run, tmp_path / "out", "dnerf")
+
+
+@pytest.mark.parametrize("out", [".", "file/x", "z" * 252, "/proc/none/x"])
+def test_places_that_cannot_be_written(moving, tmp_path, monkeypatch, capsys, out):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    (tmp_path / "empty" / "file").touch() if out != "." else None
+    before = sorted(tmp_path.rglob("*"))
+    assert main([str(moving), "--format", "points", "--out", out]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --out {'. is there already' if out == '.' else 'cannot be'}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_link_to_a_folder_stays_one(moving, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    export(moving, tmp_path / "link", "points", "--frames", "0")
+    assert (tmp_path / "link").is_symlink()
+    assert list((tmp_path / "disk").iterdir())

@@ -15,6 +15,7 @@ import pytest
 from reangle_jax import config, main
 from reangle_jax.backbones import registry as backbones
 from reangle_jax.data import files, pictures, video
+from reangle_jax.export.command import main as export
 from reangle_jax.painters import registry
 from reangle_jax.run import view_paths
 from reangle_jax.stages import finetune
@@ -268,6 +269,15 @@ def test_shared_noise_makes_the_videos_anew(inputs, again, until, capfd):
         assert {n.split("/")[0] for n in done(capfd.readouterr().err)} == {"generate"}
         found.append(videos())
     assert all(len({run[name] for run in found}) == 3 for name in VIEWS.values())
+
+
+def test_what_is_exported_is_done(inputs, again, until, capfd):
+    arguments = [str(again), "--format", "points", "--frames", "0", "--out"]
+    assert export([*arguments, str(again.parent / "points")]) == 0
+    until("warp_views")
+    assert call(inputs, again, "--config.pivot_depth=3") == 0
+    assert export([*arguments, str(again.parent / "none")]) == 2
+    assert "frames.npz is not finished, for views/left_12/" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

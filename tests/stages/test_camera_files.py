@@ -194,6 +194,13 @@ def test_a_views_folder_has_a_name_that_can_be(inputs, tmp_path, monkeypatch, vi
         settings(inputs, views=(view,))
 
 
+@pytest.mark.parametrize("name", ["edit", "input", "left_5_untuned"])
+def test_a_views_folder_is_called_as_nothing_else_of_a_run(inputs, tmp_path, name):
+    (tmp_path / f"{name}.json").write_text((inputs / "stand.json").read_text())
+    with pytest.raises(InputError, match=rf"a run has something else called {name}: rename the file"):
+        settings(inputs, views=(str(tmp_path / f"{name}.json"),))
+
+
 def test_files_and_motions_may_not_share_a_folder(inputs, tmp_path):
     (tmp_path / "up_5.json").write_text((inputs / "stand.json").read_text())
     with pytest.raises(InputError, match=r"'up:5' and '.*up_5\.json' share the folder up_5: keep one"):
