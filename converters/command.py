@@ -63,7 +63,7 @@ def _dispatch(argv: list[str]) -> int:
         command = lora.import_command if argv[0] == "lora-import" else lora.export_command
         return command(argv[1:]) or 0
     arguments = _parser().parse_args(argv)
-    expand(arguments, "out")
+    expand(arguments, "source", "out")
     if arguments.list:
         print(_table())
         return 0

@@ -47,6 +47,8 @@ def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
         if not alone:
             raise SourceError(f"{path}: is one file; give the pipeline's folder, or name one part (NAME/{part.name})")
         return Opened(_open_file(path), _read_config(path.parent / "config.json", path.parent), {})
+    if not path.is_dir():
+        raise SourceError(f"{path}: is neither a file nor a folder; check --source")
     inner = path / part.folder
     if not inner.is_dir():
         if not alone:

@@ -20,7 +20,7 @@ def resolve(source: str, patterns: Iterable[str], *, download: bool = True) -> P
     Raises:
         SourceError: there is no such path, or the download fails (what arrived is kept: the same command goes on).
     """
-    path = Path(source).expanduser()
+    path = Path(source)
     if path.exists():
         return path
     if not _REPOSITORY.fullmatch(source):

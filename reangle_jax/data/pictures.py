@@ -45,6 +45,15 @@ def read(path: Path) -> Picture:
     return np.ascontiguousarray(picture[..., ::-1])
 
 
+def is_transparent(path: Path) -> bool:
+    """Whether a picture that `read` reads shows nothing, or little, in places."""
+    layers = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if layers is None or layers.ndim != 3 or layers.shape[-1] != 4:
+        return False
+    opaque = {1: 255, 2: 65535}.get(layers.dtype.itemsize, 1.0)  # of 8 bits, 16 bits, or floats
+    return bool(layers[..., 3].min() < opaque)
+
+
 def write_png(path: str | os.PathLike[str], picture: Picture, visible: Bool[np.ndarray, "H W"] | None = None) -> None:
     """Writes a picture as PNG, whole or not at all; transparent where it is not visible."""
     layers = picture[..., ::-1]

@@ -43,7 +43,7 @@ def check(settings: Settings) -> None:
     """Refuses pictures of the user's that do not fit.
 
     Raises:
-        InputError: a picture cannot be read, has another size than the video, or is of no view.
+        InputError: a picture cannot be read, has another size than the video, has holes, or is of no view.
     """
     own, names = given(settings), {view_folder(view): view for view in settings.views}
     found: dict[str, Path] = {}
@@ -64,3 +64,6 @@ def check(settings: Settings) -> None:
         if (height, width) != (settings.height, settings.width):
             expected = f"{settings.height}x{settings.width}, as config.height and config.width say"
             raise InputError(f"{_KEY}: {path} is {height}x{width} (rows x columns): make it {expected}")
+        if pictures.is_transparent(path):
+            mend = "paint its holes and save it without transparency"
+            raise InputError(f"{_KEY}: {path} is transparent in places, and would be taken as it is: {mend}")

@@ -133,6 +133,11 @@ def test_list(capsys):
         ([MODEL], "--source is not set: give the folder or file, or --source=THUDM/CogVideoX-5b-I2V"),
         ([MODEL, "--source=x"], "--out is not set"),
         ([MODEL, "--source=nowhere", "--check"], "--source=nowhere: no such file or folder"),
+        ([MODEL, f"--source={'x' * 300}", "--check"], "--source: xxxx"),
+        (
+            [f"{MODEL}/vae", "--source=/dev/null", "--check"],
+            "/dev/null: is neither a file nor a folder; check --source",
+        ),
         ([MODEL, "--source=x", "--out=y", "--dtype=int8"], "--dtype=int8"),
         ([MODEL, "--source=x", "--out=gs://bucket/y"], "--out: gs://bucket/y is an address"),
         ([MODEL, "--sauce=x"], "unrecognized arguments: --sauce=x (see --help)"),

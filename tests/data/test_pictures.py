@@ -88,3 +88,15 @@ def test_exif_turns_a_jpeg(tmp_path):
     exif = b"Exif\0\0MM\0*" + struct.pack(">IHHHIHHI", 8, 1, 274, 3, 1, 6, 0, 0)
     (tmp_path / "a.jpg").write_bytes(content[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + content[2:])
     assert np.abs(pictures.read(tmp_path / "a.jpg").astype(int) - np.rot90(clip(1)[0], -1)).mean() < 3
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_whether_a_picture_has_holes(tmp_path, kind):
+    picture = np.full((8, 9, 4), np.iinfo(kind).max, kind)
+    assert cv2.imwrite(str(tmp_path / "opaque.png"), picture)
+    assert not pictures.is_transparent(tmp_path / "opaque.png")
+    assert cv2.imwrite(str(tmp_path / "rgb.png"), picture[..., :3])
+    assert not pictures.is_transparent(tmp_path / "rgb.png")
+    picture[3, 4, 3] -= 1
+    assert cv2.imwrite(str(tmp_path / "holes.png"), picture)
+    assert pictures.is_transparent(tmp_path / "holes.png")

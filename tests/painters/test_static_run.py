@@ -290,6 +290,10 @@ def test_what_is_exported_is_done(inputs, again, until, capfd):
         (["--config.first_frames.given={empty}"], "holds no pictures: name them left_12.png, right_6.png, up_9.png"),
         (["--config.first_frames.given={small}"], "left_12.png is 16x16 (rows x columns): make it 32x48"),
         (["--config.first_frames.given={twice}"], "are both of left:12: keep one"),
+        (
+            ["--config.first_frames.given={holes}"],
+            "left_12.png is transparent in places, and would be taken as it is: paint",
+        ),
         (["--config.first_frames.given={broken}"], "left_12.png is not a picture that OpenCV can read"),
         (
             ["--config.first_frames.weights={empty}"],
@@ -304,10 +308,11 @@ def test_what_is_exported_is_done(inputs, again, until, capfd):
     ],
 )
 def test_unusable_input_is_answered_before_any_work(inputs, tmp_path, arguments, words, capfd):
-    for name in ("own", "empty", "small", "twice", "broken", "other", "blind", "dull"):
+    for name in ("own", "empty", "small", "twice", "holes", "broken", "other", "blind", "dull"):
         (tmp_path / name).mkdir()
     plain = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     pictures.write_png(tmp_path / "own/sideways.png", plain)
+    pictures.write_png(tmp_path / "holes/left_12.png", plain, np.arange(HEIGHT * WIDTH).reshape(HEIGHT, WIDTH) > 0)
     pictures.write_png(tmp_path / "small/left_12.png", plain[:16, :16])
     for name in ("left_12.png", "left_12.jpg"):
         pictures.write_png(tmp_path / "twice" / name, plain)
