@@ -95,14 +95,10 @@ def _placed(
     arguments: argparse.Namespace, file: Any, like: _Like | None
 ) -> tuple[placing.Wishes, cameras.Cameras, _Like]:
     settings = like.settings if like else {}
-    scale = arguments.scale or settings.get("camera_scale", "scene")
-    if isinstance(scale, str) and scale not in placing.UNITS:
-        try:
-            scale = float(scale)
-        except ValueError:
-            scale = -1.0
-        if not 0 < scale < float("inf"):
-            raise InputError(f"--scale {arguments.scale}: it must be {', '.join(placing.UNITS)} or a number above 0")
+    try:
+        scale = _unit(arguments.scale or settings.get("camera_scale", "scene"))
+    except ValueError as error:
+        raise InputError(f"--scale {arguments.scale}: {error}") from None
     if arguments.resample is not None and not 2 <= arguments.resample <= 9999:
         raise InputError(f"--resample {arguments.resample}: it must be from 2 to 9999")
     frame = arguments.frame or settings.get("camera_frame", "first")
@@ -116,6 +112,19 @@ def _placed(
         like = _Like(cameras.identity_cameras(K.astype(np.float32), count), 1.0, size, None, {})
     source = cameras.identity_cameras(np.asarray(like.source.K[0]), count)
     return wishes, placing.place(file, wishes, source, like.pivot, like.size, "static"), like
+
+
+def _unit(value: Any) -> str | float:
+    """What one unit of a file is: one of `placing.UNITS`, or a number of scene units, perhaps in digits."""
+    if value in placing.UNITS:
+        return value
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = -1.0
+    if not 0 < found < float("inf"):
+        raise ValueError(f"it must be {', '.join(placing.UNITS)} or a number above 0")
+    return found
 
 
 def _said(file: Any, wishes: placing.Wishes, found: cameras.Cameras, like: _Like) -> list[str]:
@@ -154,10 +163,16 @@ def _read_run(run: Path) -> _Like:
         settings = json.loads((run / "run.json").read_text(encoding="utf-8"))["settings"]
         z = files.load_npz(run / "input/depth.npz")["depth"]
         source, width, height = cameras.load_cameras(run / "input/cameras.json")
+        if z.shape != (source.num_frames, height, width) or not (np.isfinite(z).all() and (z > 0).all()):
+            raise ValueError("its depth is not above 0, or not of its cameras")
         given = settings["pivot_depth"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        pivot = depth.pivot_depth(z) if isinstance(given, str) else float(given)
+        for value in (pivot, settings.get("camera_scale", "scene")):
+            _unit(value)
+        if settings.get("camera_frame", "first") not in placing.FRAMES:
+            raise ValueError(f"camera_frame is {settings['camera_frame']!r}")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"--like {run}: is no run with depth ({' '.join(str(error).split())}): {mend}") from None
-    pivot = depth.pivot_depth(z) if isinstance(given, str) else float(given)
     return _Like(source, pivot, (height, width), z[0], settings)
 
 

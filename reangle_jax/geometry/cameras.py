@@ -137,7 +137,7 @@ def load_cameras(path: str | os.PathLike, expect_frames: int | None = None) -> t
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a cameras.json") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON ({error}); write it as docs describe cameras.json") from error
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
         raise InputError(

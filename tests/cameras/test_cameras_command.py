@@ -97,3 +97,38 @@ def test_what_cannot_be_used_gets_one_line(tmp_path, run, capsys, change, argume
     assert words in said
     assert said.startswith("error: ")
     assert said.count("\n") == 1
+
+
+def _settings(**changes):
+    content = {"settings": {"pivot_depth": "auto", "camera_frame": "first", "camera_scale": "pivot", **changes}}
+    return lambda run: files.atomic_write_json(run / "run.json", content)
+
+
+def _depth(z):
+    return lambda run: files.atomic_savez(run / "input/depth.npz", depth=z)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda run: (run / "run.json").write_text("[" * 100_000), "maximum recursion depth"),
+        (lambda run: (run / "input/cameras.json").write_text("[" * 100_000), "is not JSON"),
+        (lambda run: (run / "input/depth.npz").write_bytes(b"PK\3\4"), "depth.npz: File is not a zip file"),
+        (_settings(pivot_depth=None), "float"),
+        (_settings(pivot_depth=-1), "or a number above 0"),
+        (_settings(camera_scale=[]), "it must be scene, pivot or a number above 0"),
+        (_settings(camera_frame="last"), "camera_frame is 'last'"),
+        (_depth(np.full((12, HEIGHT, WIDTH), np.nan)), "its depth is not above 0, or not of its cameras"),
+        (_depth(np.ones((HEIGHT, WIDTH))), "its depth is not above 0, or not of its cameras"),
+        (_depth(np.ones((3, HEIGHT, WIDTH))), "its depth is not above 0, or not of its cameras"),
+    ],
+)
+def test_runs_that_are_damaged(tmp_path, run, capsys, change, words):
+    file = nerfstudio(tmp_path / "transforms.json", path(pivot=1.0))
+    change(run)
+    assert main([str(file), "--like", str(run), "--out", str(tmp_path / "out.json")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --like {run}: is no run with depth")
+    assert words in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out.json").exists()
