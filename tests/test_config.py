@@ -92,6 +92,8 @@ def test_settings_are_frozen_and_typed():
         ({"depth": "none.npy"}, r"config\.depth: no such file: none\.npy"),
         ({"focal": "wide"}, "config.focal='wide' is not possible: it must be auto or a number above 0"),
         ({"focal": 0}, "config.focal=0.0"),
+        ({"seed": 10**400}, r"config\.seed=10+ has the wrong type \(int\): it must be a whole number"),
+        ({"focal": float("inf")}, "config.focal=inf"),
         ({"pivot_depth": "nan"}, "config.pivot_depth=nan"),
         ({"mode": "still"}, "config.mode='still' is not possible: it must be one of dynamic, static"),
         ({"views": ()}, "config.views is empty"),

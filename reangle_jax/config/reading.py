@@ -3,7 +3,7 @@
 import ast
 import dataclasses
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
 def _convert(value: Any, kind: Any, name: str, *, is_path: bool = False) -> Any:
     if kind is bool and isinstance(value, bool):
         return value
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is int and is_number and value == int(value):
         return int(value)
     if kind in (float, str | float) and is_number:
