@@ -217,8 +217,12 @@ def _of_mode(s: Settings) -> Settings:
 def _check_cameras(s: Settings) -> None:
     if not s.views:
         raise InputError("config.views is empty: give at least one, such as left:10")
+    both: dict[str, str] = {}
     for key in ("views", "train_views"):
-        _check_views(key, getattr(s, key), s)
+        for folder, view in _check_views(key, getattr(s, key), s).items():
+            if both.setdefault(folder, view) != view:
+                words = f"config.views has {both[folder]!r}, and both share the folder {folder}: rename a file"
+                raise InputError(f"config.train_views: {view!r}: {words}")
     try:
         camera_views.read_prompts(s.prompts, (*s.views, *s.train_views))
     except InputError as error:
@@ -227,7 +231,8 @@ def _check_cameras(s: Settings) -> None:
         _check_camera_file("source_cameras", s.source_cameras)
 
 
-def _check_views(key: str, views: tuple[str, ...], s: Settings) -> None:
+def _check_views(key: str, views: tuple[str, ...], s: Settings) -> dict[str, str]:
+    """The views by their folders."""
     from reangle_jax.cameras import placing  # late: they bring jax
     from reangle_jax.geometry import trajectories
 
@@ -255,6 +260,7 @@ def _check_views(key: str, views: tuple[str, ...], s: Settings) -> None:
             mend = "keep one, or rename a file"
             raise InputError(f"config.{key}: {folders[folder]!r} and {view!r} share the folder {folder}: {mend}")
         folders[folder] = view
+    return folders
 
 
 def _check_camera_file(key: str, path: str) -> Any:

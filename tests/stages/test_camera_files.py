@@ -205,3 +205,8 @@ def test_files_and_motions_may_not_share_a_folder(inputs, tmp_path):
     (tmp_path / "up_5.json").write_text((inputs / "stand.json").read_text())
     with pytest.raises(InputError, match=r"'up:5' and '.*up_5\.json' share the folder up_5: keep one"):
         settings(inputs, views=("up:5", str(tmp_path / "up_5.json")))
+    with pytest.raises(
+        InputError, match=r"^config\.train_views: .*up_5\.json': config\.views has 'up:5', and both share"
+    ):
+        settings(inputs, views=("up:5",), train_views=(str(tmp_path / "up_5.json"),))
+    assert settings(inputs, views=("up:5",), train_views=("up:5",)).views == ("up:5",)
