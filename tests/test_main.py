@@ -427,7 +427,10 @@ def test_too_little_memory_is_the_users_line_and_numbers_that_are_not_finite_end
 
 
 def test_the_configs_can_be_used():
-    for name in ("demo", "tiny_dynamic", "dynamic", "demo_static", "tiny_static", "static"):
+    usual = {"demo", "tiny_dynamic", "dynamic", "demo_static", "tiny_static", "static"}
+    names = {path.stem for path in (ROOT / "configs").glob("*.py")}
+    assert names == usual | {"fast_look", "card_24gb", "long_path", "static_for_4d"}
+    for name in sorted(names):
         path = ROOT / "configs" / f"{name}.py"
         text, module = path.read_text(), runpy.run_path(str(path))
         c = module["get_config"]()
@@ -436,4 +439,15 @@ def test_the_configs_can_be_used():
         assert f"python -m reangle_jax.main --config configs/{name}.py" in text
         for word in ("Purpose", "Cost", "Expect"):
             assert word in module["__doc__"]
-        assert settings.views == (config.FOUR_VIEWS if "static" in name else config.SIX_MOTIONS)
+        assert settings.mode == ("static" if "static" in name else "dynamic")
+        if name in usual:
+            assert settings.views == (config.FOUR_VIEWS if "static" in name else config.SIX_MOTIONS)
+
+
+def test_what_the_24_gb_config_needs_is_less_than_such_a_card_gives(monkeypatch):
+    from reangle_jax import plan
+
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")  # whose attention is fused
+    c = runpy.run_path(str(ROOT / "configs/card_24gb.py"))["get_config"]()
+    c.video = "clip.mp4"
+    assert max(needs.peak_bytes for needs in plan.estimate(config.parse(c)).values()) < 0.85 * 24e9
