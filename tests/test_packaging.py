@@ -4,7 +4,9 @@ import ast
 import importlib
 import re
 import runpy
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from unittest import mock
 
@@ -101,3 +103,21 @@ def test_the_doctor_reads_every_range(arguments):
     for line in arguments["install_requires"]:
         doctor._within("1.0", re.sub(r"^[\w-]+", "", line))
     doctor._within("3.11", arguments["python_requires"])
+
+
+def test_the_wheel_holds_the_package_and_its_weights_and_nothing_else(tmp_path):
+    # Everything that is built lies in tmp_path: the tree stays as it is.
+    build = ["egg_info", "--egg-base", tmp_path, "build", "--build-base", tmp_path / "build"]
+    wheel = ["bdist_wheel", "--bdist-dir", tmp_path / "wheel", "--dist-dir", tmp_path / "dist"]
+    command = [sys.executable, "-W", "ignore", "setup.py", "-q", *map(str, build + wheel)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    (path,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        names = set(archive.namelist())
+        (scripts,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
+    assert "reangle = reangle_jax.main:console" in scripts
+    assert {name.split("/")[0].partition("-")[0] for name in names} == {"reangle_jax", "converters"}
+    weights = {str(p.relative_to(ROOT)) for p in (ROOT / "reangle_jax/tiny/weights").rglob("*") if p.is_file()}
+    code = {str(p.relative_to(ROOT)) for room in ("reangle_jax", "converters") for p in (ROOT / room).rglob("*.py")}
+    assert not (weights | code) - names
+    assert {Path(name).name for name in names if "/licenses/" in name} >= {"LICENSE", "NOTICE"}
