@@ -47,7 +47,7 @@ def test_a_run_notices_another_file_weight_or_choice(file, tmp_path, caplog):
     def again(**changes):
         return do(Ledger(tmp_path / "run", settings(**changes)))
 
-    assert again() == ["left:8", "left:8 untuned"]
+    assert again() == ["left:8", "left_8 untuned"]
     assert again() == []
     assert again(loras=(str(file),)) == ["left:8"]  # the untuned video has no adapters
     assert again(loras=(str(file),)) == []
