@@ -26,6 +26,10 @@ _TINY: dict[str, Any] = {
 }
 
 
+def _joint_only(blocks: int) -> dict[str, Any]:
+    return {"num_layers": blocks, "num_single_layers": 0}
+
+
 @dataclasses.dataclass(frozen=True)
 class FluxConfig:
     """Everything that a transformer's shapes and numbers depend on; every field can be written as JSON.
@@ -129,9 +133,9 @@ class ControlNetConfig(FluxConfig):
     @classmethod
     def inpainting_beta(cls) -> "ControlNetConfig":
         """alimama-creative's FLUX.1-dev-Controlnet-Inpainting-Beta: five of its six blocks are used."""
-        return cls(**_DEV | {"num_layers": 6, "num_single_layers": 0})
+        return cls(**_DEV | _joint_only(6))
 
     @classmethod
     def tiny(cls) -> "ControlNetConfig":
         """The small picture model's."""
-        return cls(**_TINY | {"num_layers": 2, "num_single_layers": 0}, base_layers=_TINY["num_layers"])
+        return cls(**_TINY | _joint_only(2), base_layers=_TINY["num_layers"])
