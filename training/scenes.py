@@ -1,7 +1,8 @@
 """Procedural 4D scenes: random worlds of textured, moving, deforming things, their captions and cameras.
 
 The world is the source camera's at frame 0 (OpenCV axes): things lie at depths of 2 to 12 scene units, the subject
-near 4. Rendering is in `scenes_render`, textures are in `scenes_textures`; this file decides what there is to see.
+near 4. The slots of a scene are in `scenes_objects`, textures in `scenes_textures`, rendering in `scenes_render`; this
+file decides what there is to see.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from training.pool import ImagePool
-from training.scenes_render import (
+from training.scenes_objects import (
     BALLS,
     BILLBOARDS,
     BOXES,
@@ -26,8 +27,8 @@ from training.scenes_render import (
     WALL,
     Objects,
     Scene,
-    render,
 )
+from training.scenes_render import render
 from training.scenes_textures import LARGE, SMALL, pack_atlas, random_sky, random_texture, value_noise
 
 __all__ = ["CameraPath", "Objects", "Scene", "random_scene", "render", "source_cameras"]

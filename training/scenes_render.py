@@ -1,110 +1,35 @@
 """Exact renderer of the procedural scenes: one ray a sample, closed-form intersections, trilinear texture look-ups.
 
-All objects stand in fixed slots (`Objects`), so one compiled function renders every scene. Everything is a unit shape
-under a moving, turning, stretching frame: a square (walls, ground, billboards), a ball, a cube or an upright cylinder.
+All objects stand in fixed slots (`scenes_objects`), so one compiled function renders every scene.
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Float, Int
 
-from training.scenes_textures import LARGE, SMALL, mip_texels
+from training.scenes_lookup import bilinear, level_table, trilinear
+from training.scenes_objects import (
+    BALLS,
+    BILLBOARDS,
+    BOXES,
+    COLUMNS,
+    DOME,
+    GROUND,
+    NUM_LARGE,
+    NUM_OBJECTS,
+    NUM_PLANES,
+    Objects,
+    Pose,
+    Scene,
+    pose_at,
+)
+from training.scenes_textures import LARGE, SMALL
 
-# Slots, in this order. The dome is a large sphere seen from inside: the sky, so that every ray hits something.
-NUM_PLANES, NUM_BILLBOARDS, NUM_BALLS, NUM_BOXES, NUM_COLUMNS, NUM_DOMES = 3, 4, 4, 3, 3, 1
-BILLBOARDS = slice(NUM_PLANES, NUM_PLANES + NUM_BILLBOARDS)
-BALLS = slice(BILLBOARDS.stop, BILLBOARDS.stop + NUM_BALLS)
-BOXES = slice(BALLS.stop, BALLS.stop + NUM_BOXES)
-COLUMNS = slice(BOXES.stop, BOXES.stop + NUM_COLUMNS)
-DOME = COLUMNS.stop
-NUM_OBJECTS = DOME + NUM_DOMES
-GROUND, WALL, SIDE = 0, 1, 2
-DOME_RADIUS = 60.0
-# Textures: the first are LARGE, the others SMALL.
-NUM_LARGE, NUM_SMALL = 3, 9
 NEAR = 0.05  # scene units: nothing nearer than this is seen
 _MISS = 1e9
-
-_BASES = np.cumsum([0] + [mip_texels(LARGE)] * NUM_LARGE + [mip_texels(SMALL)] * NUM_SMALL)
-_SIZES = np.array([LARGE] * NUM_LARGE + [SMALL] * NUM_SMALL)
-
-
-class Objects(NamedTuple):
-    """All slots of a scene: N = NUM_OBJECTS; lengths in scene units, angles in radians, time in [0, 1] over the clip.
-
-    Attributes:
-        active: whether the slot is filled.
-        position: the centre at rest; the middle of the foot where `anchored` is 1.
-        velocity: units a clip.
-        half_size: half extents along the object's own axes; the third is not used by squares.
-        axis: unit axis of rotation.
-        angle: the angle about `axis` at time 0.
-        spin: radians a clip.
-        swing: amplitude of a sinusoidal displacement.
-        rate: cycles a clip of swing, hop, squash, bend and wave.
-        phase: their phase, in cycles.
-        hop: height of hops, |sin|.
-        squash: relative change of height; width and depth change the other way.
-        bend: sideways sway of a square's top, in half widths.
-        wave: amplitude of a travelling ripple of a square, in half widths.
-        anchored: 1 if the object stands on its position, 0 if it is centred there.
-        texture: index of the texture.
-        repeat: how many times the texture goes along u and v (mirrored at every other).
-        offset: shift of the texture, in repeats.
-        tint: factor on the colour.
-    """
-
-    active: Bool[Array, " N"]
-    position: Float[Array, "N 3"]
-    velocity: Float[Array, "N 3"]
-    half_size: Float[Array, "N 3"]
-    axis: Float[Array, "N 3"]
-    angle: Float[Array, " N"]
-    spin: Float[Array, " N"]
-    swing: Float[Array, "N 3"]
-    rate: Float[Array, " N"]
-    phase: Float[Array, " N"]
-    hop: Float[Array, " N"]
-    squash: Float[Array, " N"]
-    bend: Float[Array, " N"]
-    wave: Float[Array, " N"]
-    anchored: Float[Array, " N"]
-    texture: Int[Array, " N"]
-    repeat: Float[Array, "N 2"]
-    offset: Float[Array, "N 2"]
-    tint: Float[Array, "N 3"]
-
-
-class Scene(NamedTuple):
-    """A scene: arrays of fixed shape alone.
-
-    Attributes:
-        objects: the slots.
-        atlas: packed RGBA textures with their mip levels (see `scenes_textures.pack_atlas`).
-        upright: rotation from the world (the source camera's axes at frame 0) to the axes in which the objects are
-            given (y straight down); the origins coincide.
-        light: unit vector towards the light, in upright axes.
-        ambient: share of the light that comes from everywhere.
-    """
-
-    objects: Objects
-    atlas: UInt32[Array, " texels"]
-    upright: Float[Array, "3 3"]
-    light: Float[Array, "3"]
-    ambient: Float[Array, ""]
-
-
-class Pose(NamedTuple):
-    """The objects at one instant: centre, rotation (object to upright axes), half extents, phase of the sway."""
-
-    centre: Float[Array, "N 3"]
-    rotation: Float[Array, "N 3 3"]
-    half_size: Float[Array, "N 3"]
-    cycle: Float[Array, " N"]
 
 
 @functools.partial(jax.jit, static_argnames=("height", "width", "supersample"))
@@ -156,29 +81,6 @@ def render(
     return jax.lax.map(frame, (K, camera_to_world, times))
 
 
-def pose_at(objects: Objects, time: Float[Array, ""]) -> Pose:
-    """Where everything is at `time` in [0, 1]."""
-    cycle = 2 * jnp.pi * (objects.rate * time + objects.phase)
-    wave = jnp.sin(cycle)
-    stretch = 1 + objects.squash * wave
-    narrow = 1 / jnp.sqrt(stretch)  # keeps the volume
-    half_size = objects.half_size * jnp.stack([narrow, stretch, narrow], -1)
-    centre = objects.position + objects.velocity * time + objects.swing * wave[:, None]
-    lift = objects.hop * jnp.abs(wave) + objects.anchored * half_size[:, 1]
-    centre = centre - jnp.stack([jnp.zeros_like(lift), lift, jnp.zeros_like(lift)], -1)
-    return Pose(centre, _axis_angle(objects.axis, objects.angle + objects.spin * time), half_size, cycle)
-
-
-def _axis_angle(axis: Float[Array, "N 3"], angle: Float[Array, " N"]) -> Float[Array, "N 3 3"]:
-    """Rodrigues' rotation about a unit axis."""
-    x, y, z = axis[:, 0], axis[:, 1], axis[:, 2]
-    zero = jnp.zeros_like(x)
-    cross = jnp.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).reshape(-1, 3, 3)
-    sine, versine = jnp.sin(angle)[:, None, None], (1 - jnp.cos(angle))[:, None, None]
-    square = axis[:, :, None] * axis[:, None, :] - jnp.eye(3)[None]
-    return jnp.eye(3)[None] + sine * cross + versine * square
-
-
 def _pixel_grid(height: int, width: int, offset: Float[Array, "2"]) -> Float[Array, "2 P"]:
     """The point at `offset` (x, y in [0, 1]) of every pixel, row by row."""
     y, x = jnp.arange(height, dtype=jnp.float32) + offset[1], jnp.arange(width, dtype=jnp.float32) + offset[0]
@@ -212,7 +114,7 @@ def _nearest(
     reach = jnp.maximum(jnp.abs(o[BILLBOARDS, 2, 0]) * pose.half_size[BILLBOARDS, 2], NEAR)
     texels = SMALL / (2 * pose.half_size[BILLBOARDS, 0])
     level = jnp.round(jnp.clip(jnp.log2(texels * reach / focal), 0, 4)).astype(jnp.int32)
-    base, size = _level_table(cards.texture, level)
+    base, size = level_table(cards.texture, level)
 
     def local(part: slice, direction: Array) -> tuple[list[Array], list[Array]]:
         matrix = to_local[part]
@@ -229,7 +131,7 @@ def _nearest(
         return (x + 1) / 2, (y + 1) / 2, jnp.where(inside, t, _MISS)
 
     def meet_all(direction, u, v, t):
-        alpha = _bilinear(scene.atlas, base[:, None], size[:, None], u, v, (24,))[0]
+        alpha = bilinear(scene.atlas, base[:, None], size[:, None], u, v, (24,))[0]
         distances = [
             _hit_squares(*local(slice(0, NUM_PLANES), direction)),
             jnp.where(alpha > 127.5, t, _MISS),
@@ -343,7 +245,7 @@ def _shade(
         return u, v, lod, row[22].astype(jnp.int32), tint
 
     def look_up(u, v, lod, texture, tint):
-        return jnp.clip(_trilinear(scene.atlas, texture, lod, u, v) * tint, 0, 1)
+        return jnp.clip(trilinear(scene.atlas, texture, lod, u, v) * tint, 0, 1)
 
     return _tiled(look_up, *_tiled(surface, direction, distance, index))
 
@@ -420,51 +322,3 @@ def _contact(scene: Scene, pose: Pose, point: Float[Array, "3 P"]) -> Float[Arra
         strength = jnp.where(scene.objects.active[slot], 0.75, 0.0) / (1 + height) ** 2
         light = light * (1 - strength / (1 + near**2))
     return light
-
-
-def _level_table(texture: Int[Array, "..."], level: Int[Array, "..."]) -> tuple[Int[Array, "..."], Int[Array, "..."]]:
-    """First texel in the atlas and side of a texture's mip level (clamped to its last)."""
-    top = np.log2(_SIZES).astype(np.int32)
-    bases = np.zeros((len(_SIZES), int(top.max()) + 1), np.int32)
-    for i, size in enumerate(_SIZES.tolist()):
-        for step in range(bases.shape[1]):
-            deep = min(step, int(top[i]))
-            bases[i, step] = _BASES[i] + mip_texels(size) - mip_texels(size >> deep)
-    sides = np.maximum(_SIZES[:, None] >> np.arange(bases.shape[1])[None], 1).astype(np.int32)
-    flat = texture * bases.shape[1] + jnp.clip(level, 0, bases.shape[1] - 1)
-    return jnp.asarray(bases.reshape(-1))[flat], jnp.asarray(sides.reshape(-1))[flat]
-
-
-def _trilinear(atlas: Array, texture: Array, lod: Array, u: Array, v: Array) -> Float[Array, "3 P"]:
-    """Colours in [0, 1]: bilinear on the two mip levels around `lod`, mixed."""
-    lod = jnp.clip(lod, 0, float(np.log2(LARGE)) - 0.001)
-    level = jnp.floor(lod).astype(jnp.int32)
-    part = lod - jnp.floor(lod)
-    fine = _bilinear(atlas, *_level_table(texture, level), u, v, (0, 8, 16))
-    coarse = _bilinear(atlas, *_level_table(texture, level + 1), u, v, (0, 8, 16))
-    return jnp.stack([(a + part * (b - a)) / 255 for a, b in zip(fine, coarse, strict=True)])
-
-
-def _bilinear(atlas: Array, base: Array, size: Array, u: Array, v: Array, shifts: tuple[int, ...]) -> list[Array]:
-    """Channels (by their bit shift) of packed texels, in [0, 255]; co-ordinates beyond [0, 1] are mirrored."""
-    side = size.astype(jnp.float32)
-    x, y = _mirror(u) * side - 0.5, _mirror(v) * side - 0.5
-    left, top = jnp.floor(x), jnp.floor(y)
-    a, b = x - left, y - top
-    last = size - 1
-    x0, y0 = left.astype(jnp.int32), top.astype(jnp.int32)
-    columns = [jnp.clip(x0 + i, 0, last) for i in (0, 1)]
-    rows = [base + jnp.clip(y0 + i, 0, last) * size for i in (0, 1)]
-    taps = [atlas.at[row + column].get(mode="promise_in_bounds") for row in rows for column in columns]
-    weights = [(1 - a) * (1 - b), a * (1 - b), (1 - a) * b, a * b]
-    byte = jnp.uint32(255)
-    return [
-        sum(w * ((tap >> shift) & byte).astype(jnp.float32) for w, tap in zip(weights, taps, strict=True))
-        for shift in map(jnp.uint32, shifts)
-    ]  # pyright: ignore[reportReturnType]
-
-
-def _mirror(u: Array) -> Array:
-    """Folds a co-ordinate into [0, 1]: forwards, backwards, forwards, ..."""
-    wrapped = u - 2 * jnp.floor(u / 2)
-    return 1 - jnp.abs(1 - wrapped)

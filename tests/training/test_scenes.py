@@ -9,8 +9,9 @@ import pytest
 
 from reangle_jax.errors import InputError
 from training import pool as pool_module
-from training import scenes_render, scenes_textures
+from training import scenes_objects, scenes_textures
 from training.pool import ImagePool, build_pool, load_pool
+from training.pool_sources import Source
 from training.scenes import random_scene, render, source_cameras
 
 H, W, FOCAL = 32, 48, 40.0
@@ -29,8 +30,8 @@ def shoot(scene, poses, times, K=K):
 
 def only(scene, slots, **changes):
     """The scene with just these slots filled (and the dome), some fields of theirs changed."""
-    active = np.zeros(scenes_render.NUM_OBJECTS, bool)
-    active[[*slots, scenes_render.DOME]] = True
+    active = np.zeros(scenes_objects.NUM_OBJECTS, bool)
+    active[[*slots, scenes_objects.DOME]] = True
     fields = {name: np.array(getattr(scene.objects, name)) for name in changes}
     for name, value in changes.items():
         for slot in slots:
@@ -72,7 +73,7 @@ STILL = {
 def test_a_tilted_wall_has_the_depth_of_its_plane(scene):
     angle = 0.3
     there = {"position": (0.2, 0.0, 5.0), "half_size": (40.0, 40.0, 1.0), "axis": (0.0, 1.0, 0.0), "angle": angle}
-    _, depth = shoot(only(scene, [scenes_render.WALL], **STILL, **there), [IDENTITY], [0.0])
+    _, depth = shoot(only(scene, [scenes_objects.WALL], **STILL, **there), [IDENTITY], [0.0])
     normal = np.array([np.sin(angle), 0, np.cos(angle)])
     expected = (normal @ [0.2, 0, 5.0]) / (pixel_rays() @ normal)
     np.testing.assert_allclose(depth[0], expected, rtol=1e-5)  # float32 round-off of a few operations
@@ -80,7 +81,7 @@ def test_a_tilted_wall_has_the_depth_of_its_plane(scene):
 
 def test_a_ball_has_the_depth_of_its_sphere_also_while_it_moves(scene):
     there = {"position": (-0.5, 0.1, 4.0), "half_size": 0.8, "velocity": (1.0, 0.0, 0.5)}
-    _, depth = shoot(only(scene, [scenes_render.BALLS.start], **STILL | there), [IDENTITY] * 2, [0.0, 0.6])
+    _, depth = shoot(only(scene, [scenes_objects.BALLS.start], **STILL | there), [IDENTITY] * 2, [0.0, 0.6])
     rays = pixel_rays()
     for t, frame in zip((0.0, 0.6), depth, strict=True):
         centre = np.array([-0.5, 0.1, 4.0]) + t * np.array([1.0, 0, 0.5])
@@ -94,14 +95,14 @@ def test_a_ball_has_the_depth_of_its_sphere_also_while_it_moves(scene):
 
 def test_a_box_and_a_column_show_their_front_faces(scene):
     there = {"position": (0.0, 0.0, 5.0), "half_size": (1.0, 1.0, 1.0), "angle": 0.0}
-    for slot in (scenes_render.BOXES.start, scenes_render.COLUMNS.start):
+    for slot in (scenes_objects.BOXES.start, scenes_objects.COLUMNS.start):
         _, depth = shoot(only(scene, [slot], **STILL | there), [IDENTITY], [0.0])
         np.testing.assert_allclose(depth[0, H // 2, W // 2], 4.0, atol=2e-3)  # the pixel's centre is 0.5 off the axis
         # Half the front face is 1 / 4 * 40 = 10 pixels high; the box's is as wide.
         column = depth[0, :, W // 2] < 20
         assert column.sum() == 20
         assert np.allclose(depth[0, H // 2, W // 2 - 10 : W // 2 + 10], 4.0, atol=1e-5) == (
-            slot == scenes_render.BOXES.start
+            slot == scenes_objects.BOXES.start
         )
 
 
@@ -136,7 +137,7 @@ def test_moving_the_camera_equals_moving_the_world_the_other_way(scene):
     there = {"half_size": (9.0, 6.0, 1.0), "axis": (0.0, 1.0, 0.0), "angle": 0.2, "repeat": 3.0}
     pose = IDENTITY.copy()
     pose[0, 3] = 0.7
-    wall = [scenes_render.WALL]
+    wall = [scenes_objects.WALL]
     moved, moved_depth = shoot(only(scene, wall, **STILL, **there, position=(0.0, 0.0, 4.0)), [pose], [0.0])
     still, still_depth = shoot(only(scene, wall, **STILL, **there, position=(-0.7, 0.0, 4.0)), [IDENTITY], [0.0])
     hit = still_depth[0] < 20
@@ -148,15 +149,15 @@ def test_moving_the_camera_equals_moving_the_world_the_other_way(scene):
 
 def test_billboards_are_cut_to_their_outline(scene):
     """The part of a square that its texture's alpha covers is hit, and nothing else of it."""
-    slot = scenes_render.BILLBOARDS.start
+    slot = scenes_objects.BILLBOARDS.start
     there = {
         "position": (0.0, 0.0, 4.0),
         "half_size": (1.0, 1.0, 1.0),
         "angle": 0.0,
-        "texture": scenes_render.NUM_LARGE,
+        "texture": scenes_objects.NUM_LARGE,
     }
-    large = [np.full((scenes_textures.LARGE,) * 2 + (4,), 255, np.uint8)] * scenes_render.NUM_LARGE
-    small = [np.full((scenes_textures.SMALL,) * 2 + (4,), 255, np.uint8) for _ in range(scenes_render.NUM_SMALL)]
+    large = [np.full((scenes_textures.LARGE,) * 2 + (4,), 255, np.uint8)] * scenes_objects.NUM_LARGE
+    small = [np.full((scenes_textures.SMALL,) * 2 + (4,), 255, np.uint8) for _ in range(scenes_objects.NUM_SMALL)]
     small[0][:, scenes_textures.SMALL // 2 :, 3] = 0
     scene = only(scene, [slot], **STILL | there)._replace(atlas=jnp.asarray(scenes_textures.pack_atlas(large, small)))
     _, depth = shoot(scene, [IDENTITY], [0.0])
@@ -181,7 +182,7 @@ def test_scenes_move_and_are_finite(scene):
     assert rgb.min() >= 0
     assert rgb.max() <= 1
     assert np.abs(rgb[0] - rgb[1]).mean() > 1e-3
-    assert depth.max() <= 2 * scenes_render.DOME_RADIUS
+    assert depth.max() <= 2 * scenes_objects.DOME_RADIUS
 
 
 @pytest.mark.slow  # compiles a second renderer
@@ -239,8 +240,8 @@ def test_pool_is_built_without_the_sources_that_are_missing(tmp_path, monkeypatc
 
     monkeypatch.setattr(pool_module, "_fetch", fetch)
     sources = (
-        pool_module.Source("pypi", "there", "BSD", photos=("*.png",)),
-        pool_module.Source("debian", "gone", "BSD", photos=("*.png",)),
+        Source("pypi", "there", "BSD", photos=("*.png",)),
+        Source("debian", "gone", "BSD", photos=("*.png",)),
     )
     with pytest.raises(InputError, match="cache="):
         load_pool(tmp_path / "pool")
