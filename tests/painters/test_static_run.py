@@ -14,18 +14,17 @@ import pytest
 
 from reangle_jax import config, main
 from reangle_jax.backbones import registry as backbones
-from reangle_jax.data import files, pictures, video
+from reangle_jax.data import files, pictures
 from reangle_jax.export.command import main as export
 from reangle_jax.painters import registry
 from reangle_jax.run import view_paths
 from reangle_jax.stages import finetune
 from tests.backbones import flowing
-from tests.painters import flux_networks, toy
-from tests.scoring import small_scorer
+from tests.painters import flux_networks, static_inputs, toy
+from tests.painters.static_inputs import HEIGHT, VIEWS, WIDTH
 
 ROOT = Path(__file__).parents[2]
-FRAMES, HEIGHT, WIDTH = 3, 32, 48
-VIEWS = {"left:12": "left_12", "right:6": "right_6", "up:9": "up_9"}
+KILLED = Path(__file__).parent / "killed.py"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,30 +38,7 @@ def registered():
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A clip of a wall and a nearer bar, its depth, all weights and a config."""
-    folder = tmp_path_factory.mktemp("static")
-    y, x = np.mgrid[:HEIGHT, :WIDTH]
-    frames = np.stack([127 + 100 * np.sin(np.stack([x + 2 * t, y, x + y], axis=-1) / 6) for t in range(FRAMES)])
-    depth = np.full((FRAMES, HEIGHT, WIDTH), 4.0, np.float32)
-    frames[:, 8:24, 20:28], depth[:, 8:24, 20:28] = (220, 60, 40), 2.5
-    video.write_video(folder / "clip.mp4", frames.astype(np.uint8), 8)
-    np.save(folder / "depth.npy", depth)
-    flowing.write_weights(folder / "weights")
-    small_scorer.write_weights(toy.write_weights(folder / "painter"))
-    (folder / "config.py").write_text(
-        "from reangle_jax.config import get_default\n"
-        "def get_config():\n"
-        "    c = get_default()\n"
-        f"    c.video, c.depth, c.depth_kind = {str(folder / 'clip.mp4')!r}, {str(folder / 'depth.npy')!r}, 'metric'\n"
-        f"    c.num_frames, c.height, c.width = {FRAMES}, {HEIGHT}, {WIDTH}\n"
-        f"    c.model, c.weights, c.caption = {flowing.NAME!r}, {str(folder / 'weights')!r}, 'waves'\n"
-        f"    c.mode, c.views, c.train_views = 'static', {tuple(VIEWS)!r}, ('left:12', 'down:5')\n"
-        "    c.finetune.steps, c.finetune.rank, c.finetune.alpha, c.sample.steps = 2, 2, 2.0, 2\n"
-        f"    c.first_frames.model, c.first_frames.weights = {toy.NAME!r}, {str(folder / 'painter')!r}\n"
-        "    c.first_frames.steps, c.first_frames.candidates = 4, 3\n"
-        "    return c\n"
-    )
-    return folder
+    return static_inputs.write(tmp_path_factory.mktemp("static"))
 
 
 def call(inputs, workdir, *arguments):
@@ -377,33 +353,6 @@ def test_flux_paints_and_edits_in_its_place(inputs, again, until, tmp_path):
     np.testing.assert_array_equal(made[far], warp[far])
 
 
-KILLER = """
-import os, signal, sys
-from reangle_jax import main, progress
-from reangle_jax.backbones import registry as backbones
-from reangle_jax.painters import registry
-from reangle_jax.run import work
-from tests.backbones import flowing
-from tests.painters import toy
-
-backbones.register(flowing.NAME, flowing.ENTRY)
-registry.register(toy.NAME, toy.ENTRY)
-place, argv = sys.argv[1], ["main", *sys.argv[2:]]
-finish, update = work.Work.finish, progress.progress.update
-
-def finish_or_die(self, unit):
-    if f"{self._stage.name}/{unit.name}" == place:
-        os.kill(os.getpid(), signal.SIGKILL)
-    finish(self, unit)
-
-def update_or_die(self, *arguments, **values):
-    update(self, *arguments, **values)
-    if f"{self._description} {self._done}" == place:
-        os.kill(os.getpid(), signal.SIGTERM if "up" in place else signal.SIGKILL)
-
-work.Work.finish, progress.progress.update = finish_or_die, update_or_die
-sys.exit(main.main(argv))
-"""
 # Where a start is stopped, its exit code, and what the next one must say.
 STOPS = (
     ("first_warps/left:12", -9, "do first_warps/left_12: not done yet"),
@@ -421,7 +370,7 @@ def test_killed_anywhere_it_ends_with_the_same_pictures(inputs, whole, tmp_path)
     expected = None
     for place, code, says in STOPS:
         result = subprocess.run(
-            [sys.executable, "-c", KILLER, place, f"--config={inputs / 'config.py'}", f"--workdir={tmp_path / 'run'}"],
+            [sys.executable, KILLED, place, f"--config={inputs / 'config.py'}", f"--workdir={tmp_path / 'run'}"],
             env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert result.returncode == code, f"{place}: {result.stderr[-2000:]}"

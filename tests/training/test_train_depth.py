@@ -13,23 +13,17 @@ from reangle_jax import checkpoints
 from reangle_jax.errors import InputError
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
-from training import records, train_depth
+from training import depth_frames, records
 from training.dataset import Clip
+from training.depth_frames import SIZES, Frames, clip_frames, load_frames, load_motorcycle, make_batch, stand
 from training.pool import ImagePool
 from training.train_depth import (
-    SIZES,
-    Frames,
     carry_over,
-    clip_frames,
     correlations,
     depth_loss,
     gradient_difference,
     initial_model,
-    load_frames,
-    load_motorcycle,
-    make_batch,
     principal_patches,
-    stand,
 )
 
 loss = jax.jit(depth_loss)
@@ -226,13 +220,13 @@ def test_frames_are_rendered_once_and_where_they_are_missing(frames, tmp_path, m
             raise KeyboardInterrupt
         return Frames(frames.images[:3] + np.uint8(number), frames.inverse_depth[:3])
 
-    monkeypatch.setattr(train_depth, "render_scene", render_scene)
-    monkeypatch.setattr(train_depth, "PART", 2)
+    monkeypatch.setattr(depth_frames, "render_scene", render_scene)
+    monkeypatch.setattr(depth_frames, "PART", 2)
     pool = ImagePool((), (), (), (), np.zeros((0, 128, 128, 4), np.uint8), ())
     with pytest.raises(KeyboardInterrupt):
-        train_depth.rendered_frames(tmp_path, "train", 5, 7, pool)
+        depth_frames.rendered_frames(tmp_path, "train", 5, 7, pool)
     for _ in range(2):
-        found = train_depth.rendered_frames(tmp_path, "train", 5, 7, pool)
+        found = depth_frames.rendered_frames(tmp_path, "train", 5, 7, pool)
     assert rendered == [(5, 0), (5, 1), (5, 2), (5, 2)]
     assert found.images.shape == (7, 144, 224, 3)
     np.testing.assert_array_equal(found.images[6], frames.images[0] + np.uint8(2))

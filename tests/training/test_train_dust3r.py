@@ -13,15 +13,14 @@ from reangle_jax import checkpoints
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from tests.scoring.small_scorer import random
 from training import train_dust3r
+from training.dust3r_pairs import halved, make_batch
 from training.train_dino import carry
 from training.train_dust3r import (
     depth_correlations,
     disagreement,
     first_pairs,
-    halved,
     initial_model,
     loss,
-    make_batch,
     mean_map_error,
     relative_errors,
     true_points,

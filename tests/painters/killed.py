@@ -1,0 +1,33 @@
+"""The command, killed at a place: ``killed.py PLACE ARGUMENTS``; see `test_static_run.STOPS`."""
+
+import os
+import signal
+import sys
+
+from reangle_jax import main, progress
+from reangle_jax.backbones import registry as backbones
+from reangle_jax.painters import registry
+from reangle_jax.run import work
+from tests.backbones import flowing
+from tests.painters import toy
+
+backbones.register(flowing.NAME, flowing.ENTRY)
+registry.register(toy.NAME, toy.ENTRY)
+place, argv = sys.argv[1], ["main", *sys.argv[2:]]
+finish, update = work.Work.finish, progress.progress.update
+
+
+def finish_or_die(self, unit):
+    if f"{self._stage.name}/{unit.name}" == place:
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(self, unit)
+
+
+def update_or_die(self, *arguments, **values):
+    update(self, *arguments, **values)
+    if f"{self._description} {self._done}" == place:
+        os.kill(os.getpid(), signal.SIGTERM if "up" in place else signal.SIGKILL)
+
+
+work.Work.finish, progress.progress.update = finish_or_die, update_or_die
+sys.exit(main.main(argv))
