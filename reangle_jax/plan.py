@@ -101,8 +101,8 @@ def _painting(settings: Settings) -> dict[str, Needs]:
         phases = needs["first_frames"].phases
         phases = {name: peak + beside * (name == "paint") for name, peak in phases.items()}
         needs["first_frames"] = Needs(phases, needs["first_frames"].flops + flops)
-    edit = needs.pop("first_warps")
-    if settings.edit.caption:
+    edit = needs.pop("first_warps", None)
+    if settings.edit.caption and edit:
         units = 1 + len(settings.views) * (settings.mode == "static")  # the warps themselves take seconds
         needs["first_warps"] = Needs(edit.phases, edit.flops / units)
     if settings.mode == "dynamic":

@@ -118,7 +118,7 @@ class Painter(abc.ABC):
 
     @abc.abstractmethod
     def needs(self, painting: Painting, editing: Editing) -> dict[str, Needs]:
-        """What one picture of ``first_frames`` needs, and one of ``first_warps``, the edited one.
+        """What one picture of ``first_frames`` needs, and one of ``first_warps``, the edited one, if it can edit.
 
         Without weights, of the published model. The reward's networks and work are not in it.
         """
@@ -130,8 +130,8 @@ class Painter(abc.ABC):
         """Embeddings of prompts, on the host; the text encoders are loaded and dropped again."""
 
     @abc.abstractmethod
-    def load(self) -> Any:
-        """The parameters of all networks but the text encoders."""
+    def load(self, *, to_edit: bool = False) -> Any:
+        """The parameters of the networks that `paint` uses, or only of those that `edit` does; no text encoder's."""
 
     # Computing.
 
@@ -173,7 +173,7 @@ class Painter(abc.ABC):
         """Edits a picture.
 
         Args:
-            networks: from `load`.
+            networks: from `load`, ``to_edit`` or not.
             text: from `embed`, of two prompts: what the picture shows, and what it shall show.
             picture: of the painter's size.
             how: the options.

@@ -69,7 +69,12 @@ def _edited(settings: Settings, folder: Path, work: Work) -> Picture:
             work.stop.now()  # Python drops what a signal raises while it collects garbage
 
         made = painter.edit(
-            painter.load(), text, picture, how, key=named_key(settings.seed, "first_warps", EDIT), on_step=stepped
+            painter.load(to_edit=True),
+            text,
+            picture,
+            how,
+            key=named_key(settings.seed, "first_warps", EDIT),
+            on_step=stepped,
         )
     if not np.isfinite(made).all():
         raise NotFiniteError("first_warps: the edited frame is not finite: convert the painter's weights again")

@@ -157,7 +157,9 @@ def test_what_is_known_is_put_back_at_every_step(small):
 
 
 def test_an_edit_is_flowedit_written_out(small):
-    painter, parameters, _ = small
+    painter = small[0]
+    parameters = painter.load(to_edit=True)
+    assert parameters.controlnet is None  # it has no use for it
     text = painter.embed(["waves", "red waves"])
     picture, _ = flux_networks.picture()
     how, steps = Editing(steps=5, skip=2, guidance_scale=5.5, source_guidance_scale=1.5), []
@@ -255,6 +257,7 @@ def test_25_candidates_at_full_size_fit_80_gb():
     # 1 + 48 x 25 + 1 evaluations, and the decoder as often.
     assert paint.flops == pytest.approx(1202 * 28.9e12 + 1201 * 3.0e12, rel=0.06)
     assert found["first_warps"].flops == pytest.approx(48 * 26.5e12, rel=0.02)
+    assert 4e9 < paint.peak_bytes - found["first_warps"].peak_bytes < 4.5e9  # the ControlNet
     falling = needs.planned(FULL._replace(fewest=5), 1350)
     assert falling.candidates[0] == 25
     assert falling.candidates[47] == 5
@@ -263,6 +266,7 @@ def test_25_candidates_at_full_size_fit_80_gb():
     assert one["first_frames"].flops == pytest.approx(50 * 28.9e12, rel=0.01)
     fill = FluxPainter("flux.1-fill-dev", {}, (480, 720)).needs(FULL, Editing(28, 4, 5.5, 1.5))
     assert fill["first_frames"].peak_bytes < paint.peak_bytes
+    assert "first_warps" not in fill  # it cannot edit
 
 
 def test_text_is_embedded_as_tokens_and_as_a_whole(small):

@@ -56,7 +56,7 @@ class ToyPainter(Painter):
     def embed(self, prompts):
         return [np.frombuffer(prompt.encode() or b" ", np.uint8) for prompt in prompts]
 
-    def load(self):
+    def load(self, *, to_edit=False):
         model = checkpoints.abstract(lambda: Palette(PaletteConfig(), rngs=nnx.Rngs(0)))
         return checkpoints.load_into(model, self.folders["palette"]).table.kernel[...]
 

@@ -45,7 +45,7 @@ _CONFIGS = {"transformer": FluxConfig, "controlnet": ControlNetConfig, "vae": Au
 
 
 def of_stages(painter: "FluxPainter", painting: Painting, editing: Editing) -> dict[str, Needs]:
-    """Needs of one painted picture and of one edited one; see `Painter.needs`."""
+    """Needs of one painted picture and, but for Fill, of one edited one; see `Painter.needs`."""
     name, (height, width) = painter.name, painter.size
     found = {
         role: networks.build(
@@ -65,23 +65,21 @@ def of_stages(painter: "FluxPainter", painting: Painting, editing: Editing) -> d
     narrow = (tokens + length) * transformer.config.inner_dim * size
     impl = transformer.execution.attention
     heads = transformer.config.num_attention_heads if _ATTENDED.get(impl) is None else _ATTENDED[impl]
-    working = 20.0 * narrow + 2.0 * heads * (tokens + length) ** 2 * 4
-    working += beside.used_layers * tokens * beside.inner_dim * size if beside else 0
+    plain = 20.0 * narrow + 2.0 * heads * (tokens + length) ** 2 * 4
+    working = plain + (beside.used_layers * tokens * beside.inner_dim * size if beside else 0)
     text = {"text": float(_text_bytes(painter.folders, name))}
     encode, decode = vae_flops(vae, height * width)
     decodes = int(plan.candidates[plan.candidates > 1].sum()) + 1
     each, alone = (flops(transformer.config, one, tokens, length) for one in (beside, None))
     taken = max(0, editing.steps - editing.skip)
-    return {
-        "first_frames": Needs(
-            {**text, "paint": parameters + max(working, coding)},
-            plan.evaluations * each + decodes * decode + encode,
-        ),
-        "first_warps": Needs(
-            {**text, "edit": parameters + max(2 * working, coding)},
-            2 * taken * alone + decode + encode,
-        ),
-    }
+    painted = Needs(
+        {**text, "paint": parameters + max(working, coding)}, plan.evaluations * each + decodes * decode + encode
+    )
+    if name == FILL:
+        return {"first_frames": painted}
+    parameters -= network_bytes(found["controlnet"])
+    edited = Needs({**text, "edit": parameters + max(2 * plain, coding)}, 2 * taken * alone + decode + encode)
+    return {"first_frames": painted, "first_warps": edited}
 
 
 def planned(how: Painting, tokens: int) -> control.Plan:

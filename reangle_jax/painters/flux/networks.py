@@ -40,7 +40,7 @@ class Text(NamedTuple):
 
 
 class Parameters(NamedTuple):
-    """Of the networks that paint; Fill has no ControlNet."""
+    """Of the networks that paint; Fill has no ControlNet, and an edit uses none."""
 
     transformer: Any
     controlnet: Any
@@ -79,14 +79,18 @@ def build(role: str, config: Any, choice: Choice = AUTO) -> Network:
     return Network(config, execution, *nnx.split(module))
 
 
-def load(networks: Mapping[str, Network], name: str, folders: Mapping[str, Path]) -> Parameters:
-    """Their parameters.
+def load(
+    networks: Mapping[str, Network], name: str, folders: Mapping[str, Path], *, without: Sequence[str] = ()
+) -> Parameters:
+    """Their parameters, but for those of the roles ``without``.
 
     Raises:
         InputError: a folder is damaged or holds another model.
     """
     states: dict[str, Any] = dict.fromkeys(Parameters._fields)
     for role, part in roles(name).items():
+        if role in without:
+            continue
         module = nnx.merge(networks[role].graphdef, networks[role].state)
         states[role] = nnx.state(checkpoints.load_into(module, folders[part]))
     return Parameters(**states)

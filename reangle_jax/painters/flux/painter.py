@@ -86,9 +86,9 @@ class FluxPainter(Painter):
         """See `Painter.embed`."""
         return networks.embed(self.name, self.folders, prompts, self.choice)
 
-    def load(self) -> Parameters:
+    def load(self, *, to_edit: bool = False) -> Parameters:
         """See `Painter.load`."""
-        return networks.load(self.networks, self.name, self.folders)
+        return networks.load(self.networks, self.name, self.folders, without=("controlnet",) if to_edit else ())
 
     def paint(
         self,
