@@ -22,6 +22,7 @@ RUNTIME = [
     "tensorstore>=0.1.71",  # reads and writes what Orbax keeps; Orbax brings it
     "tensorboardX>=2.6",  # writes the event files that TensorBoard reads, without TensorFlow
     "tqdm>=4.66",
+    "packaging>=23",  # reads version ranges, for `reangle doctor`
 ]
 # Data sets on disk, for training/ and exports: TensorFlow Datasets without TensorFlow (and what it imports undeclared).
 DATASETS = ["tensorflow-datasets>=4.9.10", "grain>=0.2.18", "importlib_resources>=6"]

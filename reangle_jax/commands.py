@@ -48,7 +48,7 @@ def answer(
     except NotFiniteError as error:
         _complain(str(error))
         return 1
-    except Exception as error:
+    except Exception as error:  # whatever it is: what nobody can explain is raised again
         words = explain(error)
         if words is None:
             raise

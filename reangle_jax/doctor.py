@@ -6,11 +6,13 @@ reangle doctor [DIR ...] [--workdir DIR]
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from reangle_jax import commands, compilation_cache, measure, tiny
 from reangle_jax.backbones import registry as backbones
@@ -57,41 +59,28 @@ def packages() -> Iterator[Finding]:
         yield Finding("packages", f"{DISTRIBUTION} is not installed, so that nothing says what it needs", INSTALL)
         return
     here = platform.python_version()
-    yield Finding("python", here, "" if _within(here, python) else f"install Python {python}")
+    yield Finding("python", here, "" if _within(here, SpecifierSet(python)) else f"install Python {python}")
     well = []
-    for line in asked:
-        requirement, _, condition = line.partition(";")
-        name, wanted = re.fullmatch(r"\s*([\w.-]+)(?:\[.*?\])?\s*(.*?)\s*", requirement).groups()  # pyright: ignore[reportOptionalMemberAccess]
-        if "extra" in condition:
+    for wanted in map(Requirement, asked):
+        if wanted.marker and not wanted.marker.evaluate({"extra": ""}):
             continue
+        name, mend = wanted.name, f"pip install '{wanted.name}{wanted.specifier}'"
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "is not installed", f"pip install '{name}{wanted}'")
+            yield Finding(name, "is not installed", mend)
             continue
-        if _within(version, wanted):
+        if _within(version, wanted.specifier):
             well.append(f"{name} {version}")
         else:
-            yield Finding(name, f"is {version}", f"pip install '{name}{wanted}'")
+            yield Finding(name, f"is {version}", mend)
     # Not asked for by name, but what jax computes with.
     well[1:1] = [f"jaxlib {version}" for name, version in measure.versions().items() if name == "jaxlib"]
     yield Finding("packages", ", ".join(well))
 
 
-def _within(version: str, wanted: str) -> bool:
-    """Whether a version is in a range: ``>=0.10,<0.12``."""
-    for bound in filter(None, wanted.replace(" ", "").split(",")):
-        sign, limit = re.fullmatch(r"(>=|<|==)(.+)", bound).groups()  # pyright: ignore[reportOptionalMemberAccess]
-        own, other = _numbers(version), _numbers(limit)
-        length = max(len(own), len(other))
-        own, other = ((*part, *[0] * (length - len(part))) for part in (own, other))
-        if not {">=": own >= other, "<": own < other, "==": own == other}[sign]:
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.match(r"[\d.]*", version)[0].split(".") if number)  # pyright: ignore[reportOptionalSubscript]
+def _within(version: str, wanted: SpecifierSet) -> bool:
+    return wanted.contains(version, prereleases=True)  # who has a nightly build means it
 
 
 def devices() -> Iterator[Finding]:

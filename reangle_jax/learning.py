@@ -140,21 +140,13 @@ def train(
         with log(history) as write, progress(steps, name, initial=done) as bar:
 
             def settle(state: State) -> None:
-                """Brings the numbers to the host: they stay on the device until then, so that no step waits."""
-                first = number = len(history.get("loss", ()))
-                for one in jax.device_get(pending):
-                    for key in ("loss", "gradient_norm"):
-                        if not np.isfinite(one[key]):
-                            write(first, history)
-                            _save(manager, state, history)
-                            word = f"the {key.replace('_', ' ')} of step {number + 1} is {one[key]}"
-                            raise NotFiniteError(f"{name}: {word}: {mend(number)}")
-                    for key, value in one.items():
-                        history.setdefault(key, []).append(float(value))
-                    number += 1
-                pending.clear()
+                first = len(history.get("loss", ()))
+                fault = _absorb(history, pending)
                 write(first, history)
-                bar.set(loss=float(np.mean(history["loss"][-SHOWN:])), rate=rate(number - 1))
+                if fault:
+                    _save(manager, state, history)
+                    raise NotFiniteError(f"{name}: {fault}: {mend(len(history.get('loss', ())))}")
+                bar.set(loss=float(np.mean(history["loss"][-SHOWN:])), rate=rate(len(history["loss"]) - 1))
 
             ended = over(done, history)
             while not ended:
@@ -176,6 +168,23 @@ def train(
                     manager.wait_until_finished()
                     stop.now()
     return state, history
+
+
+def _absorb(history: History, pending: list[dict[str, Array]]) -> str | None:
+    """Brings numbers to the host, which stay on the device until then so that no step waits.
+
+    Returns:
+        What is not finite, if something is: the numbers from that step on are left out.
+    """
+    for one in jax.device_get(pending):
+        number = len(history.get("loss", ())) + 1
+        for key in ("loss", "gradient_norm"):
+            if not np.isfinite(one[key]):
+                return f"the {key.replace('_', ' ')} of step {number} is {one[key]}"
+        for key, value in one.items():
+            history.setdefault(key, []).append(float(value))
+    pending.clear()
+    return None
 
 
 def _save(manager: ocp.CheckpointManager, state: State, history: History) -> None:

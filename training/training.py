@@ -147,6 +147,7 @@ def at_a_rate(
         mean = jax.tree.map(lambda m, p: m + (1.0 - decay) * (p - m), state.mean, after)
         return updates, Held(inner, state.rate, mean, state.step + 1.0)
 
+    # optax's own types want any state; ours has names.
     return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 

@@ -176,7 +176,8 @@ def load_npz(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         OSError: it cannot be opened.
         ValueError: it is damaged, or no .npz.
     """
-    # NumPy would leave a broken archive open.
+    # NumPy would leave a broken archive open. What zipfile raises of damage has many names: an unknown compression is
+    # NotImplementedError, a header that is none AttributeError.
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}

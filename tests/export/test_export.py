@@ -342,6 +342,7 @@ def test_a_run_that_is_done_by_its_record_is_taken(standing, tmp_path):
     shutil.copytree(standing, tmp_path / "run")
     stages("1")(tmp_path / "run" / "run.json")
     export(tmp_path / "run", tmp_path / "out", "points", "--frames", "0")
+    assert list((tmp_path / "out").glob("*.ply"))
 
 
 def test_a_view_called_as_the_input_is(standing, tmp_path, capsys):
