@@ -1,7 +1,8 @@
 """Whether pictures of one moment agree, as first frames are chosen by it: MEt3R of whole frames, at a modest size."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,11 @@ class Agreement:
 
     def resized(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w 3"]:
         """Pictures of any size at the one at which they are compared, averaged where they shrink."""
-        shape = (len(images), *self.size, 3)
-        return images if images.shape == shape else jax.image.resize(images, shape, "linear", antialias=True)
+        return _resized(images, self.size)
 
     def describe(self, pictures: UInt8[np.ndarray, "K H W 3"], room: int) -> Described:
         """What is kept of finished pictures, with room for some more."""
-        shown = self.resized(jnp.asarray(pictures, jnp.float32) / 255.0)
-        one = jax.jit(self.metric.describe)
-        parts = [one(self.states, image[None]) for image in shown]
+        parts = [video.describe(self.metric, self.states, jnp.asarray(image)) for image in self._small(pictures)]
         return pad_views(jax.tree.map(lambda *x: jnp.concatenate(x), *parts), room)
 
     def similarity(
@@ -67,13 +65,27 @@ class Agreement:
         self, picture: UInt8[np.ndarray, "H W 3"], finished: UInt8[np.ndarray, "K H W 3"]
     ) -> list[float | None]:
         """MEt3R of a picture with others; None where they have nothing in common."""
-        return [pair.met3r for pair in self.pairs([picture, *finished]) if pair.first == 0]
+        pairs = [(0, number) for number in range(1, 1 + len(finished))]
+        images = self._small([picture, *finished])
+        return [pair.met3r for pair in video.score_views(self.metric, self.states, images, pairs=pairs)]
 
     def pairs(self, pictures: list[UInt8[np.ndarray, "H W 3"]]) -> list[video.PairScore]:
         """MEt3R of all pairs."""
-        shown = jax.jit(lambda x: jnp.round(255.0 * self.resized(x[None] / 255.0)[0]).astype(jnp.uint8))
-        small = [np.asarray(shown(jnp.asarray(picture, jnp.float32))) for picture in pictures]
-        return list(video.score_views(self.metric, self.states, small))
+        return list(video.score_views(self.metric, self.states, self._small(pictures)))
+
+    def _small(self, pictures: Iterable[UInt8[np.ndarray, "H W 3"]]) -> list[UInt8[np.ndarray, "h w 3"]]:
+        return [np.asarray(_small(jnp.asarray(picture), self.size)) for picture in pictures]
+
+
+def _resized(images: Float[Array, "B H W 3"], size: tuple[int, int]) -> Float[Array, "B h w 3"]:
+    shape = (len(images), *size, 3)
+    return images if images.shape == shape else jax.image.resize(images, shape, "linear", antialias=True)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _small(picture: UInt8[Array, "H W 3"], size: tuple[int, int]) -> UInt8[Array, "h w 3"]:
+    shown = _resized(picture[None].astype(jnp.float32), size)[0]
+    return jnp.clip(jnp.round(shown), 0.0, 255.0).astype(jnp.uint8)
 
 
 def compared_size(height: int, width: int, patch: int) -> tuple[int, int]:

@@ -45,9 +45,14 @@ class PairScore(NamedTuple):
 
 
 def score_views(
-    metric: Met3r, states: tuple[Any, Any], images: Pictures, *, keep_ways: bool = False
+    metric: Met3r,
+    states: tuple[Any, Any],
+    images: Pictures,
+    *,
+    pairs: Iterable[tuple[int, int]] | None = None,
+    keep_ways: bool = False,
 ) -> Iterator[PairScore]:
-    """MEt3R of all unordered pairs of images of one size, in the order (0, 1), (0, 2), ..., (1, 2), ...
+    """MEt3R of pairs of images of one size: all, in the order (0, 1), (0, 2), ..., (1, 2), ..., or some.
 
     Each image is described once, and its description is kept: 100 MB at 256x256 with 384 channels.
 
@@ -55,10 +60,11 @@ def score_views(
         metric: the networks.
         states: their parameters.
         images: RGB; sides are multiples of DUSt3R's patch size.
+        pairs: which, by the images' indices; None for all.
         keep_ways: give the renderings too.
     """
-    described = [_describe(metric, states, jnp.asarray(image)) for image in images]
-    for i, j in itertools.combinations(range(len(images)), 2):
+    described = [describe(metric, states, jnp.asarray(image)) for image in images]
+    for i, j in itertools.combinations(range(len(images)), 2) if pairs is None else pairs:
         score, there, back = _compare(metric, states, described[i], described[j], keep_ways)
         ways = (there, back) if keep_ways else None
         yield PairScore(i, j, defined(float(score.met3r[0])), float(score.overlap[0]), ways)
@@ -117,7 +123,8 @@ def defined(value: float) -> float | None:
 
 # The networks are arguments, so that every pair of every call shares one compiled program.
 @functools.partial(jax.jit, static_argnums=0)
-def _describe(metric: Met3r, states: tuple[Any, Any], image: UInt8[Array, "H W 3"]) -> Described:
+def describe(metric: Met3r, states: tuple[Any, Any], image: UInt8[Array, "H W 3"]) -> Described:
+    """What is kept of an image that is compared with others."""
     return metric.describe(states, image[None].astype(jnp.float32) / 255.0)
 
 

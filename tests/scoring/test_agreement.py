@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reangle_jax.errors import InputError
-from reangle_jax.scoring import agreement
+from reangle_jax.scoring import agreement, video
 from reangle_jax.scoring.agreement import Agreement
 
 
@@ -49,6 +49,23 @@ def test_candidates_against_what_is_finished(score, pictures):
     np.testing.assert_array_equal(found[:, 1:], 0.0)
     (met3r,) = score.with_finished(pictures[1], pictures[:1])
     assert found[1, 0] == pytest.approx(1 - met3r, abs=1e-3)
+
+
+def test_a_picture_is_compared_with_each_finished_one_alone(score, pictures, monkeypatch):
+    three = [pictures[1], pictures[0], pictures[1][::-1].copy()]
+    pairs = score.pairs(three)
+    assert [(pair.first, pair.second) for pair in pairs] == [(0, 1), (0, 2), (1, 2)]
+    compared, compare = [], video._compare
+    monkeypatch.setattr(video, "_compare", lambda *arguments: compared.append(0) or compare(*arguments))
+    assert score.with_finished(three[0], np.stack(three[1:])) == [pair.met3r for pair in pairs[:2]]
+    assert len(compared) == 2
+
+
+def test_pictures_of_all_views_are_described_by_one_program(score, pictures):
+    score.describe(pictures[:1], room=3)
+    programs = video.describe._cache_size()
+    score.describe(pictures, room=3)
+    assert video.describe._cache_size() == programs
 
 
 def test_larger_pictures_are_averaged(score, pictures):
