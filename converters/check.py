@@ -143,6 +143,13 @@ def parameter_shapes(build: Any, config: Any) -> dict[str, tuple[int, ...]]:
     }
 
 
+def parameter_types(build: Any, config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Path, shape and dtype of every parameter."""
+    model = checkpoints.abstract(lambda: build(config))
+    found = checkpoints.parameter_paths(checkpoints.base_parameters(model))
+    return {path: (tuple(variable.shape), np.dtype(variable.dtype)) for path, variable in found.items()}
+
+
 def _dtypes(tensors: list[Tensor], layout: Layout) -> tuple[np.dtype, list[str], list[str]]:
     """The published dtype, a note if it is not the usual one, a fault for each tensor that differs from the rest."""
     usual = next(dtype for dtype in DTYPES.values() if dtype.name == layout.dtype)

@@ -32,7 +32,7 @@ def _parser() -> commands.Parser:
     parser.add_argument("name", nargs="?", help="a model of --list, or one part of it, such as NAME/transformer")
     parser.add_argument("--source", help="the published folder or file, or a repo id of the Hugging Face Hub")
     parser.add_argument("--out", help="folder for the result; each part becomes a folder in it")
-    parser.add_argument("--dtype", help="store as float32, bfloat16 or float16 (default: as --list says)")
+    parser.add_argument("--dtype", help="store as float32, bfloat16, float16 or int8 (default: as --list says)")
     parser.add_argument("--check", action="store_true", help="read the headers, report, write and download nothing")
     parser.add_argument("--to-torch", action="store_true", help="the way back: our weights in the published layout")
     parser.add_argument("--list", action="store_true", help="models, sizes, licences and where they are published")
@@ -145,7 +145,7 @@ def _write(writer, size: int) -> None:
         writer.advance = bar.update
         written = writer.run()
     if written:
-        print(f"  wrote {writer.final}: {writer.nbytes / 1e9:.2f} GB, {writer.dtype.name}")
+        print(f"  wrote {writer.final}: {writer.nbytes / 1e9:.2f} GB, {writer.stored_as}")
 
 
 def _table() -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from converters import check
 from converters.check import Plan
 from converters.errors import SourceError
 from converters.hashing import Hasher, hash_file
@@ -29,6 +30,8 @@ from reangle_jax.data.files import fsync, lock
 from reangle_jax.data.safetensors import DTYPES, Tensor
 from reangle_jax.data.weights_folder import CONFIG, MANIFEST, PARAMS
 from reangle_jax.errors import InputError
+from reangle_jax.nn import quantised
+from reangle_jax.nn.quantised import INT8
 
 VERSION = 2  # of what is written; another one redoes an unfinished conversion
 JOURNAL = "journal.jsonl"
@@ -44,7 +47,7 @@ class Writer:
         plan: what goes where.
         opened: the source.
         out: folder of the converted weights; the part becomes OUT/PART.
-        dtype: stored.
+        dtype: stored; int8 is for the blocks of diffusion transformers, the rest of them and other parts are bfloat16.
         say: takes one line about what happens.
         advance: takes the number of source bytes that were dealt with.
     """
@@ -61,14 +64,27 @@ class Writer:
         advance: Callable[[int], None] = lambda count: None,
     ):
         self.name, self.plan, self.opened, self.dtype = name, plan, opened, dtype
+        if dtype == np.int8:
+            self.dtype = stored_dtype("bfloat16")
+        kept = {"kernel_dtype": INT8} if dtype == np.int8 and hasattr(plan.config, "kernel_dtype") else {}
+        self.config = dataclasses.replace(plan.config, param_dtype=self.dtype.name, **kept)
+        self.arrays = {path: (shape, self.dtype) for path, shape in plan.targets.items()}
+        if kept:
+            self.arrays = check.parameter_types(plan.part.build, self.config)
         self.say, self.advance = say, advance
         self.final = out / plan.part.name
         self.partial = out / f"{plan.part.name}.partial"
 
     @property
+    def stored_as(self) -> str:
+        """What the parameters are stored in, in words."""
+        kernels = getattr(self.config, "kernel_dtype", "")
+        return self.dtype.name + (f", its blocks' kernels {kernels}" if kernels else "")
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the converted parameters."""
-        return sum(int(np.prod(shape, dtype=np.int64)) for shape in self.plan.targets.values()) * self.dtype.itemsize
+        return sum(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for shape, dtype in self.arrays.values())
 
     def run(self) -> bool:
         """Converts, or continues; False where the part was there already.
@@ -99,12 +115,9 @@ class Writer:
             "name": self.name,
             "layout": self.plan.layout.name,
             "dtype": self.dtype.name,
-            "config": weights_folder.config_fields(self._config()),
+            "config": weights_folder.config_fields(self.config),
             "sources": sources,
         }
-
-    def _config(self) -> Any:
-        return dataclasses.replace(self.plan.config, param_dtype=self.dtype.name)
 
     def _sources(self) -> list[dict[str, Any]]:
         found = []
@@ -126,7 +139,7 @@ class Writer:
                 f"--out: {self.final} exists and is no finished conversion; move it away, or give another folder"
             ) from None
         sources = self._sources()
-        same = weights_folder.architecture(config) == weights_folder.config_fields(self._config())
+        same = weights_folder.architecture(config) == weights_folder.config_fields(self.config)
         same = same and [(name, size) for name, size, _ in recorded] == [(s["file"], s["size"]) for s in sources]
         if same and [entry.get("mtime_ns") for entry in manifest["sources"]] != [s["mtime_ns"] for s in sources]:
             same = [sha for _, _, sha in recorded] == [hash_file(file) for file in self.opened.source.files]
@@ -171,7 +184,7 @@ class Writer:
 
     def _check_room(self, done: set[str]) -> None:
         need = sum(
-            math.prod(self.plan.targets[move.path][len(move.index) :]) * self.dtype.itemsize
+            math.prod(self.plan.targets[move.path][len(move.index) :]) * self.arrays[move.path][1].itemsize
             for move in self.plan.moves
             if move.name not in done
         )
@@ -194,10 +207,10 @@ class Writer:
         for move in self.plan.moves:
             if move.name not in done:
                 moves.setdefault(move.tensor.name, []).append(move)
-        arrays = {path: (shape, self.dtype) for path, shape in self.plan.targets.items()}
         depths = {move.path: len(move.index) for move in self.plan.moves}
+        depths |= {_scale_of(path): depth for path, depth in depths.items() if _scale_of(path) in self.arrays}
         with (
-            weights_folder.ParamsWriter(self.partial / ARRAYS, arrays, depths, self._note) as writing,
+            weights_folder.ParamsWriter(self.partial / ARRAYS, self.arrays, depths, self._note) as writing,
             ThreadPoolExecutor(2, "read and hash") as pool,
         ):
             hashed = None
@@ -235,17 +248,22 @@ class Writer:
                 f"{tensor.file}: {tensor.name} holds NaN or infinity, and so would all that is "
                 "computed with it; download it again, or take another release"
             )
-        if raw.dtype != self.dtype:
-            raw = _cast(raw, self.dtype, tensor.name)
+        cast = raw if raw.dtype == self.dtype else _cast(raw, self.dtype, tensor.name)
         # Layout changes move values only, and NumPy moves integers fastest.
-        raw = raw.view(f"u{raw.dtype.itemsize}")
+        cast = cast.view(f"u{cast.dtype.itemsize}")
         for move in moves:
-            writing.put(move.path, move.index, move.rule.forward(raw), move.name)
+            if self.arrays[move.path][1] == np.int8:
+                steps, scale = quantised.quantise(move.rule.forward(raw).astype(np.float32))
+                writing.put(move.path, move.index, steps)
+                # It follows its kernel: the tensor counts as written when both are.
+                writing.put(_scale_of(move.path), move.index, scale, move.name)
+            else:
+                writing.put(move.path, move.index, move.rule.forward(cast), move.name)
 
     def _note(self, names: Sequence[str]) -> None:
         """Adds tensors that are on the disk to the journal, for good."""
         with open(self.partial / JOURNAL, "a", encoding="utf-8") as journal:
-            journal.writelines(json.dumps(name) + "\n" for name in names)
+            journal.writelines(json.dumps(name) + "\n" for name in names if name)
             journal.flush()
             os.fsync(journal.fileno())
 
@@ -253,13 +271,13 @@ class Writer:
         """Orbax's own metadata, config and manifest; then the part appears under its name."""
         params, arrays = self.partial / PARAMS, self.partial / ARRAYS
         if not params.exists():
-            weights_folder.describe_to_orbax(arrays, list(self.plan.targets))
+            weights_folder.describe_to_orbax(arrays, list(self.arrays))
             os.rename(arrays, params)
         for entry, file in zip(sources, self.opened.source.files, strict=True):
             entry["sha256"] = hashes[file]
         for target, file in self.opened.extras.items():
             shutil.copyfile(file, self.partial / target)
-        weights_folder.save_config(self.partial, self._config())
+        weights_folder.save_config(self.partial, self.config)
         weights_folder.save_manifest(self.partial, self._manifest(sources))
         (self.partial / JOURNAL).unlink()
         (self.partial / "lock").unlink()
@@ -270,7 +288,8 @@ class Writer:
     def _manifest(self, sources: list[dict[str, Any]]) -> dict[str, Any]:
         names: dict[str, dict[tuple[int, ...], str]] = {}
         for move in self.plan.moves:
-            names.setdefault(move.path, {})[move.index] = move.name
+            for path in {move.path, _scale_of(move.path)} & self.arrays.keys():
+                names.setdefault(path, {})[move.index] = move.name
         return {
             "model": self.name,
             "part": self.plan.part.name,
@@ -282,9 +301,14 @@ class Writer:
             "unused": list(self.plan.ignored),
             "tensors": {
                 path: {"shape": list(shape), "from": [names[path][index] for index in sorted(names[path])]}
-                for path, shape in self.plan.targets.items()
+                for path, (shape, _) in self.arrays.items()
             },
         }
+
+
+def _scale_of(path: str) -> str:
+    """Where the scales of a kernel are."""
+    return f"{path.rpartition('.')[0]}.{quantised.SCALE}"
 
 
 def _read_ahead(source: Source, tensors: list[Tensor], reader: Executor) -> Iterator[tuple[Tensor, np.ndarray]]:
@@ -311,7 +335,8 @@ def stored_dtype(name: str) -> np.dtype:
     Raises:
         InputError: it is none that weights are stored in.
     """
-    allowed = {dtype.name: dtype for dtype in DTYPES.values() if dtype.name in ("float32", "bfloat16", "float16")}
+    names = ("float32", "bfloat16", "float16", INT8)
+    allowed = {dtype.name: dtype for dtype in DTYPES.values() if dtype.name in names}
     if name not in allowed:
         raise InputError(f"--dtype={name}: weights are stored as {', '.join(allowed)}")
     return allowed[name]

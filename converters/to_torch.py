@@ -21,6 +21,7 @@ from reangle_jax import checkpoints
 from reangle_jax.data import safetensors
 from reangle_jax.data.weights_folder import Stored, open_arrays
 from reangle_jax.errors import InputError
+from reangle_jax.nn.quantised import INT8
 
 SHARD_BYTES = 5_000_000_000  # as the Hub's own tools cut
 
@@ -54,6 +55,8 @@ def run(model: Model, parts: Sequence[Part], source: Path, out: Path, dtype: str
     Raises:
         InputError: a part is missing or damaged, or has no published layout here, or its target exists.
     """
+    if dtype == INT8:
+        raise InputError("--dtype=int8: published layouts have no int8: give a dtype of floats, or leave it out")
     cast = stored_dtype(dtype) if dtype else None
     jobs = []
     for part in parts:
@@ -64,6 +67,10 @@ def run(model: Model, parts: Sequence[Part], source: Path, out: Path, dtype: str
         if target.exists():
             raise InputError(f"--out: {target} exists; move it away, or give another folder")
         config = checkpoints.load_config(folder, type(part.config))
+        if getattr(config, "kernel_dtype", ""):
+            raise InputError(
+                f"--source: {folder} was made with --dtype=int8, which has no way back: convert it without"
+            )
         jobs.append((part, folder, target, config))
     for part, folder, target, config in jobs:
         _write_part(part, folder, target, config, cast)

@@ -1,9 +1,10 @@
 """Models from a folder of converted weights and back; the folder itself is :mod:`reangle_jax.data.weights_folder`'s.
 
-Arrays are read one by one into their place on the mesh, in the dtype that config.json says: a process reads what its
-devices hold, and no second copy is ever made.
+Arrays are read one by one into their place on the mesh, in the dtype that config.json says, or as int8 where the model
+wants them so: a process reads what its devices hold, and no second copy is ever made.
 """
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -15,11 +16,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from reangle_jax import mesh as meshes
-from reangle_jax.data import files, weights_folder
+from reangle_jax.data import files, quantised_weights, weights_folder
 from reangle_jax.data.weights_folder import load_config as load_config
 from reangle_jax.data.weights_folder import save_config
 from reangle_jax.errors import InputError
+from reangle_jax.nn.quantised import INT8
 
+Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nnx.Module)
 
 
@@ -32,6 +35,29 @@ def parameter_paths(tree: Any) -> dict[str, nnx.Variable]:
 def base_parameters(model: nnx.Module) -> nnx.State:
     """The parameters without the adapters'."""
     return nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
+
+
+def as_kept(config: Config, base_dtype: str, folder: str | os.PathLike | None = None) -> Config:
+    """A transformer's config, its base kept as ``config.base_dtype`` says.
+
+    Args:
+        config: as its weights are stored.
+        base_dtype: ``auto`` keeps it so; ``int8`` makes the blocks' kernels int8; or a dtype for all parameters.
+        folder: of the weights, for the message.
+
+    Raises:
+        InputError: the weights are int8 and shall be wider.
+    """
+    if base_dtype == "auto" or base_dtype == config.kernel_dtype:
+        return config
+    if base_dtype == INT8:
+        return dataclasses.replace(config, kernel_dtype=INT8)
+    if config.kernel_dtype:
+        raise InputError(
+            f"config.base_dtype={base_dtype}: {folder or 'the weights'} are {config.kernel_dtype}, which cannot be "
+            "undone: set config.base_dtype=auto, or convert the published weights again without --dtype=int8"
+        )
+    return dataclasses.replace(config, param_dtype=base_dtype)
 
 
 def abstract(build: Callable[[], Model]) -> Model:
@@ -106,7 +132,8 @@ def load_into(model: Model, folder: str | os.PathLike, *, mesh: Mesh | None = No
     """Fills an abstract model's base parameters from a folder; adapters, if any, stay abstract.
 
     Args:
-        model: abstract; its parameters' dtypes are what is loaded, whatever is stored.
+        model: abstract; its parameters' dtypes are what is loaded, whatever is stored: floats are quantised on the
+            way, kernel by kernel.
         folder: of either form.
         mesh: where to put the parameters (:func:`reangle_jax.mesh.sharding_for`); the current mesh by default, and
             without one the default device. It need not be the mesh that they were saved from.
@@ -117,7 +144,8 @@ def load_into(model: Model, folder: str | os.PathLike, *, mesh: Mesh | None = No
     mesh = mesh or meshes.current()
     state = base_parameters(model)
     variables = parameter_paths(state)
-    stored = weights_folder.open_arrays(folder)
+    wanted = {path: np.dtype(variable.dtype) for path, variable in variables.items()}
+    stored = quantised_weights.quantised(weights_folder.open_arrays(folder), wanted)
     faults = "; ".join(_misfits(variables, {path: array.shape for path, array in stored.items()}))
     if faults:
         raise InputError(

@@ -52,6 +52,7 @@ def backbone(settings: Settings) -> "Backbone":
         settings.finetune.rank,
         settings.finetune.alpha,
         settings.execution,
+        settings.base_dtype,
     )
 
 
@@ -79,7 +80,9 @@ def painter(settings: Settings) -> "Painter":
     """The picture model that settings name. Nothing is read yet."""
     chosen = settings.first_frames
     kind = painters.entry(chosen.model).load()
-    return kind(chosen.model, dict(of_painter(settings)), painted_size(settings), settings.execution)
+    return kind(
+        chosen.model, dict(of_painter(settings)), painted_size(settings), settings.execution, settings.base_dtype
+    )
 
 
 def painting(settings: Settings) -> "Painting":

@@ -85,6 +85,7 @@ class Backbone(abc.ABC):
         rank: of the adapters.
         alpha: their strength.
         choice: how the networks are computed.
+        base_dtype: how the denoiser's frozen parameters are kept: bfloat16, int8, or as they are stored (auto).
     """
 
     name: str
@@ -93,6 +94,7 @@ class Backbone(abc.ABC):
     rank: int
     alpha: float
     choice: Choice = AUTO
+    base_dtype: str = "auto"
 
     @property
     def grid(self) -> registry.Grid:

@@ -244,6 +244,13 @@ class Settings:
         "folder of converted weights, with transformer/ vae/ text_encoder/; empty: weights/MODEL (tiny has its own)",
         is_path=True,
     )
+    base_dtype: str = setting(
+        "auto",
+        "how the frozen weights of what predicts (the video model's transformer, the painter's and its ControlNet) are "
+        "kept: bfloat16; int8, the blocks' products in int8 with a scale a channel, half of bfloat16's memory; auto: "
+        "as the weights are stored",
+        one_of("auto", "bfloat16", "int8"),
+    )
     depth_weights: str = setting(
         "", "folder of converted Depth Anything weights, or tiny; empty: depth/ in the folder above", is_path=True
     )

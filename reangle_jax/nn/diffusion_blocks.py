@@ -15,13 +15,16 @@ from reangle_jax.nn.linear import Linear, LoRAConfig
 SMALL_INIT = 0.1
 
 
-def linear_builder(param_dtype: str, execution: Execution, rngs: nnx.Rngs) -> Callable[..., Linear]:
+def linear_builder(
+    param_dtype: str, execution: Execution, rngs: nnx.Rngs, *, kernel_dtype: str = ""
+) -> Callable[..., Linear]:
     """Builds the maps of one model: what all have in common is said once.
 
     Args:
         param_dtype: what is stored.
         execution: what is computed in.
         rngs: source of the initial values.
+        kernel_dtype: what kernels are stored in, where that is another type (`Linear`).
 
     Returns:
         (in_features, out_features, axes, lora=None, init_scale=1.0) -> `Linear`.
@@ -41,6 +44,7 @@ def linear_builder(param_dtype: str, execution: Execution, rngs: nnx.Rngs) -> Ca
             lora=lora,
             init_scale=init_scale,
             **execution.dtypes(param_dtype),
+            kernel_dtype=kernel_dtype,
             rngs=rngs,
         )
 

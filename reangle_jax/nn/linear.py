@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from reangle_jax.nn import quantised
 from reangle_jax.nn.products import matmul
 
 
@@ -46,6 +47,7 @@ class Linear(nnx.Module):
         init_scale: factor on the kernel's initial values.
         dtype: what is computed in.
         param_dtype: what is stored.
+        kernel_dtype: what the kernel is stored in: ``int8``, with a scale for each output; empty: in ``param_dtype``.
         rngs: source of the initial values.
     """
 
@@ -60,10 +62,15 @@ class Linear(nnx.Module):
         init_scale: float = 1.0,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
+        kernel_dtype: str = "",
         rngs: nnx.Rngs,
     ):
         kernel = uniform_fan_in(rngs.params(), (in_features, out_features), param_dtype) * init_scale
+        scale = None
+        if kernel_dtype == quantised.INT8:
+            kernel, scale = quantised.quantise(kernel)
         self.kernel = nnx.Param(kernel, axes=axes)
+        self.kernel_scale = None if scale is None else nnx.Param(scale, axes=axes[1:])
         self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype), axes=axes[1:]) if use_bias else None
         # Adapters train in float32 whatever the base is stored in: AdamW's steps vanish in bfloat16.
         self.lora_a = (
@@ -82,7 +89,10 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
         """Applies the map."""
         x = x.astype(self.dtype)
-        y = matmul(x, self.kernel[...].astype(self.dtype))
+        if self.kernel_scale is not None:
+            y = quantised.product(x, self.kernel[...], self.kernel_scale[...])
+        else:
+            y = matmul(x, self.kernel[...].astype(self.dtype))
         if self.bias is not None:
             y = y + jnp.broadcast_to(self.bias[...].astype(self.dtype), y.shape)
         if self.lora_a is not None and self.lora_b is not None:

@@ -99,12 +99,14 @@ class Painter(abc.ABC):
         folders: of its parts' weights, by the names that its entry in `registry` has.
         size: rows and columns of the pictures, multiples of the entry's.
         choice: how the networks are computed.
+        base_dtype: how the parameters of what predicts are kept: bfloat16, int8, or as they are stored (auto).
     """
 
     name: str
     folders: Mapping[str, Path]
     size: tuple[int, int]
     choice: Choice = AUTO
+    base_dtype: str = "auto"
 
     # Before any work.
 

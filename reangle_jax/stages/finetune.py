@@ -58,7 +58,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     return (
         Unit(
             settings=(
-                *("caption", "mode", "train_views", "vae_tiles", "model", "seed"),
+                *("caption", "mode", "train_views", "vae_tiles", "model", "base_dtype", "seed"),
                 *view_paths.prompt_keys(settings),
                 *(f"finetune.{key}" for key in DECISIVE),
             ),

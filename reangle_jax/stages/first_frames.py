@@ -83,7 +83,7 @@ def _painted(settings: Settings, view: str, before: tuple[str, ...], outputs: tu
     if settings.first_frames.candidates > 1:
         networks += agreement.parts(chosen_models.painter_folder(settings))
         inputs += (*before, *((first_picture.of(settings),) if settings.first_frames.with_input else ()))
-    keys = ("mode", "caption", "edit.caption", "height", "width", "seed")
+    keys = ("mode", "caption", "edit.caption", "height", "width", "base_dtype", "seed")
     keys += tuple(f"first_frames.{key}" for key in DECISIVE)
     return Unit(view, keys, inputs, outputs, weights=networks, view=view)
 

@@ -30,7 +30,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
         external = (External("config.first_frames.given", given),)
         result.append(Unit(EDIT, settings=("height", "width"), external=external, outputs=(source,)))
     elif settings.edit.caption:
-        keys = ("edit", "caption", "seed", "height", "width", "first_frames.model", "first_frames.scale")
+        keys = ("edit", "caption", "seed", "height", "width", "base_dtype", "first_frames.model", "first_frames.scale")
         networks = chosen_models.of_painter(settings)
         result.append(Unit(EDIT, keys, (first_picture.FRAMES,), (source,), weights=networks))
     if settings.mode == "static":

@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One for each view, and one more for what the untuned model makes of it."""
-    keys = ("caption", "mode", "num_frames", "height", "width", "vae_tiles", "model", "seed")
+    keys = ("caption", "mode", "num_frames", "height", "width", "vae_tiles", "model", "base_dtype", "seed")
     keys += tuple(f"sample.{name}" for name in SAMPLING)
     keys += () if settings.sample.shared_noise == "off" else ("sample.shared_noise",)
     keys += view_paths.prompt_keys(settings)

@@ -48,7 +48,11 @@ class CogVideoXBackbone(Backbone):
     def transformer(self) -> networks.Network:
         """The transformer with its adapters, shapes in place of parameters."""
         return networks.describe_transformer(
-            self.folders["transformer"], lora_rank=self.rank, lora_alpha=self.alpha, choice=self.choice
+            self.folders["transformer"],
+            lora_rank=self.rank,
+            lora_alpha=self.alpha,
+            choice=self.choice,
+            base_dtype=self.base_dtype,
         )
 
     @functools.cached_property
@@ -125,7 +129,11 @@ class CogVideoXBackbone(Backbone):
     def load_denoiser(self) -> nnx.State:
         """See `Backbone.load_denoiser`."""
         return networks.load_transformer(
-            self.folders["transformer"], lora_rank=self.rank, lora_alpha=self.alpha, choice=self.choice
+            self.folders["transformer"],
+            lora_rank=self.rank,
+            lora_alpha=self.alpha,
+            choice=self.choice,
+            base_dtype=self.base_dtype,
         ).state
 
     def init_adapters(self, *, key: Array) -> nnx.State:

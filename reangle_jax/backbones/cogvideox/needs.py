@@ -49,6 +49,7 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
         _config(backbone.folders[part], kind, _PUBLISHED[backbone.name][part])
         for part, kind in (("transformer", TransformerConfig), ("vae", VAEConfig), ("text_encoder", T5Config))
     )
+    transformer = checkpoints.as_kept(transformer, backbone.base_dtype, backbone.folders["transformer"])
     transformer = dataclasses.replace(transformer, lora_rank=backbone.rank, lora_alpha=backbone.alpha)
     execution = Execution.chosen(transformer.param_dtype, backbone.choice)
     clip = backbone.clip

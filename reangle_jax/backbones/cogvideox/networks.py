@@ -73,29 +73,40 @@ def in_tiles(tiles: str, size: tuple[int, int] | None) -> bool:
 
 
 def describe_transformer(
-    folder: Path, *, lora_rank: int = 0, lora_alpha: float = 0.0, choice: Choice = AUTO
+    folder: Path, *, lora_rank: int = 0, lora_alpha: float = 0.0, choice: Choice = AUTO, base_dtype: str = "auto"
 ) -> Network:
     """:func:`load_transformer` without its parameters: shapes stand in their place.
 
     Raises:
-        InputError: the folder is missing, its config.json damaged or another model's, or the choice impossible here.
+        InputError: the folder is missing, its config.json damaged or another model's, or a choice impossible here.
     """
-    config = checkpoints.load_config(folder, TransformerConfig)
+    config = checkpoints.as_kept(checkpoints.load_config(folder, TransformerConfig), base_dtype, folder)
     config = dataclasses.replace(config, lora_rank=lora_rank, lora_alpha=lora_alpha)
     execution = Execution.chosen(config.param_dtype, choice)
     graphdef, _, base = nnx.split(_abstract(config, execution), nnx.LoRAParam, ...)
     return Network(config, execution, graphdef, base)
 
 
-def load_transformer(folder: Path, *, lora_rank: int, lora_alpha: float, choice: Choice = AUTO) -> Network:
+def load_transformer(
+    folder: Path, *, lora_rank: int, lora_alpha: float, choice: Choice = AUTO, base_dtype: str = "auto"
+) -> Network:
     """The transformer of a weights folder with room for adapters; its state is the frozen base alone.
 
     Merge it as ``nnx.merge(graphdef, lora, state)``, where ``lora`` is as :func:`init_lora` makes it.
 
+    Args:
+        folder: the transformer's.
+        lora_rank: of the adapters; 0 for none.
+        lora_alpha: their strength.
+        choice: how it is computed.
+        base_dtype: how the base is kept, see :func:`reangle_jax.checkpoints.as_kept`.
+
     Raises:
-        InputError: the folder is missing or damaged, or holds another model; the choice is impossible here.
+        InputError: the folder is missing or damaged, or holds another model; a choice is impossible here.
     """
-    found = describe_transformer(folder, lora_rank=lora_rank, lora_alpha=lora_alpha, choice=choice)
+    found = describe_transformer(
+        folder, lora_rank=lora_rank, lora_alpha=lora_alpha, choice=choice, base_dtype=base_dtype
+    )
     model = checkpoints.load_into(_abstract(found.config, found.execution), folder)
     graphdef, _, base = nnx.split(model, nnx.LoRAParam, ...)
     return Network(found.config, found.execution, graphdef, base)

@@ -31,6 +31,10 @@ def _linear(config: TransformerConfig, execution: Execution, rngs: nnx.Rngs) -> 
     return linear_builder(config.param_dtype, execution, rngs)
 
 
+def _block_linear(config: TransformerConfig, execution: Execution, rngs: nnx.Rngs) -> Callable[..., Linear]:
+    return linear_builder(config.param_dtype, execution, rngs, kernel_dtype=config.kernel_dtype)
+
+
 def _layer_norm(features: int, epsilon: float, config: TransformerConfig) -> LayerNorm:
     # The result stays float32: what follows (modulation, rotation) is float32 too, and is rounded once.
     return LayerNorm(features, epsilon=epsilon, param_dtype=jnp.dtype(config.param_dtype))
@@ -119,7 +123,9 @@ class JointNorm(nnx.Module):
     def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
         width = config.inner_dim
         axes = (None, "modulation")
-        self.linear = _linear(config, execution, rngs)(config.time_embed_dim, 6 * width, axes, init_scale=SMALL_INIT)
+        self.linear = _block_linear(config, execution, rngs)(
+            config.time_embed_dim, 6 * width, axes, init_scale=SMALL_INIT
+        )
         self.norm = _layer_norm(width, config.norm_eps, config)
         self.dtype = jnp.dtype(execution.dtype)
 
@@ -140,7 +146,7 @@ class JointAttention(nnx.Module):
     """Self-attention over text and video together."""
 
     def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
-        linear, width = _linear(config, execution, rngs), config.inner_dim
+        linear, width = _block_linear(config, execution, rngs), config.inner_dim
         self.to_q, self.to_k, self.to_v = (linear(width, width, ("embed", "heads"), config.lora) for _ in range(3))
         self.to_out = linear(width, width, ("heads", "embed"), config.lora)
         self.norm_q = _layer_norm(config.attention_head_dim, 1e-6, config)
@@ -167,7 +173,7 @@ class Block(nnx.Module):
         self.norm1 = JointNorm(config, execution, rngs=rngs)
         self.attn = JointAttention(config, execution, rngs=rngs)
         self.norm2 = JointNorm(config, execution, rngs=rngs)
-        self.ff = FeedForward(config.inner_dim, _linear(config, execution, rngs))
+        self.ff = FeedForward(config.inner_dim, _block_linear(config, execution, rngs))
 
     def __call__(
         self, x: Float[Array, "B S inner"], time: Float[Array, "B time"], rope: Rope | None, text_length: int

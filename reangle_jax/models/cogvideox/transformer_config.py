@@ -33,6 +33,8 @@ class TransformerConfig:
         lora_rank: rank of the adapters on to_q, to_k, to_v, to_out; 0 for none.
         lora_alpha: their strength: they add ``alpha / rank`` times the low-rank product.
         param_dtype: what the base's parameters are stored in; adapters are float32.
+        kernel_dtype: what the blocks' kernels are stored in: ``int8``, with a scale for each output channel; empty: in
+            ``param_dtype``.
     """
 
     num_layers: int
@@ -58,6 +60,7 @@ class TransformerConfig:
     lora_rank: int = 0
     lora_alpha: float = 0.0
     param_dtype: str = "float32"
+    kernel_dtype: str = ""
 
     def __post_init__(self):
         if self.attention_head_dim % 16:
@@ -66,6 +69,8 @@ class TransformerConfig:
             raise ValueError(f"patches of {self.patch_size} do not tile {self.sample_height}x{self.sample_width}")
         if self.use_learned and not self.use_rotary:
             raise ValueError("a learned position table without rope exists in no published model")
+        if self.kernel_dtype not in ("", "int8"):
+            raise ValueError(f"kernel_dtype {self.kernel_dtype!r} is neither int8 nor empty")
         if self.lora_rank < 0 or (self.lora_rank > 0 and self.lora_alpha <= 0):
             raise ValueError(f"lora_rank {self.lora_rank} needs lora_alpha > 0, not {self.lora_alpha}")
 

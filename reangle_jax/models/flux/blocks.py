@@ -32,8 +32,13 @@ TIME_WIDTH = 256  # of the sinusoids of time and guidance
 
 
 def linear(config: FluxConfig, execution: Execution, rngs: nnx.Rngs) -> Callable[..., Linear]:
-    """What builds a model's maps."""
+    """What builds a model's maps outside of its blocks."""
     return linear_builder(config.param_dtype, execution, rngs)
+
+
+def block_linear(config: FluxConfig, execution: Execution, rngs: nnx.Rngs) -> Callable[..., Linear]:
+    """What builds the maps of its blocks."""
+    return linear_builder(config.param_dtype, execution, rngs, kernel_dtype=config.kernel_dtype)
 
 
 class Embedders(nnx.Module):
@@ -71,7 +76,7 @@ class ModulatedNorm(nnx.Module):
 
     def __init__(self, count: int, config: FluxConfig, execution: Execution, *, rngs: nnx.Rngs):
         width = config.inner_dim
-        build = linear(config, execution, rngs)
+        build = block_linear(config, execution, rngs)
         self.linear = build(width, count * width, (None, "modulation"), init_scale=SMALL_INIT)
         self.norm = LayerNorm(width, epsilon=EPSILON, use_affine=False)
         self.count = count
@@ -91,7 +96,7 @@ class HeadProjections(nnx.Module):
     """Queries, keys and values of a stream of tokens, queries and keys normed head by head."""
 
     def __init__(self, config: FluxConfig, execution: Execution, *, adapted: bool, rngs: nnx.Rngs):
-        build, width = linear(config, execution, rngs), config.inner_dim
+        build, width = block_linear(config, execution, rngs), config.inner_dim
         lora = config.lora if adapted else None
         self.to_q, self.to_k, self.to_v = (build(width, width, ("embed", "heads"), lora) for _ in range(3))
         # The results stay float32 for the rotation, and are rounded once after it.
@@ -121,7 +126,7 @@ class Stream(nnx.Module):
     """One side of a joint block, the text's or the picture's: its norms, projections and feed-forward."""
 
     def __init__(self, config: FluxConfig, execution: Execution, *, adapted: bool, rngs: nnx.Rngs):
-        build, width = linear(config, execution, rngs), config.inner_dim
+        build, width = block_linear(config, execution, rngs), config.inner_dim
         self.norm = ModulatedNorm(6, config, execution, rngs=rngs)
         self.heads = HeadProjections(config, execution, adapted=adapted, rngs=rngs)
         self.to_out = build(width, width, ("heads", "embed"), config.lora if adapted else None)
@@ -162,7 +167,7 @@ class SingleBlock(nnx.Module):
     """Attention and feed-forward beside each other over all tokens, text first."""
 
     def __init__(self, config: FluxConfig, execution: Execution, *, rngs: nnx.Rngs):
-        build, width = linear(config, execution, rngs), config.inner_dim
+        build, width = block_linear(config, execution, rngs), config.inner_dim
         self.norm = ModulatedNorm(3, config, execution, rngs=rngs)
         self.heads = HeadProjections(config, execution, adapted=True, rngs=rngs)
         self.up = build(width, 4 * width, ("embed", "mlp"))

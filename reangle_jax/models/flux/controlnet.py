@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from reangle_jax.models.flux.blocks import Embedders, JointBlock, linear
+from reangle_jax.models.flux.blocks import Embedders, JointBlock, block_linear, linear
 from reangle_jax.models.flux.tokens import rope_table
 from reangle_jax.models.flux.transformer_config import ControlNetConfig
 from reangle_jax.nn.execution import Execution
@@ -19,7 +19,7 @@ class _Controlled(nnx.Module):
     def __init__(self, config: ControlNetConfig, execution: Execution, *, rngs: nnx.Rngs):
         self.block = JointBlock(config, execution, rngs=rngs)
         # A fresh ControlNet changes nothing (zero convolutions).
-        self.residual: Linear = linear(config, execution, rngs)(
+        self.residual: Linear = block_linear(config, execution, rngs)(
             config.inner_dim, config.inner_dim, (None, "embed"), init_scale=0.0
         )
 

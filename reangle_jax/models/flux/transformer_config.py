@@ -49,6 +49,8 @@ class FluxConfig:
         lora_rank: rank of the adapters on to_q, to_k, to_v, to_out of the picture's tokens; 0 for none.
         lora_alpha: their strength: they add ``alpha / rank`` times the low-rank product.
         param_dtype: what the base's parameters are stored in; adapters are float32.
+        kernel_dtype: what the blocks' kernels are stored in: ``int8``, with a scale for each output channel; empty: in
+            ``param_dtype``.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -67,6 +69,7 @@ class FluxConfig:
     lora_rank: int = 0
     lora_alpha: float = 0.0
     param_dtype: str = "float32"
+    kernel_dtype: str = ""
 
     def __post_init__(self):
         object.__setattr__(self, "axes_dims_rope", tuple(self.axes_dims_rope))
@@ -74,6 +77,8 @@ class FluxConfig:
             raise ValueError(f"axes_dims_rope {self.axes_dims_rope} must be three even numbers")
         if sum(self.axes_dims_rope) != self.attention_head_dim:
             raise ValueError(f"axes_dims_rope {self.axes_dims_rope} do not add up to {self.attention_head_dim}")
+        if self.kernel_dtype not in ("", "int8"):
+            raise ValueError(f"kernel_dtype {self.kernel_dtype!r} is neither int8 nor empty")
         if self.lora_rank < 0 or (self.lora_rank > 0 and self.lora_alpha <= 0):
             raise ValueError(f"lora_rank {self.lora_rank} needs lora_alpha > 0, not {self.lora_alpha}")
 

@@ -49,7 +49,10 @@ def of_stages(painter: "FluxPainter", painting: Painting, editing: Editing) -> d
     name, (height, width) = painter.name, painter.size
     found = {
         role: networks.build(
-            role, _config(painter.folders, folder, _CONFIGS[role], _PUBLISHED[name][role]), painter.choice
+            role,
+            _config(painter.folders, folder, _CONFIGS[role], _PUBLISHED[name][role]),
+            painter.choice,
+            painter.base_dtype,
         )
         for role, folder in networks.roles(name).items()
     }

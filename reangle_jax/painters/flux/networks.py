@@ -58,21 +58,24 @@ def text_encoders(name: str) -> tuple[str | None, str]:
     return (None, "text_encoder") if name == TINY else ("text_encoder", "text_encoder_2")
 
 
-def describe(name: str, folders: Mapping[str, Path], choice: Choice = AUTO) -> dict[str, Network]:
+def describe(
+    name: str, folders: Mapping[str, Path], choice: Choice = AUTO, base_dtype: str = "auto"
+) -> dict[str, Network]:
     """Each network that paints, by role, with shapes in place of its parameters.
 
     Raises:
-        InputError: a folder is missing or its config.json damaged, or the choice is impossible here.
+        InputError: a folder is missing or its config.json damaged, or a choice is impossible here.
     """
     found = {}
     for role, part in roles(name).items():
         config_class, _ = _KINDS[role]
-        found[role] = build(role, checkpoints.load_config(folders[part], config_class), choice)
+        found[role] = build(role, checkpoints.load_config(folders[part], config_class), choice, base_dtype)
     return found
 
 
-def build(role: str, config: Any, choice: Choice = AUTO) -> Network:
-    """A network of some sizes, with shapes in place of its parameters."""
+def build(role: str, config: Any, choice: Choice = AUTO, base_dtype: str = "auto") -> Network:
+    """A network of some sizes, with shapes in place of its parameters; ``base_dtype`` is not for the autoencoder."""
+    config = config if role == "vae" else checkpoints.as_kept(config, base_dtype)
     model, chosen = _KINDS[role][1], Execution.in_type if role == "vae" else Execution.chosen
     execution = chosen(config.param_dtype, choice)
     module = checkpoints.abstract(lambda: model(config, execution=execution, rngs=nnx.Rngs(0)))

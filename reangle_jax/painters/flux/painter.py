@@ -62,7 +62,7 @@ class FluxPainter(Painter):
     @functools.cached_property
     def networks(self) -> dict[str, Network]:
         """Each network that paints, by its role, shapes in place of parameters."""
-        return networks.describe(self.name, self.folders, self.choice)
+        return networks.describe(self.name, self.folders, self.choice, self.base_dtype)
 
     @property
     def _latents(self) -> tuple[int, int, int]:
