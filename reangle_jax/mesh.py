@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from reangle_jax.errors import InputError
@@ -64,25 +65,49 @@ def make_mesh(text: str = "auto", *, batch_size: int = 1, devices: Sequence[Any]
 
     Args:
         text: as :func:`parse` takes it. ``auto`` gives each device an equal share of the batch's videos, and leaves
-            devices idle that have none; on CPUs, whose devices are one processor's cores, it takes one.
+            devices idle that have none; on CPUs, whose devices are one processor's cores, it takes one. Of several
+            processes it takes every device (of a CPU's one each), and divides the parameters over those left.
         batch_size: videos of a training batch, for ``auto``.
-        devices: all there are by default; the first ones are taken.
+        devices: all there are by default; the first ones are taken, of each process as many.
 
     Raises:
-        InputError: as :func:`parse`; or there are too few devices.
+        InputError: as :func:`parse`; or there are too few devices, or they do not divide over the processes.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = parse(text)
+    processes = len({device.process_index for device in devices})
+    sizes, on_cpu = parse(text), devices[0].platform == "cpu"
     if sizes is None:
-        share = 1 if devices[0].platform == "cpu" else math.gcd(batch_size, len(devices))
-        sizes = {DATA: share, "r": 1, "u": 1}
+        able = processes if on_cpu else len(devices)
+        share = math.gcd(batch_size, able)
+        sizes = {DATA: share, "r": 1, "u": able // share if processes > 1 else 1}
     count = math.prod(sizes.values())
     if count > len(devices):
         raise InputError(
             f"config.mesh={text!r} needs {count} devices and there are {len(devices)}: use smaller sizes, or auto"
         )
-    grid = np.asarray(devices[:count]).reshape([sizes[name] for name in AXES])
+    if count % processes:
+        words = f"its {count} devices must be a multiple of the {processes} processes: use other sizes, or auto"
+        raise InputError(f"config.mesh={text!r} is not possible: {words}")
+    grid = np.asarray(_evenly(devices, count // processes)).reshape([sizes[name] for name in AXES])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def make_own_mesh(text: str = "auto", *, batch_size: int = 1) -> Mesh:
+    """The mesh of what one process does alone: of one of several it is its own devices, whatever the setting is."""
+    if jax.process_count() == 1:
+        return make_mesh(text, batch_size=batch_size)
+    return make_mesh(batch_size=math.gcd(batch_size, jax.local_device_count()), devices=jax.local_devices())
+
+
+def _evenly(devices: Sequence[Any], each: int) -> list[Any]:
+    """The first devices of each process, in their order."""
+    taken: dict[int, int] = {}
+    found = []
+    for device in devices:
+        taken[device.process_index] = taken.get(device.process_index, 0) + 1
+        if taken[device.process_index] <= each:
+            found.append(device)
+    return found
 
 
 @contextlib.contextmanager
@@ -177,6 +202,17 @@ def by_share(function: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, 
         return function
     share = PartitionSpec(DATA)
     return jax.shard_map(function, in_specs=(PartitionSpec(), share), out_specs=share, check_vma=False)
+
+
+def on_host(tree: Any) -> Any:
+    """Arrays as NumPy's, each whole, wherever its pieces lie: all processes that hold one must ask for it together."""
+
+    def whole(array: Any) -> np.ndarray:
+        if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+            return multihost_utils.process_allgather(array, tiled=True)
+        return np.asarray(array)
+
+    return jax.tree.map(whole, tree)
 
 
 def replicate(tree: Tree) -> Tree:

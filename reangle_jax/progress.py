@@ -39,7 +39,7 @@ class progress(Generic[Item]):  # noqa: N801 (used like the function tqdm)
         self._values: dict[str, Any] = {}
         self._start = self._last = time.monotonic()
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and _log.isEnabledFor(logging.INFO):  # one process of several shows it
             self._bar = tqdm.tqdm(
                 total=self._total, desc=description, initial=initial, unit=unit, dynamic_ncols=True, file=sys.stderr
             )

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, mesh
 from reangle_jax.models.text import tokenizers
 from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
 from reangle_jax.models.text.clip_tokenizer import CLIPTokenizer
@@ -40,7 +40,7 @@ def embed_prompts(
     known: dict[str, np.ndarray] = {}
     for prompt in prompts:
         if prompt not in known:
-            known[prompt] = np.asarray(encode(state, jnp.asarray(tokenizer([prompt], length))))[0]
+            known[prompt] = mesh.on_host(encode(state, jnp.asarray(tokenizer([prompt], length))))[0]
     return np.stack([known[prompt] for prompt in prompts])
 
 

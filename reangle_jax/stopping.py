@@ -30,20 +30,25 @@ class Stop:
 
     Attributes:
         requested: True once a signal came while signals were held for a safe point.
+        agree: of several processes that work together, gives the signal (0: none) that stops all of them, of the one
+            that came to this one. All of them ask as often: at each step between safe points.
     """
 
     def __init__(self) -> None:
         self._signum = 0
         self._holding = False
+        self.agree: Callable[[int], int] = _own
 
     @property
     def requested(self) -> bool:
         """True once a signal came."""
+        if self._holding:
+            self._signum = self.agree(self._signum)
         return self._signum != 0
 
     def now(self) -> None:
         """Raises `Stopped` if a signal came: call it where everything worth keeping is on the disk."""
-        if self._signum:
+        if self.requested:
             raise Stopped(self._signum)
 
     @contextlib.contextmanager
@@ -77,6 +82,10 @@ class Stop:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _own(signum: int) -> int:
+    return signum
 
 
 def run(main: Callable[[], int]) -> NoReturn:

@@ -21,24 +21,29 @@ ARROWS: dict[str, set[str]] = {
     "geometry": {"nn"},
     "diffusion": set(),
     "data": {"nn"},
+    "distributed": set(),
     "measure": set(),
     "randomness": set(),
     "stopping": set(),
     "commands": {"stopping"},
     "compilation_cache": set(),
+    "many": {"commands", "data", "measure", "stopping"},
     "progress": {"measure"},
     "faults": {"measure"},
     "mesh": {"nn"},
     "checkpoints": {"data", "mesh", "nn"},
-    "prompts": {"checkpoints", "models", "nn"},
+    "prompts": {"checkpoints", "mesh", "models", "nn"},
     "backbones": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn", "prompts"},
     "painters": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn", "prompts"},
     "cameras": {"commands", "data", "geometry", "stopping"},
     "config": {"backbones", "cameras", "data", "geometry", "mesh", "nn", "painters"},
     "command_line": {"config", "data"},
-    "learning": {"mesh", "progress", "stopping"},
+    "saved_states": {"mesh"},
+    "learning": {"mesh", "progress", "saved_states", "stopping"},
     "chosen_models": {"backbones", "config", "data", "painters", "tiny"},
-    "run": {"cameras", "config", "data", "faults", "geometry", "measure", "stopping"},
+    "run": {
+        "cameras", "compilation_cache", "config", "data", "distributed", "faults", "geometry", "measure", "stopping",
+    },
     "export": {"cameras", "commands", "data", "geometry", "stopping"},
     "scoring": {
         "checkpoints", "commands", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
@@ -53,8 +58,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "doctor": {"backbones", "commands", "compilation_cache", "data", "measure", "painters", "stopping", "tiny"},
     "main": {
-        "chosen_models", "command_line", "commands", "compilation_cache", "config", "doctor", "faults", "measure",
-        "mesh", "nn", "plan", "run", "scoring", "stages", "stopping",
+        "chosen_models", "command_line", "commands", "compilation_cache", "config", "distributed", "doctor", "faults",
+        "measure", "mesh", "nn", "plan", "run", "scoring", "stages", "stopping",
     },
 }  # fmt: skip
 # Rooms whose own rooms know nothing of each other.

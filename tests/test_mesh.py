@@ -40,7 +40,7 @@ def test_make_mesh():
 @pytest.mark.usefixtures("unchecked")  # a stand-in for the mesh
 def test_auto_gives_every_device_an_equal_share_of_the_batch():
     class Device:
-        platform = "gpu"
+        platform, process_index = "gpu", 0
 
     devices = [Device() for _ in range(8)]
     for batch, share in ((1, 1), (2, 2), (3, 1), (12, 4), (16, 8)):

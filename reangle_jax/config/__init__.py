@@ -5,7 +5,16 @@ that everything else reads. A setting is written down once, in `reangle_jax.conf
 """
 
 from reangle_jax.config.defaults import get_default, get_tiny
-from reangle_jax.config.reading import UNTUNED, camera_wishes, flatten, from_text, parse, type_of, view_folder
+from reangle_jax.config.reading import (
+    UNTUNED,
+    camera_wishes,
+    flatten,
+    from_flat,
+    from_text,
+    parse,
+    type_of,
+    view_folder,
+)
 from reangle_jax.config.rules import read_window
 from reangle_jax.config.settings import (
     AUTO,
@@ -36,6 +45,7 @@ __all__ = [
     "Settings",
     "camera_wishes",
     "flatten",
+    "from_flat",
     "from_text",
     "get_default",
     "get_tiny",

@@ -122,6 +122,18 @@ def flatten(settings: Settings) -> dict[str, Any]:
     return flat
 
 
+def from_flat(flat: Mapping[str, Any]) -> Settings:
+    """The settings that `flatten` gave, which were checked then."""
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *groups, leaf = key.split(".")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[leaf] = value
+    return _build(Settings, nested, "config")
+
+
 def view_folder(view: str) -> str:
     """A view's NAME in the run's folder: every character outside A-Z a-z 0-9 becomes ``_``, of a file's stem."""
     return camera_views.folder_name(view)

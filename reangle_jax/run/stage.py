@@ -54,6 +54,7 @@ class Stage:
         units: its units for given settings, in order.
         run: its function.
         smaller: settings that lower the memory it needs, of `faults.SMALLER`.
+        together: whether several processes run it together, each on its devices; the others wait for process 0 if not.
         arranged: in place of `units` where what earlier stages left in the run's folder decides on the units' order.
     """
 
@@ -62,6 +63,7 @@ class Stage:
     units: Callable[[Settings], tuple[Unit, ...]]
     run: Callable[..., Any]
     smaller: tuple[str, ...] = ("num_frames", "height", "width")
+    together: bool = False
     arranged: Callable[[Settings, Path], tuple[Unit, ...]] | None = None
 
     def units_in(self, settings: Settings, folder: Path) -> tuple[Unit, ...]:

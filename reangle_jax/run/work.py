@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reangle_jax import faults, measure
 from reangle_jax.data import files
+from reangle_jax.distributed import ALONE, Team
 from reangle_jax.run.ledger import Ledger, Verdict, fingerprint
 from reangle_jax.run.stage import Stage, Unit
 from reangle_jax.stopping import Stop
@@ -18,14 +19,48 @@ MEASURED = "measured.json"  # in a unit's scratch
 _log = logging.getLogger(__name__)
 
 
-def run_stage(stage: Stage, ledger: Ledger, *, stop: Stop | None = None) -> bool:
-    """Does what of a stage is not done; says what and why. Returns whether there was anything to do."""
+def run_stage(stage: Stage, ledger: Ledger, *, stop: Stop | None = None, team: Team = ALONE) -> bool:
+    """Does what of a stage is not done; says what and why. Returns whether there was anything to do.
+
+    Args:
+        stage: the stage.
+        ledger: of the run's folder, which this process owns.
+        stop: whether the process shall stop.
+        team: the processes that follow this one.
+    """
     explained = faults.memory_explained(stage.name, ledger.flat, stage.smaller)
     with explained, contextlib.closing(Work(stage, ledger, ledger.survey(stage), stop or Stop())) as work:
         if work.todo:
-            stage.run(ledger.settings, ledger.root, work)
+            with _led(stage, ledger, work, team):
+                stage.run(ledger.settings, ledger.root, work)
             work.end()
         return bool(work.todo)
+
+
+@contextlib.contextmanager
+def _led(stage: Stage, ledger: Ledger, work: "Work", team: Team) -> Iterator[None]:
+    """Calls the other processes to a stage that all run: tells them the work, and gives them the files that it reads.
+
+    These are the units' inputs and what an earlier start left in their scratch; `run.following` is the other side.
+    """
+    if not (team.several and stage.together):
+        yield
+        return
+    names = [name for unit in work.todo for name in unit.inputs if (ledger.root / name).is_file()]
+    units = []
+    for unit in work.todo:
+        scratch = work.scratch(unit)
+        names += [path.relative_to(ledger.root).as_posix() for path in sorted(scratch.iterdir()) if path.is_file()]
+        told = {key: getattr(unit, key) for key in ("name", "inputs", "outputs", "view")}
+        units.append({**told, "scratch": scratch.relative_to(ledger.root).as_posix()})
+    team.tell({"stage": stage.name, "root": str(ledger.root), "units": units})
+    team.share(ledger.root, names)
+    work.seen = team.sees(ledger.root)
+    work.stop.agree = team.agree
+    try:
+        yield
+    finally:
+        work.stop.agree = ALONE.agree
 
 
 class Work:
@@ -42,7 +77,10 @@ class Work:
     Attributes:
         todo: all of them, those too that may turn out to be done once those before them are.
         stop: whether the process shall stop.
+        seen: whether all processes that do the work see the run's folder.
     """
+
+    seen = True
 
     def __init__(self, stage: Stage, ledger: Ledger, verdicts: Collection[Verdict], stop: Stop):
         self.stop = stop
@@ -94,6 +132,10 @@ class Work:
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
         return folder
+
+    def origin(self, unit: Unit) -> Path | None:
+        """A unit's scratch in the run's folder, for all processes to write to; None where this one does not see it."""
+        return self.scratch(unit)
 
     def end(self) -> None:
         """Checks that nothing was left undone.

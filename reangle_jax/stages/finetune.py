@@ -81,7 +81,7 @@ def _finetune(settings: Settings, folder: Path, work: Work, unit: Unit) -> None:
     adapters = backbone.init_adapters(key=named_key(settings.seed, "finetune", "init"))
     losses: list[float] = []
     # Without steps there is nothing to encode: config.loras may act alone.
-    learn = _prepared(settings, folder, backbone, work.scratch(unit), adapters) if options.steps else None
+    learn = _prepared(settings, folder, backbone, work, unit, adapters) if options.steps else None
     # A signal in the last step waits until what was learnt is on the disk.
     with work.stop.at_safe_points() as stop:
         if learn:
@@ -94,11 +94,11 @@ def _finetune(settings: Settings, folder: Path, work: Work, unit: Unit) -> None:
 
 
 def _prepared(
-    settings: Settings, folder: Path, backbone: Backbone, scratch: Path, adapters: nnx.State
+    settings: Settings, folder: Path, backbone: Backbone, work: Work, unit: Unit, adapters: nnx.State
 ) -> Callable[..., tuple[learning.State, learning.History]]:
     """`learning.train` with everything but the stop. Each network is loaded when it is needed and dropped after."""
-    options = settings.finetune
-    data = _training_set(settings, folder, backbone, scratch)
+    options, origin = settings.finetune, work.origin(unit)
+    data = _training_set(settings, folder, backbone, work.scratch(unit))
     seen = 100 * float(data.mask.mean())
     _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), seen)
     coder, base = backbone.load_coder(decodes=False), backbone.load_denoiser()
@@ -113,7 +113,8 @@ def _prepared(
         name="finetune",
         steps=options.steps,
         over=lambda done, history: done >= options.steps,
-        checkpoints=scratch / "steps",
+        checkpoints=origin and origin / "steps",
+        seen=work.seen,
         due=lambda done: bool(every) and done % every == 0 and done < options.steps,
         log=functools.partial(learning.events, folder / "logs/finetune", "finetune", rate),
         rate=rate,
@@ -151,12 +152,12 @@ def _training_set(settings: Settings, folder: Path, backbone: Backbone, scratch:
     text = backbone.embed(prompts(settings, folder))
     data = encode_videos(backbone, backbone.load_coder(decodes=False), np.stack(videos), np.stack(visible))
     data = data._replace(text=jnp.asarray(text))
-    if not all(np.isfinite(value).all() for value in (data.mean, data.logvar, text)):
+    if not all(np.isfinite(value).all() for value in mesh.on_host((data.mean, data.logvar, text))):
         raise NotFiniteError(
             "finetune: the videos' latents or the prompts' embeddings are not finite: "
             f"{wider(backbone.dtype)}convert the autoencoder's and the text encoder's weights again"
         )
-    files.atomic_savez(cached, **{name: np.asarray(value) for name, value in data._asdict().items()})
+    files.atomic_savez(cached, **mesh.on_host(data._asdict()))
     return data
 
 
@@ -171,7 +172,7 @@ def encode_videos(backbone: Backbone, coder: Any, videos: np.ndarray, visible: n
     """
     encode = jax.jit(lambda coder, video: backbone.encode(coder, video[None]))
     moments = [encode(coder, jnp.asarray(v)) for v in progress(list(videos), "finetune: encode", unit="video")]
-    mean, logvar = (jnp.concatenate([np.asarray(m[k], np.float32) for m in moments]) for k in range(2))
+    mean, logvar = (jnp.concatenate([mesh.on_host(m[k]).astype(np.float32) for m in moments]) for k in range(2))
     rows, columns = mean.shape[2:4]
     mask = jnp.stack([masks.latent_mask(v, rows, columns, backbone.grid.frames) for v in visible])
     return TrainingSet(mean, logvar, mask, jnp.zeros((len(videos), 0, 0)), jnp.asarray(videos[:, 0]))
@@ -245,4 +246,4 @@ def make_step(
 
 
 SMALLER = ("finetune.batch_size", "finetune.rank", "mesh", "vae_tiles", "base_dtype", "num_frames", "height", "width")
-STAGE = Stage("finetune", version=1, units=units, run=finetune, smaller=SMALLER)
+STAGE = Stage("finetune", version=1, units=units, run=finetune, smaller=SMALLER, together=True)

@@ -92,8 +92,8 @@ def first_frames(settings: Settings, folder: Path, work: Work) -> None:
     """Writes views/NAME/first_frame.png and, of what is painted, first_frame.json."""
     if settings.mode == "static":
         # Rounds of candidates take every device, however many there are of both.
-        share = jax.device_count() if settings.first_frames.candidates > 1 else 1
-        with mesh.use(mesh.make_mesh(settings.mesh, batch_size=share)):
+        share = jax.local_device_count() if settings.first_frames.candidates > 1 else 1
+        with mesh.use(mesh.make_own_mesh(settings.mesh, batch_size=share)):
             studio = Studio(settings, folder)
             for unit in work:
                 if unit.external:

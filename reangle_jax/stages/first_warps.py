@@ -48,7 +48,7 @@ def first_warps(settings: Settings, folder: Path, work: Work) -> None:
             _warp(settings, folder, unit)
         else:
             own = first_picture.given(settings)
-            with mesh.use(mesh.make_mesh(settings.mesh, batch_size=2)):  # an edit compares two texts
+            with mesh.use(mesh.make_own_mesh(settings.mesh, batch_size=2)):  # an edit compares two texts
                 made = pictures.read(own) if own else _edited(settings, folder, work)
             pictures.write_png(folder / unit.outputs[0], made)
 

@@ -84,7 +84,7 @@ def _conditions(settings: Settings, folder: Path, backbone: Backbone, units: lis
     sampler, coder = _sampler(settings, backbone), backbone.load_coder(decodes=False)
     images = [pictures.read(folder / view_file(unit.view, "first_frame.png"))[None] for unit in units]
     return [
-        np.asarray(sampler.condition(coder, image, key=named_key(settings.seed, "generate", unit.view)))
+        mesh.on_host(sampler.condition(coder, image, key=named_key(settings.seed, "generate", unit.view)))
         for unit, image in zip(units, images, strict=True)
     ]
 
@@ -125,7 +125,7 @@ def _sample(
                 key=jax.random.fold_in(key, 1),
                 on_step=stepped,
             )
-            found = np.asarray(latents, np.float32)
+            found = mesh.on_host(latents).astype(np.float32)
             if not np.isfinite(found).all():
                 raise NotFiniteError(
                     f"generate: the latents of {unit.name} are not finite: {wider(backbone.dtype)}lower "
@@ -151,7 +151,8 @@ def _noise(
     # The frame that each latent one begins with; those that fill up the clip at its front stand for its first.
     at = np.clip((np.arange(own.shape[1]) - backbone.front) * backbone.grid.frames, 0, len(z) - 1)
     source, target = (jax.tree.map(lambda x: x[at], c) for c in (source, target))
-    return jnp.asarray(noise.carried(np.asarray(common[0]), np.asarray(own[0]), z[at], source, target)[None])
+    common, own = mesh.on_host((common[0], own[0]))
+    return jnp.asarray(noise.carried(common, own, z[at], source, target)[None])
 
 
 def _decode(settings: Settings, folder: Path, work: Work, backbone: Backbone) -> None:
@@ -160,7 +161,7 @@ def _decode(settings: Settings, folder: Path, work: Work, backbone: Backbone) ->
     fps = float(files.load_npz(folder / "input/frames.npz")["fps"])
     for unit in progress(work.todo, "generate: decode", unit="video"):
         latents = files.load_npz(_latents(work, unit))["latents"]
-        frames = np.asarray(sampler.decode(coder, jnp.asarray(latents)))[0]
+        frames = mesh.on_host(sampler.decode(coder, jnp.asarray(latents)))[0]
         files.atomic_savez(folder / unit.outputs[0], frames=frames)
         if len(unit.outputs) > 1:
             video.write_video(folder / unit.outputs[1], frames, fps)
@@ -168,4 +169,4 @@ def _decode(settings: Settings, folder: Path, work: Work, backbone: Backbone) ->
 
 
 SMALLER = ("mesh", "vae_tiles", "base_dtype", "num_frames", "height", "width")
-STAGE = Stage("generate", version=2, units=units, run=generate, smaller=SMALLER)
+STAGE = Stage("generate", version=2, units=units, run=generate, smaller=SMALLER, together=True)

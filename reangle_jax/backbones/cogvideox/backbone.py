@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -149,15 +148,14 @@ class CogVideoXBackbone(Backbone):
     ) -> tuple["CogVideoXBackbone", nnx.State]:
         """See `Backbone.load_adapters`."""
         config = self.transformer.config
-        adapters = self.init_adapters(key=jax.random.key(0))
-        if folder is not None:
-            with ocp.StandardCheckpointer() as checkpointer:
-                adapters = checkpointer.restore(folder / lora.STATE, adapters)
+        # Of what a run keeps the file is read, not the state beside it: on every process, and for any mesh.
+        learnt = None if folder is None else lora.read(folder / lora.FILE, config)
         if not given:
-            return self, adapters
+            found = self.init_adapters(key=jax.random.key(0)) if learnt is None else lora.to_state(learnt, config)
+            return self, found
         parts = [(lora.read(path, config), weight) for path, weight in given]
         # Adapters that were never trained are zero: they need no room.
-        own = [(lora.from_state(adapters, config), 1.0)] if folder is not None else []
+        own = [] if learnt is None else [(learnt, 1.0)]
         joined = lora.combine([*own, *parts])
         wider = dataclasses.replace(self, rank=joined.rank, alpha=joined.alpha)
         return wider, lora.to_state(joined, wider.transformer.config)

@@ -128,12 +128,16 @@ def save_folder(folder: Path, lora: nnx.State, config: TransformerConfig) -> Non
 
     Args:
         folder: exists, without either of them.
-        lora: the model's ``nnx.LoRAParam`` state.
+        lora: the model's ``nnx.LoRAParam`` state. All processes that hold it ask for this; process 0 writes.
         config: the transformer's.
     """
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
+    lora = meshes.on_host(lora)
+    if jax.process_index() > 0:
+        return
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix=STATE)
+    with ocp.StandardCheckpointer(multiprocessing_options=alone) as checkpointer:
         checkpointer.save(folder.absolute() / STATE, lora)
     export_lora_safetensors(folder / FILE, from_state(lora, config), config)
 
@@ -147,7 +151,7 @@ def from_state(lora: nnx.State, config: TransformerConfig) -> Adapters:
     if config.lora is None:
         raise ValueError("the transformer has no adapters to export: its lora_rank is 0")
     paths = checkpoints.parameter_paths(lora)
-    arrays = {path: np.asarray(jax.device_get(value[...]), np.float32) for path, value in paths.items()}
+    arrays = {path: meshes.on_host(value[...]).astype(np.float32) for path, value in paths.items()}
     return Adapters(arrays, config.lora_rank, config.lora_alpha)
 
 

@@ -1,0 +1,129 @@
+"""One run by several processes of this machine: one for each GPU, or on CPUs with so many devices as are asked for.
+
+    python launch/local.py --processes 2 -- --config configs/dynamic.py --workdir runs/first ...
+    python launch/local.py --processes 2 --devices-per-process 4 -- ...        on CPUs, to try it
+
+What follows ``--`` is `reangle_jax.main`'s command line. Process 0 speaks; what the others say has their number before
+it. A signal goes to all; they end together with one exit code, and so does this one.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import IO
+
+PATIENCE = 60.0  # seconds that the others have to end by themselves after one has ended in failure
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """This command's flags, and those of the run."""
+    own, _, flags = "\0".join(argv).partition("\0--\0") if "--" in argv[1:] else ("\0".join(argv), "", "")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, required=True, help="how many")
+    parser.add_argument(
+        "--devices-per-process", type=int, default=0, help="on CPUs: so many devices each; without it a GPU each"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print what would be started")
+    arguments = parser.parse_args([word for word in own.split("\0") if word])
+    if arguments.processes < 1 or arguments.devices_per_process < 0:
+        parser.error("--processes and --devices-per-process are counted from 1")
+    return arguments, [word for word in flags.split("\0") if word]
+
+
+def environments(processes: int, devices: int, port: int) -> list[dict[str, str]]:
+    """What each process has in its environment beside this one's.
+
+    Args:
+        processes: how many.
+        devices: of a CPU for each; 0: process K has GPU K.
+        port: a free one of this machine.
+    """
+    found = []
+    for index in range(processes):
+        own = {"REANGLE_COORDINATOR": f"127.0.0.1:{port}"}
+        own |= {"REANGLE_PROCESSES": str(processes), "REANGLE_PROCESS": str(index)}
+        if devices:
+            flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+            own |= {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "XLA_FLAGS": flags.strip()}
+        else:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            own["CUDA_VISIBLE_DEVICES"] = visible[index] if len(visible) >= processes else str(index)
+        found.append(own)
+    return found
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def run(commands: Sequence[Sequence[str]], environment: Sequence[Mapping[str, str]]) -> int:
+    """Runs processes until all have ended; gives the exit code of the first that failed, or 0."""
+    started: list[subprocess.Popen] = []
+    readers = []
+    for index, (command, own) in enumerate(zip(commands, environment, strict=True)):
+        kept = None if index == 0 else subprocess.PIPE
+        process = subprocess.Popen(
+            command, env=os.environ | dict(own), stdout=kept, stderr=kept and subprocess.STDOUT, start_new_session=True
+        )
+        started.append(process)
+        if process.stdout is not None:
+            readers.append(threading.Thread(target=_prefix, args=(index, process.stdout), daemon=True))
+            readers[-1].start()
+
+    def pass_on(signum: int, frame: object) -> None:
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(signum)
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, pass_on)
+    code = _wait(started)
+    for reader in readers:
+        reader.join(timeout=5)
+    return code
+
+
+def _wait(started: Sequence[subprocess.Popen]) -> int:
+    code, since = 0, None
+    while any(process.poll() is None for process in started):
+        failed = [process.returncode for process in started if process.returncode]
+        if failed and since is None:
+            code, since = failed[0], time.monotonic()
+        if since is not None and time.monotonic() - since > PATIENCE:
+            for process in started:
+                if process.poll() is None:
+                    process.kill()
+        time.sleep(0.1)
+    code = code or next((process.returncode for process in started if process.returncode), 0)
+    return code if code >= 0 else 128 - code
+
+
+def _prefix(index: int, stream: IO[bytes]) -> None:
+    for line in stream:
+        sys.stderr.buffer.write(f"[{index}] ".encode() + line)
+        sys.stderr.buffer.flush()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line and gives the exit code."""
+    arguments, flags = parse(argv[1:])
+    command = [sys.executable, "-m", "reangle_jax.main", *flags]
+    environment = environments(arguments.processes, arguments.devices_per_process, free_port())
+    if arguments.dry_run:
+        for own in environment:
+            print(" ".join(f"{key}={value!r}" for key, value in own.items()), *command)
+        return 0
+    return run([command] * arguments.processes, environment)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
