@@ -67,19 +67,18 @@ def plan(name: str, part: Part, opened: Opened) -> Plan:
     config, faults = _config(part, opened.config)
     if layout is None:
         marks = " or ".join(layout.mark for layout in part.layouts)
-        raise SourceError(
-            f"{where}:{_looks_like(name, part, opened) or f' is no {part.name} of {name}'}: it has no tensor {marks}",
-            tuple(faults),
-        )
+        guess = _looks_like(name, part, opened, None) or f" is no {part.name} of {name}"
+        raise SourceError(f"{where}:{guess}: it has no tensor {marks}", tuple(faults))
     targets = parameter_shapes(part.build, config)
     moves, ignored, misplaced = match(tensors, layout.table(config), targets)
     used = {move.tensor.name: move.tensor for move in moves}
     dtype, notes, dtype_faults = _dtypes(list(used.values()), layout)
+    own = len(faults) + len(misplaced) if layout.mark in tensors else None
     faults = [*faults, *misplaced, *dtype_faults]
     if not faults:
         part.check_extras(opened.extras, config)
     if faults:
-        guess = _looks_like(name, part, opened) or f" does not fit {name}/{part.name}"
+        guess = _looks_like(name, part, opened, own) or f" does not fit {name}/{part.name}"
         first = next((fault for fault in faults if ": shape " in fault), faults[0])
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise SourceError(f"{where}:{guess}: {first}{more}; give the right folder, or download it again", tuple(faults))
@@ -168,8 +167,10 @@ def _dtypes(tensors: list[Tensor], layout: Layout) -> tuple[np.dtype, list[str],
     return common, notes, faults
 
 
-def _looks_like(name: str, part: Part, opened: Opened) -> str:
-    """`` this looks like X, not Y`` where another model of the registry fits better; empty where none does."""
+def _looks_like(name: str, part: Part, opened: Opened, own: int | None) -> str:
+    """`` this looks like X, not Y`` where another model of the registry has fewer faults than `own`; else empty."""
+    if own == 0:
+        return ""
     tensors = opened.source.tensors
 
     def faults(other: Part) -> int | None:
@@ -182,7 +183,6 @@ def _looks_like(name: str, part: Part, opened: Opened) -> str:
         except (InputError, ValueError):
             return None
 
-    own = faults(part)
     best = None
     for model, other in relatives(part):
         count = faults(other)

@@ -37,6 +37,7 @@ def read(path: Path, tool: str | None = None) -> CameraFile:
         return colmap.read(path, folder)
     if path.is_dir():
         raise InputError(f"{path}: {_no_model(path)}")
+    files.check_no_pipe(path)
     try:
         if path.stat().st_size > _LARGEST:
             raise InputError(f"{path}: is larger than {_LARGEST >> 20} MiB, which no camera file is; known are {KNOWN}")

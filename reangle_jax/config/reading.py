@@ -31,6 +31,7 @@ KINDS: dict[Any, str] = {
 }
 UNTUNED = "untuned"  # ends the names of units beside the views' own
 RESERVED_NAMES = ("edit", "input")  # and these are units' and tracks' of no view
+_LONGEST_VALUE = 200  # characters of a value in an error
 _LONGEST_NAME = 150  # of a view's folder; file systems take 255, with what is added to it
 _SWITCH = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
@@ -106,9 +107,18 @@ def from_text(key: str, text: str) -> Any:
             return kind(text)
         if kind in (tuple[str, ...], tuple[float, ...]):
             return _tuple(text, is_number=kind == tuple[float, ...])
-    except (KeyError, ValueError, SyntaxError):
-        raise InputError(f"{name}={text!r} has the wrong type: it must be {KINDS[kind]}") from None
+    except (KeyError, ValueError, SyntaxError, RecursionError, MemoryError):
+        raise InputError(f"{name}={shown(text)} has the wrong type: it must be {KINDS[kind]}") from None
     return text
+
+
+def shown(value: Any) -> str:
+    """A value within an error's one line, whatever a config file gave."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python spells no whole number of more than 4300 digits
+        return f"<{type(value).__name__} of too many digits>"
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
@@ -148,7 +158,7 @@ def camera_wishes(s: Settings) -> Any:
 
 def _require(key: str, value: Any, rule: Rule) -> None:
     if not rule.holds(value):
-        raise InputError(f"config.{key}={value!r} is not possible: it must be {rule.words}{rule.mend(value)}")
+        raise InputError(f"config.{key}={shown(value)} is not possible: it must be {rule.words}{rule.mend(value)}")
 
 
 def _unknown(prefix: str, key: str, known: Iterable[str]) -> InputError:
@@ -178,7 +188,7 @@ def _build(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
         value = values[key]
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             if not isinstance(value, Mapping):
-                raise InputError(f"{name} is a group of settings, not {value!r}: set its keys one by one")
+                raise InputError(f"{name} is a group of settings, not {shown(value)}: set its keys one by one")
             result[key] = _build(field.type, value, name)
         else:
             result[key] = _convert(value, field.type, name, is_path=field.metadata["is_path"])
@@ -204,7 +214,8 @@ def _convert(value: Any, kind: Any, name: str, *, is_path: bool = False) -> Any:
         return tuple(_convert(v.strip(), str, name, is_path=is_path) for v in value)
     if kind == tuple[float, ...] and isinstance(value, list | tuple):
         return tuple(_convert(v, float, name) for v in value)
-    raise InputError(f"{name}={value!r} has the wrong type ({type(value).__name__}): it must be {KINDS[kind]}")
+    words = f"has the wrong type ({type(value).__name__}): it must be {KINDS[kind]}"
+    raise InputError(f"{name}={shown(value)} {words}")
 
 
 def _check_depth(s: Settings) -> None:

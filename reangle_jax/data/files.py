@@ -8,6 +8,7 @@ behind, which ``remove_leftovers`` clears and which nobody takes for a result.
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from reangle_jax.errors import InputError
 
 _BLOCK = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.[0-9]+(\.old)?\.tmp")
@@ -59,6 +62,17 @@ def stand_in(path: str | os.PathLike[str]) -> str | None:
     if start.startswith((b"<!doctype html", b"<html")):
         return "is a web page and not the file itself; download it again by its own link"
     return None
+
+
+def check_no_pipe(path: str | os.PathLike[str]) -> None:
+    """Refuses what would be waited for without an end, or read without one.
+
+    Raises:
+        InputError: there is something at `path` that is neither a file nor a folder; the line begins with the path.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{path}: is a pipe or a device: write it to a file first")
 
 
 @contextlib.contextmanager
@@ -118,6 +132,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives an empty temporary folder to fill; it takes the place of `path` when the block ends well.
 
+    What a writer of the same folder left when it was killed is removed: nobody holds its lock.
+
     Args:
         path: the folder to be; an old folder of that name is replaced as a whole, never mixed. A link to a folder
             stays one.
@@ -129,8 +145,12 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     _remove(temporary)
+    _remove_abandoned(path)
     temporary.mkdir()
+    held = os.open(temporary, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield temporary
         for file in sorted(temporary.rglob("*")):
             fsync(file)
@@ -139,6 +159,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             _remove(temporary)
         raise
+    finally:
+        os.close(held)
     if path.exists():
         # A folder cannot be renamed onto a full one: the old one steps aside first. A kill in between leaves neither
         # name, which reads as "missing" and is redone.
@@ -149,6 +171,21 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     else:
         os.replace(temporary, path)
     fsync(path.parent)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Removes the temporary folders of dead writers of `path`: of no process here, and locked by none elsewhere."""
+    for found in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        process = found.name[len(path.name) + 2 : -len(".tmp")]
+        if not process.isdecimal() or Path(f"/proc/{process}").exists():
+            continue
+        with contextlib.suppress(OSError):
+            descriptor = os.open(found, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(found)
+            finally:
+                os.close(descriptor)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], content: bytes) -> None:

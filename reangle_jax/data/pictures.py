@@ -32,6 +32,7 @@ def read(path: Path) -> Picture:
     Raises:
         InputError: it cannot be read; the line begins with the path.
     """
+    files.check_no_pipe(path)
     level = _LOGGING.getLogLevel()
     _LOGGING.setLogLevel(0)  # silent: OpenCV's own words would bury our one line
     try:

@@ -179,25 +179,25 @@ def parse(text: bytes, file: Path) -> dict[str, Any]:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def _entry(name: str, entry: Any, file: Path, start: int) -> Tensor:
-    def damaged(what: str) -> InputError:
-        return InputError(f"{file}: {name!r} {what}; download the file again")
-
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise damaged("is not described by dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise damaged(f"has the unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or len(shape) > 32 or not all(map(_is_count, shape)):
-        raise damaged(f"has no usable shape ({str(shape)[:60]})")
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
-        raise damaged(f"has no usable data_offsets ({str(offsets)[:60]})")
-    tensor = Tensor(name, tuple(shape), DTYPES[dtype], file, start + offsets[0])
-    if offsets[1] - offsets[0] != tensor.nbytes:
-        raise damaged(f"has {offsets[1] - offsets[0]} bytes where {dtype} {shape} needs {tensor.nbytes}")
+    try:
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError("is not described by dtype, shape and data_offsets")
+        dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype, str) or dtype not in DTYPES:
+            raise ValueError(f"has the unknown dtype {dtype!r}")
+        if not isinstance(shape, list) or len(shape) > 32 or not all(map(_is_count, shape)):
+            raise ValueError(f"has no usable shape ({str(shape)[:60]})")
+        if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_count, offsets)):
+            raise ValueError(f"has no usable data_offsets ({str(offsets)[:60]})")
+        tensor = Tensor(name, tuple(shape), DTYPES[dtype], file, start + offsets[0])
+        if offsets[1] - offsets[0] != tensor.nbytes:
+            raise ValueError(f"has {offsets[1] - offsets[0]} bytes where {dtype} {shape} needs {tensor.nbytes}")
+    except ValueError as error:
+        raise InputError(f"{file}: {name!r} {error}; download the file again") from None
     return tensor
 
 

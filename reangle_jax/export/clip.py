@@ -139,6 +139,8 @@ def read(run: Path, views: Sequence[str] = (), *, with_input: bool = False) -> C
     try:
         clip, z = files.load_npz(run / "input/frames.npz"), files.load_npz(run / "input/depth.npz")["depth"]
         fps = float(clip["fps"])
+        if not (np.isfinite(z).all() and (z > 0).all() and 0 < fps < np.inf):
+            raise ValueError("its depth or its frames per second are not finite and above 0")
         source = _track(run / INPUT, z, clip["frames"], np.ones(z.shape, bool))
         tracks = [_track(run / "views" / name, z, *_video(run / "views" / name)) for name in names]
     except FileNotFoundError as error:

@@ -31,6 +31,7 @@ def _parser() -> commands.Parser:
     parser.add_argument("--frames", metavar="0,24", help="time steps that get a folder or a cloud (default: all)")
     parser.add_argument("--test", metavar="VIEW", help="the view held out for evaluation, where the layout has one")
     parser.add_argument("--fused", action="store_true", help="points: one cloud of all frames")
+    parser.add_argument("--square", action="store_true", help="dnerf: the middle of the pictures, as high as wide")
     parser.add_argument(
         "--shards", type=int, default=1, help="tfds: files to spread the examples over, at most one each"
     )
@@ -70,7 +71,12 @@ def _run(arguments: argparse.Namespace) -> None:
     form, out = FORMATS[arguments.format], Path(arguments.out)
     if len(arguments.runs) > 1 and not form.several:
         raise InputError(f"--format {arguments.format} takes one run at a time: give each an --out of its own")
-    for flag, has in (("masks", form.masks), ("test", form.test), ("fused", arguments.format == "points")):
+    for flag, has in (
+        ("masks", form.masks),
+        ("test", form.test),
+        ("fused", arguments.format == "points"),
+        ("square", arguments.format == "dnerf"),
+    ):
         if getattr(arguments, flag) and not has:
             raise InputError(f"--format {arguments.format} has no --{flag}: leave it out")
     if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(".")):
@@ -103,4 +109,4 @@ def _options(arguments: argparse.Namespace, clip: Clip) -> Options:
             raise InputError(
                 f"--test {arguments.test}: it must be one of two or more exported views, {', '.join(names)}"
             )
-    return Options(arguments.masks, frames, test, arguments.fused, arguments.shards)
+    return Options(arguments.masks, frames, test, arguments.fused, arguments.shards, arguments.square)

@@ -23,6 +23,7 @@ class Options:
         test: the track held out for evaluation; None: none is, and the first stands in.
         fused: one cloud of all frames, in place of one a time step.
         shards: files that records are spread over.
+        square: the middle square of the pictures alone.
     """
 
     masks: bool
@@ -30,6 +31,7 @@ class Options:
     test: Track | None
     fused: bool
     shards: int
+    square: bool
 
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 97, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -247,6 +248,16 @@ def test_bad_files_get_one_clear_line(tmp_path, name):
         registry.read(tmp_path / "f").poses(12, 1.0)
     assert str(caught.value).startswith(str(tmp_path / "f"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["f", "images.txt", "cameras.txt"])
+def test_pipes_are_refused_and_not_waited_for(tmp_path, name):
+    write_colmap = {"images.txt": "1 1 0 0 0 0 0 0 1 a.png\n\n", "cameras.txt": ""}
+    for other in {*write_colmap} - {name} if name == "cameras.txt" else ():
+        (tmp_path / other).write_text(write_colmap[other])
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}: is a pipe or a device: write it to a file first"):
+        registry.read(tmp_path if name == "cameras.txt" else tmp_path / name)
 
 
 def test_names_with_more_digits_than_python_converts_are_in_order(tmp_path):

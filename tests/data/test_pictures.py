@@ -1,3 +1,4 @@
+import os
 import struct
 
 import cv2
@@ -72,6 +73,12 @@ def test_an_animated_webp(tmp_path):
         video.read_video(tmp_path / "moves.webp", num_frames=1, height=64, width=96)
     with pytest.raises(InputError, match=r"still\.webp is a single picture"):
         video.read_video(tmp_path / "still.webp", num_frames=1, height=64, width=96)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "1.png")
+    with pytest.raises(InputError, match=r"1\.png: is a pipe or a device: write it to a file first"):
+        pictures.read(tmp_path / "1.png")
 
 
 def test_natural_order_and_what_counts(tmp_path):

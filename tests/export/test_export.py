@@ -1,7 +1,11 @@
 """Each layout, read by readers that were not written here where there are any, else by its published facts."""
 
+import fcntl
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -14,10 +18,12 @@ from reangle_jax.data import files, video
 from reangle_jax.export import clip as clips
 from reangle_jax.export.command import main
 from reangle_jax.export.registry import FORMATS
+from tests.export import conftest
 from tests.export.conftest import FRAMES, HEIGHT, WIDTH, K, rendered
 
 NAMES = ["input", "left_10", "up_8_in_0_1"]
 BALL = np.array([0.3, -0.2, 4.5])  # the middle of the scene's sphere
+PIVOT = np.array([0, 0, conftest.PIVOT])  # what the cameras look at
 
 
 def export(run, out, layout, *arguments):
@@ -152,6 +158,7 @@ def test_neu3d(standing, tmp_path):
     assert 8 < far < 12
     assert sorted(path.name for path in out.glob("*.mp4")) == ["cam00.mp4", "cam01.mp4", "cam02.mp4"]
     assert sum(1 for _ in video.iterate_frames(out / "cam00.mp4")) == FRAMES
+    assert on_the_scene(read_ply(out / "points3D_downsample2.ply")[0]) < 1e-4
 
 
 def test_dnerf(moving, tmp_path):
@@ -164,14 +171,33 @@ def test_dnerf(moving, tmp_path):
     assert focal == pytest.approx(60, abs=1e-4)
     for k, split in ((1, "train"), (2, "test")):
         for t, frame in enumerate(splits[split]["frames"]):
-            np.testing.assert_allclose(
-                pixel_opengl(np.array(frame["transform_matrix"])), pixel(poses_of(moving, t)[k]), atol=1e-5
-            )
+            pose = np.array(frame["transform_matrix"])
+            pose[:3, 3] += PIVOT  # the world's origin is what the cameras look at
+            np.testing.assert_allclose(pixel_opengl(pose), pixel(poses_of(moving, t)[k]), atol=1e-5)
             rgba = read_picture(out / f"{frame['file_path']}.png")
             np.testing.assert_array_equal(rgba[..., 2::-1], frames_of(moving)[k][t])
             assert (rgba[..., 3].min(), rgba[..., 3].max()) == (0, 255)
-    found = readers.read(out / "transforms_train.json")
-    np.testing.assert_allclose(found.poses(3, 1.0), [poses_of(moving, t)[1] for t in range(3)], atol=1e-6)
+    for name in ("fused", "points3d"):  # by which name 4DGaussians and Deformable 3DGS begin
+        assert on_the_scene(read_ply(out / f"{name}.ply")[0] + PIVOT) < 1e-4
+    found = readers.read(out / "transforms_train.json").poses(3, 1.0)
+    found[:, :3, 3] += PIVOT
+    np.testing.assert_allclose(found, [poses_of(moving, t)[1] for t in range(3)], atol=1e-6)
+
+
+def test_dnerf_for_loaders_that_want_squares_about_the_origin(moving, tmp_path):
+    """By the arithmetic of 4DGaussians' and Deformable 3DGS's readers, which is right for such data sets alone."""
+    out = export(moving, tmp_path / "dnerf", "dnerf", "--square", "--with-input")
+    content = json.loads((out / "transforms_train.json").read_text())
+    for frame in content["frames"]:
+        _, name, t = frame["file_path"].split("/")
+        assert read_picture(out / f"{frame['file_path']}.png").shape == (HEIGHT, HEIGHT, 4)
+        matrix = np.linalg.inv(frame["transform_matrix"])
+        rotation = -matrix[:3, :3].T
+        rotation[:, 0] = -rotation[:, 0]
+        x, y, z = rotation.T @ (BALL - PIVOT) - matrix[:3, 3]
+        focal = HEIGHT / 2 / np.tan(content["camera_angle_x"] / 2)
+        got = np.array([focal * x / z + WIDTH / 2, focal * y / z + HEIGHT / 2])
+        np.testing.assert_allclose(got, pixel(poses_of(moving, int(t))[NAMES.index(name)]), atol=1e-4)
 
 
 def test_dycheck(moving, tmp_path):
@@ -252,6 +278,7 @@ def test_the_list_says_what_reads_each(capsys):
         (["--format", "colmap", "--frames", "3"], "--frames 3: give numbers from 0 to 2"),
         (["--format", "colmap", "--test", "left:10"], "--format colmap has no --test"),
         (["--format", "neu3d", "--masks"], "--format neu3d has no --masks"),
+        (["--format", "neu3d", "--square"], "--format neu3d has no --square"),
         (["--format", "dnerf", "--test", "input"], "must be one of two or more exported views, left_10, up_8_in_0_1"),
         (["--format", "blender"], "invalid choice: 'blender'"),
         ([], "--format is not set: one of nerfstudio"),
@@ -291,6 +318,12 @@ def squeezed(path):
     files.atomic_savez(path, **{name: a[:, :32] if a.ndim > 1 else a for name, a in arrays.items()})
 
 
+def with_a_hole(path):
+    arrays = files.load_npz(path)
+    arrays["depth"][1, 2, 3] = np.nan
+    files.atomic_savez(path, **arrays)
+
+
 def without_views(path):
     files.atomic_write_json(path, {"settings": {"views": [], "caption": ""}})
 
@@ -317,6 +350,7 @@ def stages(frames, **settings):
         ("views/left_10/warp.npz", squeezed, "its depth and left_10 are not of one clip): run it again"),
         ("views/left_10/frames.npz", squeezed, "its depth and left_10 are not of one clip): run it again"),
         ("input/depth.npz", squeezed, "its depth and input are not of one clip): run it again"),
+        ("input/depth.npz", with_a_hole, "its depth or its frames per second are not finite and above 0): run it"),
         ("run.json", without_views, "names no views"),
         (
             "run.json",
@@ -363,6 +397,20 @@ def test_places_that_cannot_be_written(moving, tmp_path, monkeypatch, capsys, ou
     assert main([str(moving), "--format", "points", "--out", out]) == 2
     assert capsys.readouterr().err.startswith(f"error: --out {'. is there already' if out == '.' else 'cannot be'}")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_killed_export_left_is_cleared(moving, tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, others = tmp_path / f".out.{dead.pid}.tmp", tmp_path / f".other.{dead.pid}.tmp"
+    alive, locked = tmp_path / f".out.{os.getppid()}.tmp", tmp_path / ".out.4000000000.tmp"
+    for folder in (left, others, alive, locked):
+        (folder / "images").mkdir(parents=True)
+    held = os.open(locked, os.O_RDONLY)  # as by a writer of another machine
+    fcntl.flock(held, fcntl.LOCK_EX)
+    export(moving, tmp_path / "out", "points", "--frames", "0")
+    os.close(held)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", others.name, alive.name, locked.name}
 
 
 def test_a_link_to_a_folder_stays_one(moving, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 
 from reangle_jax.cameras.file import CameraFile, intrinsics, listed, number, undistorted
 from reangle_jax.cameras.formats.nerfstudio import natural
+from reangle_jax.data import files
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.cameras import check_intrinsics
 
@@ -48,6 +49,7 @@ def read(path: Path, folder: Path) -> CameraFile:
 
 
 def _lines(path: Path) -> list[str]:
+    files.check_no_pipe(path)
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
