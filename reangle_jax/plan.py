@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import numpy as np
 
-from reangle_jax import checkpoints, chosen_models, measure
+from reangle_jax import checkpoints, chosen_models, measure, mesh
 from reangle_jax.backbones.interface import Demand
 from reangle_jax.config import Settings
 from reangle_jax.diffusion import control
@@ -32,7 +32,7 @@ _CPU_RATE = 5e10  # float32, per core
 def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[], object]] = ()) -> str:
     """The plan as text: a line for each stage, why what is to be done is to be done, and which checks fail."""
     settings = ledger.settings
-    needs, rate = estimate(settings), _rate()
+    needs, rate, sharing = estimate(settings), _rate(), _sharing(settings)
     device = measure.devices()
     limit = measure.device_limit_bytes()
     lines = [
@@ -55,7 +55,7 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
             peak = max(map(measure.peak_bytes, measured))
             time, memory = f"took {human_seconds(seconds)}", human_bytes(peak)
         elif each is not None:
-            seconds = each.flops * len(units) / rate
+            seconds = each.flops * len(units) / (rate * sharing.get(stage.name, 1))
             time, memory = f"~ {human_seconds(seconds)}", f"~ {human_bytes(each.peak_bytes)}"
         else:
             seconds, time, memory = 0.0, "seconds", "small"
@@ -68,7 +68,8 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
             state += "  (DOES NOT FIT this device)"
         lines.append(f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>18}  {state[:160]}")
     about = f"about {human_seconds(total)}" if total else "nothing" if not open_units else "seconds"
-    lines += ["", f"to do: {about} (~: computed from the sizes, compiling apart; took: measured in this folder)"]
+    hours = f", {total / 3600 * device['count']:.2g} device-hours" if total else ""
+    lines += ["", f"to do: {about}{hours} (~: computed from the sizes, compiling apart; took: measured in this folder)"]
     return "\n".join(lines + [f"missing: {line}" for line in _failures(checks)])
 
 
@@ -130,6 +131,15 @@ def _rate() -> float:
     if jax.default_backend() == "cpu":
         return _CPU_RATE * (os.cpu_count() or 1)
     return next((rate for name, rate in _RATES.items() if name in kind), 1e14)
+
+
+def _sharing(settings: Settings) -> dict[str, int]:
+    """How many devices share a stage's work, by its name; one where it is not said."""
+    batches = {"finetune": settings.finetune.batch_size, "generate": 1 + is_guided(settings.sample.guidance_scale)}
+    try:
+        return {name: mesh.make_mesh(settings.mesh, batch_size=size).size for name, size in batches.items()}
+    except InputError:  # one of the checks says it
+        return {}
 
 
 def _failures(checks: Iterable[Callable[[], object]]) -> list[str]:

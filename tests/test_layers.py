@@ -53,8 +53,8 @@ ARROWS: dict[str, set[str]] = {
         "mesh", "models", "painters", "progress", "randomness", "run", "scoring",
     },
     "plan": {
-        "backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "models", "needs", "nn", "run",
-        "scoring",
+        "backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "mesh", "models", "needs", "nn",
+        "run", "scoring",
     },
     "doctor": {"backbones", "commands", "compilation_cache", "data", "measure", "painters", "stopping", "tiny"},
     "main": {

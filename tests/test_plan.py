@@ -1,6 +1,7 @@
 """What the plan says that a run needs."""
 
 import dataclasses
+import re
 import runpy
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from reangle_jax.backbones.cogvideox import needs as needs_of
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.text.t5 import T5Config
+from reangle_jax.run import Ledger, Stage, Unit
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,3 +65,16 @@ def test_what_the_24_gb_config_needs_is_less_than_such_a_card_gives(monkeypatch)
     c = runpy.run_path(str(ROOT / "configs/card_24gb.py"))["get_config"]()
     c.video = "clip.mp4"
     assert max(needs.peak_bytes for needs in plan.estimate(config.parse(c)).values()) < 0.85 * 24e9
+
+
+def test_a_meshs_devices_share_the_time_and_all_devices_are_paid(tmp_path):
+    stages = [Stage("finetune", 1, lambda settings: (Unit(outputs=("lora",)),), run=lambda *_: None)]
+    values = config.get_default().to_dict() | {"video": "x", "weights": "none"}
+    hours = {}
+    for mesh in ("auto", "u:4"):
+        settings = config.parse(values | {"mesh": mesh})
+        line = plan.table(Ledger(tmp_path, settings), stages).splitlines()[-1]
+        hours[mesh] = float(re.search(r", ([\d.e+]+) device-hours", line)[1])
+    seconds = plan.estimate(settings)["finetune"].flops / plan._rate()
+    assert hours["auto"] == pytest.approx(8 * seconds / 3600, rel=0.05)  # eight devices, one of which works
+    assert hours["auto"] == pytest.approx(4 * hours["u:4"], rel=0.1)
