@@ -29,7 +29,7 @@ from reangle_jax.errors import InputError
 HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
 GRACE = 10.0  # seconds that a process has to end by itself, when another one has ended
 BLOCK = 4 << 20  # bytes of files that go through the devices at once
-_POLL = 0.2  # seconds between two looks at whether another process wants to stop, or has ended
+_POLL = 0.2  # seconds between two looks at whether another process has ended
 _WAIT = 1000  # milliseconds that a call of the service may take before Python looks at signals again
 _VARIABLES = ("REANGLE_COORDINATOR", "REANGLE_PROCESSES", "REANGLE_PROCESS")
 
@@ -179,7 +179,6 @@ class Several(Team):
         self._client: Any = distributed.global_state.client
         self._told = self._asked = self._votes = 0
         self._shared: dict[str, tuple[int, int]] = {}
-        self._stop = 0  # the signal that another process got
         self._ended: int | None = None  # the exit code of the process that ended first
         self._leaving = threading.Lock()
         threading.Thread(target=self._watch, name="team", daemon=True).start()
@@ -221,7 +220,7 @@ class Several(Team):
         key = f"reangle/stop/{self._asked}"
         self._asked += 1
         if self.owns:
-            found = signum or self._stop
+            found = signum or next((int(text) for key, text in self._events().items() if "/stop/" in key), 0)
             self._client.key_value_set(key, str(found))
             return found
         if signum:
@@ -303,19 +302,20 @@ class Several(Team):
     def _watch(self) -> None:
         while True:
             time.sleep(_POLL)
-            try:
-                events = dict(self._client.key_value_dir_get("reangle/events/"))
-            except Exception:  # the service ends, or has nothing yet
-                continue
-            stops = [int(text) for key, text in events.items() if "/stop/" in key]
-            self._stop = next(iter(stops), 0)
-            ended = next((json.loads(text) for key, text in events.items() if key.endswith("/end")), None)
+            ended = next((json.loads(text) for key, text in self._events().items() if key.endswith("/end")), None)
             if ended is not None:
                 self._ended = int(ended["code"])
                 if ended["by"] == self.index:
                     return
                 time.sleep(GRACE)  # the work may be about to end by itself, and what it saves to be whole
                 self._leave(int(ended["code"]))
+
+    def _events(self) -> dict[str, str]:
+        """What others have said that nobody waits for."""
+        try:
+            return dict(self._client.key_value_dir_get("reangle/events/"))
+        except Exception:  # the service ends, or has nothing yet
+            return {}
 
     def _leave(self, code: int) -> None:
         """Ends this process at once: its work may be waiting, inside of a library, for one that is no more."""
