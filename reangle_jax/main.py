@@ -7,6 +7,7 @@ reangle doctor [DIR ...] [--workdir DIR]                                        
 import contextlib
 import functools
 import logging
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,12 @@ def stages(*, preview: bool = False) -> Iterator[Stage]:
     from reangle_jax.stages import evaluate
 
     yield evaluate.STAGE
+    from reangle_jax.stages import scene
+
+    yield scene.STAGE
+    from reangle_jax.stages import report
+
+    yield report.STAGE
 
 
 def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Callable[[], object]]:
@@ -139,11 +146,17 @@ def _run(argv: Sequence[str], team: Team) -> None:
             check()
         compilation_cache.use(settings.compilation_cache)
         start = time.monotonic()
-        with Ledger.opened(command.workdir, settings) as ledger:
+        with Ledger.opened(command.workdir, settings, _again(argv)) as ledger:
             tell_settings(settings, team)
             for stage in stages(preview=command.preview):
                 run_stage(stage, ledger, stop=stop, team=team)
         _log.info("done in %s: %s", human_seconds(time.monotonic() - start), ledger.root)
+
+
+def _again(argv: Sequence[str]) -> str:
+    """The command that goes on with a run."""
+    words = [word for word in argv[1:] if word.lstrip("-") != "preview"]
+    return shlex.join(["python", "-m", "reangle_jax.main", *words])
 
 
 def _explain(error: Exception) -> str | None:

@@ -32,7 +32,7 @@ _CPU_RATE = 5e10  # float32, per core
 def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[], object]] = ()) -> str:
     """The plan as text: a line for each stage, why what is to be done is to be done, and which checks fail."""
     settings = ledger.settings
-    needs, rate, sharing = estimate(settings), _rate(), _sharing(settings)
+    needs, speed, shared = estimate(settings), rate(), sharing(settings)
     device = measure.devices()
     limit = measure.device_limit_bytes()
     lines = [
@@ -55,7 +55,7 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
             peak = max(map(measure.peak_bytes, measured))
             time, memory = f"took {human_seconds(seconds)}", human_bytes(peak)
         elif each is not None:
-            seconds = each.flops * len(units) / (rate * sharing.get(stage.name, 1))
+            seconds = each.flops * len(units) / (speed * shared.get(stage.name, 1))
             time, memory = f"~ {human_seconds(seconds)}", f"~ {human_bytes(each.peak_bytes)}"
         else:
             seconds, time, memory = 0.0, "seconds", "small"
@@ -125,7 +125,7 @@ def _depth(settings: Settings) -> Needs:
     )
 
 
-def _rate() -> float:
+def rate() -> float:
     """FLOP/s to expect of one device."""
     kind = measure.devices()["kind"]
     if jax.default_backend() == "cpu":
@@ -133,7 +133,7 @@ def _rate() -> float:
     return next((rate for name, rate in _RATES.items() if name in kind), 1e14)
 
 
-def _sharing(settings: Settings) -> dict[str, int]:
+def sharing(settings: Settings) -> dict[str, int]:
     """How many devices share a stage's work, by its name; one where it is not said."""
     batches = {"finetune": settings.finetune.batch_size, "generate": 1 + is_guided(settings.sample.guidance_scale)}
     try:

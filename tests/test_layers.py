@@ -48,13 +48,13 @@ ARROWS: dict[str, set[str]] = {
     "scoring": {
         "checkpoints", "commands", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
     },
-    "stages": {
-        "backbones", "cameras", "checkpoints", "chosen_models", "config", "data", "diffusion", "geometry", "learning",
-        "mesh", "models", "painters", "progress", "randomness", "run", "scoring",
-    },
     "plan": {
         "backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "mesh", "models", "needs", "nn",
         "run", "scoring",
+    },
+    "stages": {
+        "backbones", "cameras", "checkpoints", "chosen_models", "config", "data", "diffusion", "export", "geometry",
+        "learning", "measure", "mesh", "models", "painters", "plan", "progress", "randomness", "run", "scoring", "tiny",
     },
     "doctor": {"backbones", "commands", "compilation_cache", "data", "measure", "painters", "stopping", "tiny"},
     "main": {

@@ -307,6 +307,7 @@ def test_signals(inputs, one_stage, name, code, capfd):
 
 def test_stages_in_order():
     names = ["ingest", "depth", "warp_views", "first_warps", "finetune", "first_frames", "generate", "evaluate"]
+    names += ["scene", "report"]
     assert [stage.name for stage in main.stages()] == names
     assert [stage.name for stage in main.stages(preview=True)] == names[:3]
 

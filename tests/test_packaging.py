@@ -67,7 +67,7 @@ def _name(requirement):
 
 
 def test_what_the_packages_import_is_declared(declared):
-    known = declared["install"] | declared["convert"] | declared["datasets"]
+    known = declared["install"] | declared["convert"] | declared["datasets"] | declared["report"]
     faults = {f"{path}: {name}" for name, path in imported("reangle_jax", "converters").items() if name not in known}
     assert not faults
 
@@ -109,7 +109,8 @@ def test_the_wheel_holds_the_package_and_its_weights_and_nothing_else(tmp_path):
         (scripts,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
     assert "reangle = reangle_jax.main:console" in scripts
     assert {name.split("/")[0].partition("-")[0] for name in names} == {"reangle_jax", "converters"}
-    weights = {str(p.relative_to(ROOT)) for p in (ROOT / "reangle_jax/tiny/weights").rglob("*") if p.is_file()}
+    data = ("reangle_jax/tiny/weights", "reangle_jax/stages/report/page")
+    weights = {str(p.relative_to(ROOT)) for room in data for p in (ROOT / room).rglob("*") if p.is_file()}
     code = {str(p.relative_to(ROOT)) for room in ("reangle_jax", "converters") for p in (ROOT / room).rglob("*.py")}
     assert not (weights | code) - names
     assert {Path(name).name for name in names if "/licenses/" in name} >= {"LICENSE", "NOTICE"}

@@ -75,6 +75,6 @@ def test_a_meshs_devices_share_the_time_and_all_devices_are_paid(tmp_path):
         settings = config.parse(values | {"mesh": mesh})
         line = plan.table(Ledger(tmp_path, settings), stages).splitlines()[-1]
         hours[mesh] = float(re.search(r", ([\d.e+]+) device-hours", line)[1])
-    seconds = plan.estimate(settings)["finetune"].flops / plan._rate()
+    seconds = plan.estimate(settings)["finetune"].flops / plan.rate()
     assert hours["auto"] == pytest.approx(8 * seconds / 3600, rel=0.05)  # eight devices, one of which works
     assert hours["auto"] == pytest.approx(4 * hours["u:4"], rel=0.1)

@@ -56,8 +56,13 @@ class Ledger:
 
     @classmethod
     @contextlib.contextmanager
-    def opened(cls, root: str | os.PathLike[str], settings: Settings) -> Iterator[Self]:
+    def opened(cls, root: str | os.PathLike[str], settings: Settings, command: str = "") -> Iterator[Self]:
         """The ledger of a folder that this process alone works in, made if need be.
+
+        Args:
+            root: the folder.
+            settings: the run's.
+            command: what goes on with the run, as a shell takes it; kept in run.json.
 
         Raises:
             InputError: the folder cannot be written, or another process works in it.
@@ -66,6 +71,7 @@ class Ledger:
             ledger = cls(root, settings)
             ledger.record["settings"] = ledger.flat
             ledger.record["versions"] = measure.versions()
+            ledger.record |= {"command": command} if command else {}
             ledger.save()
             yield ledger
             with contextlib.suppress(OSError):

@@ -56,6 +56,7 @@ class Stage:
         smaller: settings that lower the memory it needs, of `faults.SMALLER`.
         together: whether several processes run it together, each on its devices; the others wait for process 0 if not.
         arranged: in place of `units` where what earlier stages left in the run's folder decides on the units' order.
+        optional: whether a run is whole without it: its failure is logged, and the run goes on.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Stage:
     smaller: tuple[str, ...] = ("num_frames", "height", "width")
     together: bool = False
     arranged: Callable[[Settings, Path], tuple[Unit, ...]] | None = None
+    optional: bool = False
 
     def units_in(self, settings: Settings, folder: Path) -> tuple[Unit, ...]:
         """Its units in a run's folder."""

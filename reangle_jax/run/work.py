@@ -22,14 +22,27 @@ _log = logging.getLogger(__name__)
 def run_stage(stage: Stage, ledger: Ledger, *, stop: Stop | None = None, team: Team = ALONE) -> bool:
     """Does what of a stage is not done; says what and why. Returns whether there was anything to do.
 
+    What an optional stage raises is logged: what was made before it is not lost for its sake.
+
     Args:
         stage: the stage.
         ledger: of the run's folder, which this process owns.
         stop: whether the process shall stop.
         team: the processes that follow this one.
     """
+    try:
+        return _run(stage, ledger, stop or Stop(), team)
+    except Exception:
+        if not stage.optional:
+            raise
+        words = "%s could not be made; all that comes before it is done, and the same command tries it again"
+        _log.warning(words, stage.name, exc_info=True)
+        return True
+
+
+def _run(stage: Stage, ledger: Ledger, stop: Stop, team: Team) -> bool:
     explained = faults.memory_explained(stage.name, ledger.flat, stage.smaller)
-    with explained, contextlib.closing(Work(stage, ledger, ledger.survey(stage), stop or Stop())) as work:
+    with explained, contextlib.closing(Work(stage, ledger, ledger.survey(stage), stop)) as work:
         if work.todo:
             with _led(stage, ledger, work, team):
                 stage.run(ledger.settings, ledger.root, work)

@@ -1,4 +1,6 @@
-"""The stages of a run, in order: ingest, depth, warp_views, first_warps, finetune, first_frames, generate, evaluate.
+"""The stages of a run, in order.
+
+They are ingest, depth, warp_views, first_warps, finetune, first_frames, generate, evaluate, scene, report.
 
 No stage imports another. They speak through the files of the run's folder, so that each can be redone, resumed, or
 called from a notebook alone. The contract of a stage module, ``reangle_jax/stages/NAME.py``::
@@ -18,6 +20,8 @@ it (generate). ``Unit(name, settings, inputs, outputs, external, weights, view)`
 - ``outputs``: paths in the run's folder, files or folders, that it writes, each whole or not at all;
 - ``external``: files outside of the run's folder whose content it depends on;
 - ``weights``: the weights that it reads, ``chosen_models.of_model(settings)``.
+
+A stage that is ``optional`` may fail without harm: what it raises is logged, and the run is whole without it.
 
 A stage whose units' order follows from what earlier stages left in the folder gives them by ``Stage.arranged``.
 
@@ -58,9 +62,13 @@ views/NAME/first_frame.json               first_frames, of what was painted: the
 views/NAME/frames.npz                     generate: frames uint8 [T,H,W,3]
 views/NAME/video.mp4                      generate: the same, to look at
 views/NAME/untuned.npz                    generate: frames of the untuned model, with evaluate.untuned
+lora/losses.json                          finetune: the loss of each step
+lora/learning.json                        finetune: that, the norms of gradient and update, and the rate, of each step
 metrics.json, grid.mp4                    evaluate
-run.json                                  the ledger: settings, versions, devices; of each unit what it was made of, its
-                                          outputs' hashes, seconds and peaks of memory
+scene.html                                scene, where viser is installed: the points over time and all cameras
+report.html                               report: all of it to look at, in one page
+run.json                                  the ledger: settings, versions, devices, the command; of each unit what it
+                                          was made of, its outputs' hashes, seconds and peaks of memory
 .hashes.json, .scratch/, .lock            hashes of files that are untouched; work in progress; held by the process
 ========================================  =======================================================================
 """

@@ -79,17 +79,19 @@ def finetune(settings: Settings, folder: Path, work: Work) -> None:
 def _finetune(settings: Settings, folder: Path, work: Work, unit: Unit) -> None:
     backbone, options = chosen_models.backbone(settings), settings.finetune
     adapters = backbone.init_adapters(key=named_key(settings.seed, "finetune", "init"))
-    losses: list[float] = []
+    history: learning.History = {"loss": []}
     # Without steps there is nothing to encode: config.loras may act alone.
     learn = _prepared(settings, folder, backbone, work, unit, adapters) if options.steps else None
     # A signal in the last step waits until what was learnt is on the disk.
     with work.stop.at_safe_points() as stop:
         if learn:
             state, history = learn(stop=stop)
-            adapters, losses = state.parameters, history["loss"]
+            adapters = state.parameters
         with files.atomic_folder(folder / "lora") as made:
             backbone.save_adapters(made, adapters)
-            files.atomic_write_json(made / "losses.json", losses)
+            files.atomic_write_json(made / "losses.json", history["loss"])
+            rates = list(map(rate_at(options), range(len(history["loss"]))))
+            files.atomic_write_json(made / "learning.json", {**history, "learning_rate": rates})
         work.finish(unit)
 
 
@@ -102,8 +104,7 @@ def _prepared(
     seen = 100 * float(data.mask.mean())
     _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), seen)
     coder, base = backbone.load_coder(decodes=False), backbone.load_denoiser()
-    optimiser, schedule, every = make_optimiser(options), learning_rate(options), options.checkpoint_every
-    rate = lambda number: np.asarray(schedule(number)).item() if callable(schedule) else schedule  # noqa: E731
+    optimiser, rate, every = make_optimiser(options), rate_at(options), options.checkpoint_every
     key, data = named_key(settings.seed, "finetune", "steps"), mesh.replicate(data)
     return functools.partial(
         learning.train,
@@ -196,6 +197,12 @@ def learning_rate(options: Finetune) -> float | optax.Schedule:
     return optax.join_schedules(
         [constant, optax.cosine_decay_schedule(options.learning_rate, falling)], [options.steps - falling]
     )
+
+
+def rate_at(options: Finetune) -> Callable[[int], float]:
+    """The rate of the step with a number, as a number."""
+    schedule = learning_rate(options)
+    return lambda number: np.asarray(schedule(number)).item() if callable(schedule) else schedule
 
 
 def motion_loss(

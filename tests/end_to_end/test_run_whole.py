@@ -58,7 +58,7 @@ def command(inputs, workdir, *arguments):
 
 def outputs(workdir):
     """Content of everything that a run leaves, but for what tells the time: record, logs, Orbax's own metadata."""
-    skip = (".lock", ".hashes.json", "run.json", ".scratch", "lora/state", "logs/")
+    skip = (".lock", ".hashes.json", "run.json", "report.html", ".scratch", "lora/state", "logs/")
     found = {path.relative_to(workdir).as_posix(): path for path in sorted(workdir.rglob("*")) if path.is_file()}
     return {name: files.hash_path(path) for name, path in found.items() if not name.startswith(skip)}
 
@@ -123,7 +123,7 @@ def whole(inputs, weighted, tmp_path_factory):
 @pytest.mark.slow
 class TestWholeRun:
     def test_the_folder_is_the_contracts(self, whole):
-        expected = {"run.json", "metrics.json", "grid.mp4", "lora/lora.safetensors"}
+        expected = {"run.json", "metrics.json", "grid.mp4", "lora/lora.safetensors", "scene.html", "report.html"}
         expected |= {f"input/{name}" for name in ("video.mp4", "frames.npz", "depth.npz", "cameras.json")}
         for name in ("left_8", "in_0_1"):
             made = ("cameras.json", "warp.npz", "warp.mp4", "first_frame.png", "video.mp4", "frames.npz")
@@ -195,7 +195,7 @@ class TestWholeRun:
         assert main.main(command(inputs, whole, weighted, "--config.sample.steps=3")) == 0
         done = what_was_done(capfd.readouterr().err)
         assert done
-        assert {name.split("/")[0] for name in done} == {"generate", "evaluate"}
+        assert {name.split("/")[0] for name in done} == {"generate", "evaluate", "scene", "report"}
         assert outputs(whole) != before
         (whole / "views/left_8/warp.npz").write_bytes(b"damaged")
         assert main.main(command(inputs, whole, weighted)) == 0
