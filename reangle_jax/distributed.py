@@ -181,7 +181,9 @@ class Several(Team):
         self._shared: dict[str, tuple[int, int]] = {}
         self._ended: int | None = None  # the exit code of the process that ended first
         self._leaving = threading.Lock()
-        threading.Thread(target=self._watch, name="team", daemon=True).start()
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="team", daemon=True)
+        self._watcher.start()
 
     # Messages.
 
@@ -294,14 +296,15 @@ class Several(Team):
                 if self.owns:
                     self.tell(None)
                 self._client.wait_at_barrier("reangle/done", 60_000)
+                self._over.set()
+                self._watcher.join()  # Python, as it ends, would find it inside of the service
                 return 0
             code = 1
         self._leave(code if self._ended is None else self._ended)
         return code
 
     def _watch(self) -> None:
-        while True:
-            time.sleep(_POLL)
+        while not self._over.wait(_POLL):
             ended = next((json.loads(text) for key, text in self._events().items() if key.endswith("/end")), None)
             if ended is not None:
                 self._ended = int(ended["code"])
