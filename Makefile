@@ -2,6 +2,7 @@
 #   make demo          the bundled clip seen along six new camera paths, with the small weights, on a CPU
 #   make demo-static   the same clip as four cameras that stand elsewhere see it
 #   make test          the tests
+#   make published     what is published, as a user has it: a whole small run by the wheel alone, in an empty environment
 # Another interpreter or place for the environment: make test PYTHON=python3.13 VENV=.venv313
 
 VENV ?= .venv
@@ -11,8 +12,12 @@ PY := $(VENV)/bin/python
 DEMO ?= runs/demo
 DEMO_STATIC ?= runs/demo-static
 ARGS ?=
+# The demo at the smallest cost that still goes through every stage.
+SHORT := --config.finetune.steps=4 --config.sample.steps=2 --config.views=left:10 --config.train_views=left:10 \
+  --config.evaluate.untuned=False
+PUBLISHED := build/published
 
-.PHONY: demo demo-static test test-fast lint format docs bench clean
+.PHONY: demo demo-static test test-fast published lint format docs bench clean
 
 demo: $(VENV)/.runtime
 	$(PY) -m reangle_jax.main --config configs/demo.py --workdir $(DEMO) $(ARGS)
@@ -27,6 +32,22 @@ test: $(VENV)/.test
 
 test-fast: $(VENV)/.test
 	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not parity" $(ARGS)
+
+# The wheel is made from the sdist. Neither the repository nor an installed package is in its reach.
+published:
+	rm -rf $(PUBLISHED)
+	$(PYTHON) -m venv $(PUBLISHED)/tools
+	$(PUBLISHED)/tools/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	$(PUBLISHED)/tools/bin/python -m build --outdir $(PUBLISHED)/dist .
+	$(PUBLISHED)/tools/bin/python -m twine check --strict $(PUBLISHED)/dist/*
+	$(PYTHON) -m venv $(PUBLISHED)/user
+	$(PUBLISHED)/user/bin/python -m pip install --quiet --disable-pip-version-check $(PUBLISHED)/dist/*.whl
+	cp -r configs assets $(PUBLISHED)
+	cd $(PUBLISHED) && user/bin/reangle doctor
+	cd $(PUBLISHED) && user/bin/reangle --config configs/demo.py --workdir run $(SHORT) $(ARGS)
+	cd $(PUBLISHED)/run && test -s grid.mp4 && test -s metrics.json && test -s report.html
+	cd $(PUBLISHED) && user/bin/python -m reangle_jax.export run --format dnerf --square --with-input --out set
+	cd $(PUBLISHED) && user/bin/python -m converters --list > /dev/null
 
 lint: $(VENV)/.test
 	$(PY) -m ruff check .

