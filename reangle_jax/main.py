@@ -71,13 +71,15 @@ def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Cal
         yield functools.partial(first_picture.check, settings)
     if not preview and chosen_models.paints(settings):
         from reangle_jax.run import first_picture
-
-        if settings.edit.caption or len(first_picture.given_of_views(settings)) < len(settings.views):
-            yield functools.partial(chosen_models.check_painter, settings)
-    if not preview and settings.mode == "static":
         from reangle_jax.scoring import agreement  # late: it brings the networks
 
-        yield functools.partial(agreement.check, chosen_models.painter_folder(settings), chosen_models.PAINTER_KEY)
+        folder, open_views = chosen_models.painter_folder(settings), set(settings.views)
+        open_views -= set(first_picture.given_of_views(settings))
+        if settings.edit.caption or open_views:
+            yield functools.partial(chosen_models.check_painter, settings)
+        chooses = bool(open_views) and settings.first_frames.candidates > 1
+        if settings.mode == "static" and (chooses or agreement.there(folder)):
+            yield functools.partial(agreement.check, folder, chosen_models.PAINTER_KEY)
     if settings.mesh != "auto":
         from reangle_jax import mesh  # late: it looks for the devices
 

@@ -16,7 +16,7 @@ from reangle_jax.measure import human_bytes, human_seconds
 from reangle_jax.models.depth_anything import DepthAnythingConfig
 from reangle_jax.needs import Needs
 from reangle_jax.run import Ledger, Stage
-from reangle_jax.scoring import agreement
+from reangle_jax.scoring import needs as of_score
 
 # Sustained FLOP/s of one device in our kind of work: the bf16 peak times the utilisation that scale's targets expect.
 _RATES = {
@@ -98,7 +98,7 @@ def _painting(settings: Settings) -> dict[str, Needs]:
         drawn = control.plan(np.linspace(1, 0, how.steps + 1), **options).candidates
         finished = (len(settings.views) - 1) / 2 + settings.first_frames.with_input
         size, scored = (settings.height, settings.width), int(drawn[drawn > 1].sum())
-        beside, flops = agreement.needs(chosen_models.painter_folder(settings), *size, finished, scored)
+        beside, flops = of_score.of_choosing(chosen_models.painter_folder(settings), *size, finished, scored)
         phases = needs["first_frames"].phases
         phases = {name: peak + beside * (name == "paint") for name, peak in phases.items()}
         needs["first_frames"] = Needs(phases, needs["first_frames"].flops + flops)

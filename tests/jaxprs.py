@@ -1,6 +1,7 @@
 """Reading jaxprs: which operations a program really has."""
 
 import collections
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,3 +28,23 @@ def names(jaxpr: Any) -> collections.Counter[str]:
     return collections.Counter(
         e.params["name"] if e.primitive.name == "pallas_call" else e.primitive.name for e in equations(jaxpr)
     )
+
+
+def operations(jaxpr: Any) -> float:
+    """Those of products, convolutions and elementwise multiplications of a program; a scan's as often as it turns."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        inside = [operations(inner) for inner in jaxprs_in_params(equation.params)]
+        total += times * sum(inside)
+        shape, name = equation.outvars[0].aval.shape if equation.outvars else (), equation.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2.0 * math.prod(shape) * math.prod(equation.invars[0].aval.shape[k] for k in contracted)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            out = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * math.prod(shape) * math.prod(kernel) / out
+        elif name == "mul":
+            total += 2.0 * math.prod(shape)
+    return total

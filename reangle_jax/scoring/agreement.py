@@ -2,20 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from reangle_jax import checkpoints
 from reangle_jax.data.weights_folder import check_whole, read_config
 from reangle_jax.errors import InputError
-from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from reangle_jax.scoring import networks, video
 from reangle_jax.scoring.met3r import Described, Met3r, pad_views
 
@@ -129,34 +126,9 @@ def check(folder: Path, key: str) -> None:
         check_whole(folder / part, key)
 
 
-def needs(folder: Path, height: int, width: int, finished: float, candidates: int) -> tuple[float, float]:
-    """Bytes of the score's networks and what one candidate's scoring holds, and operations of scoring candidates.
-
-    Args:
-        folder: of the weights; the published networks count while there are none.
-        height: of the pictures.
-        width: likewise.
-        finished: pictures that each candidate is compared with.
-        candidates: how many are, in all.
-    """
-    c = _config(folder / networks.GEOMETRY, Dust3rConfig, Dust3rConfig.dpt_512)
-    rows, columns = compared_size(height, width, c.patch_size)
-    tokens = rows * columns / c.patch_size**2
-    encode = c.encoder_depth * (24 * c.encoder_width**2 * tokens + 4 * tokens**2 * c.encoder_width)
-    # Two decoders, both ways; each block attends twice.
-    decode = 4 * c.decoder_depth * (32 * c.decoder_width**2 * tokens + 8 * tokens**2 * c.decoder_width)
-    model = checkpoints.abstract(lambda: Dust3r(c, rngs=nnx.Rngs(0)))
-    parameters = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-    # Features at full resolution: of every finished picture, and a few of the candidate's; DINO's 384 channels.
-    kept = 4.0 * 384 * rows * columns * (finished + 6)
-    return parameters + kept, candidates * (encode + finished * decode)
-
-
-def _config(folder: Path, kind: type, published: Callable[[], Any]) -> Any:
-    try:
-        return checkpoints.load_config(folder, kind)
-    except InputError:
-        return published()
+def there(folder: Path) -> bool:
+    """Whether a folder of weights has any network of the score's: without candidates to choose among none is needed."""
+    return any((folder / name).is_dir() for name in (networks.GEOMETRY, *networks.FEATURES))
 
 
 def parts(folder: Path) -> tuple[tuple[str, Path], ...]:

@@ -37,7 +37,8 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     metrics = Unit("metrics", settings=keys, inputs=(*_INPUT, *paths, *warps, *outputs), outputs=("metrics.json",))
     if settings.mode == "static":
         firsts = tuple(view_file(view, "first_frame.png") for view in settings.views)
-        networks = agreement.parts(chosen_models.painter_folder(settings))
+        scorer = chosen_models.painter_folder(settings)
+        networks = agreement.parts(scorer) if agreement.there(scorer) else ()
         inputs = dict.fromkeys((*metrics.inputs, first_picture.of(settings), *firsts))
         metrics = dataclasses.replace(metrics, inputs=tuple(inputs), weights=networks)
     return (
@@ -101,10 +102,15 @@ def _metrics(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _agreement(settings: Settings, folder: Path) -> dict[str, Any]:
-    """MEt3R between the views, and with the input: of the first frames, and of the videos moment by moment."""
-    score = agreement.Agreement.load(
-        chosen_models.painter_folder(settings), settings.height, settings.width, key=chosen_models.PAINTER_KEY
-    )
+    """MEt3R between the views, and with the input: of the first frames, and of the videos moment by moment.
+
+    Nothing without its networks, which a run that chooses among no candidates does not need.
+    """
+    scorer, key = chosen_models.painter_folder(settings), chosen_models.PAINTER_KEY
+    if not agreement.there(scorer):
+        _log.info("MEt3R is left out: %s holds no networks of the score's", scorer)
+        return {}
+    score = agreement.Agreement.load(scorer, settings.height, settings.width, key=key)
     source = files.load_npz(folder / _INPUT[0])["frames"]
     firsts = [pictures.read(folder / view_file(view, "first_frame.png")) for view in settings.views]
     moments = {"first_frames": [[first_picture.read(settings, folder), *firsts]]}

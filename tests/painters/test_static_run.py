@@ -331,6 +331,18 @@ def test_own_pictures_for_all_views_need_no_painter(inputs, again, until, mode, 
         np.testing.assert_array_equal(made, own)
 
 
+def test_one_candidate_needs_no_score(inputs, again, tmp_path, capfd):
+    assert "met3r" in json.loads((again / "metrics.json").read_text())
+    toy.write_weights(tmp_path / "blind")
+    arguments = [f"--config.first_frames.weights={tmp_path / 'blind'}", "--config.first_frames.candidates=1"]
+    assert call(inputs, again, *arguments, "--plan") == 0
+    assert "missing" not in capfd.readouterr().out
+    assert call(inputs, again, *arguments) == 0
+    assert "MEt3R is left out" in capfd.readouterr().err
+    assert "met3r" not in json.loads((again / "metrics.json").read_text())
+    assert all(record(again, name)["steps"] == [] for name in VIEWS.values())
+
+
 @pytest.mark.slow
 def test_flux_paints_and_edits_in_its_place(inputs, again, until, tmp_path):
     """The real painter, at a very small size: its candidates are scored and chosen, and the first frame is edited."""
