@@ -1,0 +1,378 @@
+"""What stochastic control is worth, and what cheaper searches keep of it: the small family, scenes of known truth.
+
+    python -m benchmarks.stochastic_control --views HELD_OUT --out DIR [--arms naive,s25,...] [--scenes 24] [--cheap]
+
+Rendered scenes that nothing was trained on (`training.views`): the first camera's picture is the input, two others' are
+painted, from the input's warp by the true depth, the one first of which the input shows more; as the stage does it,
+candidates shall agree with the input's picture too. An arm is a way of painting (`ARMS`). All arms begin with the same
+noise and draw a candidate of a number alike, so that their differences are paired by scene.
+
+Figures of a scene, of the painted views with what is known pasted back:
+
+* ``met3r``: between the two painted views, and ``met3r_input``, mean of both with the input's picture. These are what
+  control chooses by; the others are not.
+* ``agree``: PSNR of one painted view, warped to the other by the true depths, over what the input shows to neither: the
+  same made-up place seen twice.
+* ``sed``, ``tsed``: of all three pictures' pairs, under the true cameras, enlarged to the published 256 pixels.
+* ``psnr_holes``, ``psnr``: to the truth, in the holes and over the whole picture.
+* ``seam``: the step across the holes' edges, above the truth's, levels of 255.
+
+A scene's arm is a file, DIR/ARM/SCENE.json, written whole, with the pictures beside it: a second call goes on.
+"""
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt8
+
+from reangle_jax import tiny
+from reangle_jax.data import files
+from reangle_jax.errors import InputError
+from reangle_jax.geometry.splat import splat
+from reangle_jax.painters import registry
+from reangle_jax.painters.flux.needs import planned
+from reangle_jax.painters.interface import Painting, Reward
+from reangle_jax.randomness import named_key
+from reangle_jax.scoring import epipolar
+from reangle_jax.scoring.agreement import Agreement
+from reangle_jax.stages.first_frames import painted_share
+from training import commands
+from training.views import Views, load_views
+
+TARGETS = 2
+HOLES = (0.04, 0.6)  # of each painted view: fewer ask for nothing, more show nothing
+NAIVE = "naive"
+WINDOW = (0.25, 1.0)  # as config.first_frames.guided
+ARMS: dict[str, dict[str, Any]] = {
+    NAIVE: {"candidates": 1},
+    "s25": {"candidates": 25},
+    "s10": {"candidates": 10},
+    "s5": {"candidates": 5},  # a fifth of s25's evaluations, as the next two
+    "early": {"candidates": 25, "window": (0.25, 0.375)},
+    "every4": {"candidates": 25, "every": 4},
+    "falling": {"candidates": 25, "fewest": 1},
+    "alone": {"candidates": 25},  # with the finished views alone, as in the paper: only the second view chooses
+    "reimposed": {"candidates": 1, "reimpose": True},
+    "constant": {"candidates": 25, "noise": "constant", "eta": 0.3},
+}
+BETTER = {"met3r": -1, "met3r_input": -1, "agree": 1, "sed": -1, "tsed": 1, "psnr_holes": 1, "psnr": 1, "seam": -1}
+COSTS = ("evaluations", "processor_seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A scene's pictures in the order in which they are painted, the input's first.
+
+    Attributes:
+        number: among the stored ones.
+        truth: of all cameras.
+        depth: along each camera's z axis.
+        warps: of the input to the others, black in the holes.
+        visible: where the warps show something.
+        K: all cameras' matrix.
+        camera_to_world: the cameras'.
+    """
+
+    number: int
+    truth: UInt8[np.ndarray, "V H W 3"]
+    depth: Float[np.ndarray, "V H W"]
+    warps: UInt8[np.ndarray, "T H W 3"]
+    visible: Bool[np.ndarray, "T H W"]
+    K: Float[np.ndarray, "3 3"]
+    camera_to_world: Float[np.ndarray, "V 4 4"]
+
+
+@jax.jit
+def _warp(image: Array, depth: Array, K: Array, motion: Array) -> tuple[Array, Array, Array]:
+    result = splat(image.astype(jnp.float32), depth, K, K, motion)
+    return jnp.round(result.image).astype(jnp.uint8), result.visible, result.depth
+
+
+def warp(image: np.ndarray, views: Any, source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A camera's picture as another sees it by the true depth: RGB, where it is visible, and its depth there."""
+    motion = np.linalg.inv(views.camera_to_world[target]) @ views.camera_to_world[source]
+    depth = views.depth[source].astype(np.float32)
+    return tuple(np.asarray(x) for x in _warp(image, depth, views.K, motion.astype(np.float32)))  # pyright: ignore
+
+
+def scene_of(number: int, views: Views) -> Scene | None:
+    """A scene with two targets whose warps have holes, as many as they should; None if it has no two."""
+    found = []
+    for target in range(1, len(views.images)):
+        shown, visible, _ = warp(views.images[0], views, 0, target)
+        if HOLES[0] < 1 - visible.mean() < HOLES[1]:
+            found.append((-visible.mean(), target, np.where(visible[..., None], shown, np.uint8(0)), visible))
+    if len(found) < TARGETS:
+        return None
+    chosen = sorted(found[:TARGETS], key=lambda item: item[0])
+    order = [0, *(item[1] for item in chosen)]
+    return Scene(
+        number,
+        views.images[order],
+        views.depth[order].astype(np.float32),
+        np.stack([item[2] for item in chosen]),
+        np.stack([item[3] for item in chosen]),
+        views.K,
+        views.camera_to_world[order],
+    )
+
+
+def load_scenes(folder: str, count: int) -> list[Scene]:
+    """The first scenes of a folder that serve.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    found: list[Scene] = []
+    for number, views in enumerate(load_views(folder)):
+        scene = scene_of(number, views)
+        if scene is not None:
+            found.append(scene)
+        if len(found) == count:
+            return found
+    raise InputError(f"--views: {folder} has {len(found)} scenes that serve, not {count}: ask for fewer")
+
+
+class Bench:
+    """The small painter and the score, each compiled once for all scenes and arms.
+
+    Args:
+        size: rows and columns of the pictures.
+        steps: of painting.
+        every: of those in the window, each k-th chooses, unless the arm says otherwise.
+        seed: of everything random.
+        cheap: choose by the cheap score (every second point, one way); what is measured is always the whole one.
+    """
+
+    def __init__(self, size: tuple[int, int], *, steps: int, every: int, seed: int, cheap: bool):
+        entry = registry.entry("tiny")
+        self.painter = entry.load()("tiny", {part: tiny.WEIGHTS / part for part in entry.parts}, size)
+        self.text = self.painter.embed([""])
+        self.networks = self.painter.load()
+        self.agreement = Agreement.load(tiny.WEIGHTS, *size, key="--weights")
+        metric = self.agreement.metric
+        self.chooser = dataclasses.replace(
+            self.agreement, metric=dataclasses.replace(metric, stride=2, both=False) if cheap else metric
+        )
+        self.steps, self.every, self.seed = steps, every, seed
+
+    def painting(self, arm: str) -> Painting:
+        """How an arm paints; guidance and the ControlNet's scale are the settings' defaults."""
+        base = {"steps": self.steps, "guidance_scale": 3.5, "control_scale": 0.9, "eta": 1.0, "noise": "ddim"}
+        return Painting(**{**base, "window": WINDOW, "every": self.every, "reimpose": False, **ARMS[arm]})
+
+    @functools.cached_property
+    def _similarity(self) -> Callable[[Any, Any], Any]:
+        return lambda arguments, images: self.chooser.similarity(arguments[0], images, *arguments[1:])
+
+    @functools.cached_property
+    def _describe(self) -> Callable[[Any, Any], Any]:
+        return jax.jit(self.chooser.metric.describe)
+
+    def _reward(self, finished: Sequence[np.ndarray]) -> Reward | None:
+        """Agreement with what is finished, with room for the input and the first view."""
+        if not finished:
+            return None
+        shown = np.zeros((TARGETS, *finished[0].shape), np.float32)
+        shown[: len(finished)] = np.stack(finished) / np.float32(255)
+        described = self._describe(self.chooser.states, jnp.asarray(shown))
+        return Reward(self._similarity, (self.chooser.states, described, jnp.int32(len(finished))))
+
+    def paint(self, scene: Scene, arm: str) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, float]]:
+        """An arm's views with what is known pasted back, and as they are decoded, RGB; costs of a view."""
+        how = self.painting(arm)
+        grid = scene.truth.shape[1] * scene.truth.shape[2] // registry.entry("tiny").multiple ** 2
+        pasted: list[np.ndarray] = []
+        decoded: list[np.ndarray] = []
+        start = time.process_time()
+        for number, (shown, visible) in enumerate(zip(scene.warps, scene.visible, strict=True)):
+            finished = [*pasted] if arm == "alone" else [scene.truth[0], *pasted]
+            made = self.painter.paint(
+                self.networks,
+                self.text,
+                shown,
+                visible,
+                how,
+                key=named_key(self.seed, "stochastic_control", str(scene.number), str(number)),
+                reward=self._reward(finished) if how.candidates > 1 else None,
+                on_step=lambda record, chosen: None,
+            )
+            alpha = painted_share(visible)[..., None]
+            decoded.append(np.round(255 * made).astype(np.uint8))
+            pasted.append(np.round(alpha * 255.0 * made + (1 - alpha) * shown).astype(np.uint8))
+        seconds = (time.process_time() - start) / TARGETS
+        return pasted, decoded, {"evaluations": planned(how, grid).evaluations, "processor_seconds": seconds}
+
+    def measure(self, scene: Scene, pasted: list[np.ndarray], decoded: list[np.ndarray]) -> dict[str, float | None]:
+        """A scene's figures, see the top; ``decoded_psnr_holes``, ``decoded_psnr``, ``decoded_seam`` before pasting."""
+        pictures = [scene.truth[0], *pasted]
+        scores = {(pair.first, pair.second): pair.met3r for pair in self.agreement.pairs(pictures)}
+        with_input = [score for (a, _), score in scores.items() if a == 0 and score is not None]
+        found: dict[str, float | None] = {
+            "met3r": scores[1, 2],
+            "met3r_input": float(np.mean(with_input)) if with_input else None,
+            "agree": agreement_of_holes(scene, pasted),
+        }
+        found |= epipolar_figures(scene, pictures)
+        for prefix, images in (("", pasted), ("decoded_", decoded)):
+            holes = ~scene.visible
+            error = np.square((np.stack(images).astype(np.float32) - scene.truth[1:]) / 255)
+            found[prefix + "psnr_holes"] = psnr(error[holes])
+            found[prefix + "psnr"] = psnr(error)
+            pairs = zip(images, scene.truth[1:], scene.visible, strict=True)
+            found[prefix + "seam"] = float(np.mean([step(x, v) - step(true, v) for x, true, v in pairs]))
+        return found
+
+
+def epipolar_figures(scene: Scene, pictures: list[np.ndarray]) -> dict[str, float | None]:
+    """SED and TSED of all pairs, the pictures enlarged to the published size, a shorter side of 256 pixels."""
+    height, width = pictures[0].shape[:2]
+    scale = 256 / min(height, width)
+    size = round(width * scale), round(height * scale)
+    large = np.stack([cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC) for picture in pictures])
+    K = np.tile(np.diag([scale, scale, 1.0]) @ scene.K, (len(pictures), 1, 1))
+    found = epipolar.tsed(large, K, scene.camera_to_world, epipolar.all_pairs(len(pictures)))
+    return {"sed": found.sed, "tsed": found.tsed}
+
+
+def psnr(squares: np.ndarray) -> float:
+    """Of squared errors of values 0 to 1."""
+    return float(-10 * np.log10(max(float(squares.mean()), 1e-6)))
+
+
+def step(image: UInt8[np.ndarray, "H W 3"], visible: Bool[np.ndarray, "H W"]) -> float:
+    """Mean difference of neighbours of which one is known and one is not."""
+    values, found = image.astype(np.float32), []
+    for axis in (0, 1):
+        edges = np.diff(visible.astype(np.int8), axis=axis) != 0
+        found.append(np.abs(np.diff(values, axis=axis)).mean(-1)[edges])
+    return float(np.concatenate(found).mean())
+
+
+def agreement_of_holes(scene: Scene, pasted: list[np.ndarray]) -> float | None:
+    """See ``agree`` at the top; None where fewer than 50 pixels are made up twice."""
+    there, visible, depth = warp(pasted[0], scene, 1, 2)
+    made, _, _ = warp(np.repeat(255 * (~scene.visible[0])[..., None].astype(np.uint8), 3, -1), scene, 1, 2)
+    near = np.abs(depth - scene.depth[2]) < 0.03 * scene.depth[2]  # the same surface, not one before it
+    twice = visible & near & (made[..., 0] > 250) & ~scene.visible[1]
+    if twice.sum() < 50:
+        return None
+    return psnr(np.square((there.astype(np.float32) - pasted[1])[twice] / 255))
+
+
+def interval(values: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
+    """Mean, and the ends of its 95 % bootstrap interval over scenes."""
+    data = np.asarray(values, np.float64)
+    means = data[np.random.default_rng(0).integers(len(data), size=(draws, len(data)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(data.mean()), float(low), float(high)
+
+
+def differences(rows: dict[str, dict[int, dict[str, Any]]], against: str) -> dict[str, Any]:
+    """Each arm's mean figures, and its differences from another over the scenes that both have."""
+    report: dict[str, Any] = {}
+    for arm, scenes in rows.items():
+        entry: dict[str, Any] = {"scenes": len(scenes)}
+        for name in (*BETTER, *COSTS, "decoded_psnr_holes", "decoded_psnr", "decoded_seam"):
+            own = {number: row[name] for number, row in scenes.items() if row[name] is not None}
+            if not own:
+                continue
+            entry[name] = {"mean": round(float(np.mean(list(own.values()))), 4)}
+            base = {number: row[name] for number, row in rows.get(against, {}).items() if row[name] is not None}
+            both = sorted(own.keys() & base.keys())
+            if arm != against and name in BETTER and both:
+                mean, low, high = interval([own[k] - base[k] for k in both])
+                entry[name] |= {"difference": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
+                entry[name]["pairs"] = len(both)
+        report[arm] = entry
+    return report
+
+
+def table(report: dict[str, Any], against: str) -> str:
+    """The report in Markdown: means, and in brackets the intervals of the differences."""
+    names = [*BETTER, *COSTS]
+    lines = [f"| arm (against {against}) | scenes | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for arm, entry in report.items():
+        cells = []
+        for name in names:
+            found = entry.get(name, {})
+            words = f"{found['mean']:.3g}" if "mean" in found else "-"
+            if "interval" in found:
+                words += " [{:+.3g}, {:+.3g}]".format(*found["interval"])
+            cells.append(words)
+        lines.append(f"| {arm} | {entry['scenes']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command."""
+    parser = commands.parser(__doc__)
+    parser.add_argument("--views", required=True, help="held-out rendered views (training.views)")
+    parser.add_argument("--out", required=True, help="folder of the figures; what is there is kept")
+    parser.add_argument("--arms", default="naive,s5,s25", help=f"of {', '.join(ARMS)}")
+    parser.add_argument("--scenes", type=int, default=24)
+    parser.add_argument("--first", type=int, default=0, help="of them, to begin with: commands may share out")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--every", type=int, default=2, help="choose in every k-th step of the window")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cheap", action="store_true", help="choose by the cheap score")
+    parser.add_argument("--against", default=NAIVE, help="the arm that differences are from")
+    parser.add_argument("--report", action="store_true", help="only sum up what is there")
+    args = parser.parse_args()
+    arms = args.arms.split(",")
+    unknown = [arm for arm in (*arms, args.against) if arm not in ARMS]
+    if unknown:
+        raise InputError(f"--arms: there is no {unknown[0]}: the arms are {', '.join(ARMS)}")
+    out = Path(args.out)
+    how = {"steps": args.steps, "every": args.every, "seed": args.seed, "cheap": args.cheap}
+    kept = out / "how.json"
+    other = json.loads(kept.read_text()) if kept.exists() else how
+    if other != how:
+        raise InputError(f"--out: {out} holds figures of {other}, not {how}: give another folder")
+    if not args.report:
+        files.atomic_write_json(kept, how)
+        fill(out, load_scenes(args.views, args.scenes)[args.first :], arms, how)
+    report = differences(read_rows(out), args.against)
+    files.atomic_write_json(out / f"report_{args.against}.json", report)
+    print(table(report, args.against))
+
+
+def fill(out: Path, scenes: list[Scene], arms: list[str], how: dict[str, Any]) -> None:
+    """Paints and measures what is not there yet, scene by scene."""
+    bench = Bench(scenes[0].truth.shape[1:3], **how)
+    for scene in scenes:
+        for arm in arms:
+            path = out / arm / f"{scene.number:04d}.json"
+            if path.exists():
+                continue
+            pasted, decoded, costs = bench.paint(scene, arm)
+            figures = bench.measure(scene, pasted, decoded)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shown = [*scene.truth, *scene.warps, *decoded, *pasted]
+            cv2.imwrite(str(path.with_suffix(".png")), np.concatenate(shown, 1)[..., ::-1])
+            files.atomic_write_json(path, figures | costs)
+            words = (f"{name} {value:.4g}" for name, value in (figures | costs).items() if value is not None)
+            print(f"{scene.number} {arm}: {', '.join(words)}", flush=True)
+
+
+def read_rows(out: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """The figures that are there, by arm and scene."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for arm in ARMS:
+        rows = {int(path.stem): json.loads(path.read_text()) for path in sorted((out / arm).glob("*.json"))}
+        if rows:
+            found[arm] = rows
+    return found
+
+
+if __name__ == "__main__":
+    commands.run(main)

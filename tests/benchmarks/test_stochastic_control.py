@@ -1,0 +1,84 @@
+"""The figures of the benchmark of stochastic control: what they are of pictures whose answer is known."""
+
+import numpy as np
+import pytest
+
+from benchmarks import stochastic_control
+from benchmarks.stochastic_control import ARMS, NAIVE, Scene
+from reangle_jax.diffusion import control, flow
+
+
+def test_differences_are_paired_and_their_interval_holds_the_mean():
+    rng = np.random.default_rng(1)
+    scenes = rng.normal(0.3, 0.1, 24)  # scenes differ far more than arms do
+    arms = {NAIVE: scenes, "s5": scenes - 0.02 + rng.normal(0, 0.005, 24), "s25": scenes + rng.normal(0, 0.005, 24)}
+    names = (
+        *stochastic_control.BETTER,
+        *stochastic_control.COSTS,
+        "decoded_psnr_holes",
+        "decoded_psnr",
+        "decoded_seam",
+    )
+    rows = {
+        arm: {k: dict.fromkeys(names, 1.0) | {"met3r": float(x), "sed": None} for k, x in enumerate(values)}
+        for arm, values in arms.items()
+    }
+    del rows["s5"][23]
+    report = stochastic_control.differences(rows, NAIVE)
+    found = report["s5"]["met3r"]
+    assert found["pairs"] == 23
+    assert found["difference"] == pytest.approx(-0.02, abs=0.004)
+    assert -0.025 < found["interval"][0] < found["difference"] < found["interval"][1] < -0.015
+    low, high = report["s25"]["met3r"]["interval"]
+    assert low < 0 < high
+    assert "interval" not in report[NAIVE]["met3r"]
+    assert "sed" not in report["s5"]
+    words = stochastic_control.table(report, NAIVE)
+    assert [line.split(" | ")[0] for line in words.splitlines()[2:]] == ["| naive", "| s5", "| s25"]
+
+
+@pytest.fixture
+def wall():
+    """A flat wall seen by three cameras side by side; 20 columns of each that the input does not show."""
+    rng = np.random.default_rng(0)
+    texture = rng.integers(40, 200, (64, 120, 3)).astype(np.uint8)
+    K = np.array([[48.0, 0, 48], [0, 48, 32], [0, 0, 1]], np.float32)
+    poses = np.tile(np.eye(4, dtype=np.float32), (3, 1, 1))
+    poses[:, 0, 3] = np.array([0, 4, 8]) * 4.0 / 48  # 4 and 8 pixels at a depth of 4
+    truth = np.stack([texture[:, shift : shift + 96] for shift in (0, 4, 8)])
+    visible = np.ones((2, 64, 96), bool)
+    visible[0, :, 44:64], visible[1, :, 40:60] = False, False  # the same place of the wall
+    warps = np.where(visible[..., None], truth[1:], np.uint8(0))
+    return Scene(0, truth, np.full((3, 64, 96), 4.0, np.float32), warps, visible, K, poses)
+
+
+def test_what_is_made_up_twice_is_compared_where_it_is_the_same_place(wall):
+    assert stochastic_control.agreement_of_holes(wall, list(wall.truth[1:])) > 35
+    painted = [x.copy() for x in wall.truth[1:]]
+    painted[1][~wall.visible[1]] = 255 - painted[1][~wall.visible[1]]
+    assert stochastic_control.agreement_of_holes(wall, painted) < 15
+    elsewhere = [x.copy() for x in wall.truth[1:]]
+    elsewhere[1][wall.visible[1]] = 0  # what is not made up does not count
+    assert stochastic_control.agreement_of_holes(wall, elsewhere) > 35
+
+
+def test_true_pictures_lie_on_their_cameras_lines_and_have_no_seam(wall):
+    found = stochastic_control.epipolar_figures(wall, list(wall.truth))
+    assert found["tsed"] == 1.0
+    assert found["sed"] < 0.5
+    truth, visible = wall.truth[1], wall.visible[0]
+    edged = np.where(visible[..., None], truth, np.uint8(255))
+    assert stochastic_control.step(edged, visible) > stochastic_control.step(truth, visible) + 50
+
+
+def test_three_arms_draw_about_a_fifth_of_the_candidates():
+    times = flow.times(50, 1350)
+    drawn = {
+        arm: control.plan(times, **({"window": stochastic_control.WINDOW} | ARMS[arm])).candidates
+        for arm in ("s25", "s5", "early", "every4")
+    }
+    found = {arm: sum(counts[counts > 1]) for arm, counts in drawn.items()}
+    assert found["s25"] == 25 * 35
+    assert found["s5"] == found["s25"] / 5
+    assert found["early"] == 25 * 6
+    assert found["every4"] == 25 * 9
