@@ -69,6 +69,14 @@ def run(commands: Sequence[Sequence[str]], environment: Sequence[Mapping[str, st
     """Runs processes until all have ended; gives the exit code of the first that failed, or 0."""
     started: list[subprocess.Popen] = []
     readers = []
+
+    def pass_on(signum: int, frame: object) -> None:
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(signum)
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, pass_on)
     for index, (command, own) in enumerate(zip(commands, environment, strict=True)):
         kept = None if index == 0 else subprocess.PIPE
         process = subprocess.Popen(
@@ -79,13 +87,6 @@ def run(commands: Sequence[Sequence[str]], environment: Sequence[Mapping[str, st
             readers.append(threading.Thread(target=_prefix, args=(index, process.stdout), daemon=True))
             readers[-1].start()
 
-    def pass_on(signum: int, frame: object) -> None:
-        for process in started:
-            if process.poll() is None:
-                process.send_signal(signum)
-
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, pass_on)
     code = _wait(started)
     for reader in readers:
         reader.join(timeout=5)

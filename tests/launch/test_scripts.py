@@ -177,3 +177,15 @@ class TestLocal:
         script = f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import local; "
         script += f"sys.exit(local.run({commands}, [{{}}] * 2))"
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == expected
+
+    def test_a_signal_goes_to_all_and_what_others_say_has_their_number(self):
+        program = "import sys, time; print('begun', file=sys.stderr, flush=True); time.sleep(100)"
+        command = [sys.executable, "-S", "-c", program]
+        script = f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import local; "
+        script += f"sys.exit(local.run([{command}] * 3, [{{}}] * 3))"
+        launcher = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+        lines = {launcher.stderr.readline() for _ in range(3)}
+        launcher.terminate()
+        assert launcher.wait(timeout=60) == 143
+        launcher.stderr.close()
+        assert lines == {"begun\n", "[1] begun\n", "[2] begun\n"}
