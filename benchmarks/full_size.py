@@ -1,202 +1,137 @@
-"""Memory and operations of the full-size programs, compiled for a TPU that need not be there.
+"""Memory, communication and static times of the full-size programs, compiled for TPUs that need not be there.
 
     pip install "libtpu==0.0.42.*"      # beside jax 0.10.2
-    python benchmarks/full_size.py --topology v6e:1x1 --program finetune
-    python benchmarks/full_size.py --topology v5p:1x1x1 --program sample
-    python benchmarks/full_size.py --program score
-    python benchmarks/full_size.py --program paint
+    python benchmarks/full_size.py --target v5e:2x4 --program finetune
+    python benchmarks/full_size.py --target v6e:1x1 --program sample --base int8 --json
+    python benchmarks/full_size.py --target v6e:2x4 --program candidates
 
 The real fine-tuning step (LoRA of rank 128 on all 42 blocks, the noised first frame encoded, AdamW), the real guided
-sampling step of CogVideoX-5B-I2V at 49 frames of 480x720, the score of 25 candidates against up to six finished
-views of 256x256 (DUSt3R-512-DPT, FeatUp over DINO ViT-S/16), or a round of candidates of FLUX.1-dev with its
-inpainting ControlNet at 480x720, decoded, is lowered with abstract arguments and compiled. The compiler enforces the
-chip's memory: a program that does not fit fails here with its figure. Nothing is executed, and no weights are needed.
-Compiling takes minutes on one core.
+sampling step and decoding of CogVideoX-5B-I2V at 49 frames of 480x720, a round of candidates of FLUX.1-dev with its
+inpainting ControlNet at 480x720, or the score of 25 candidates, is traced with shapes in place of arrays and compiled.
+The compiler enforces the chip's memory: what does not fit fails with its figure. Nothing is executed, no weights are
+needed. Compiling takes minutes on one core; ``--short`` (two blocks, 2,026 tokens) less.
+
+The exit code is 1 where the program does not fit, passes ``--limit``, or gathers what no layout of ours should: an
+activation of all tokens, or a stack of weights at once. With ``--json`` the last line holds ``peak_gib``,
+``arguments_gib``, ``temporaries_gib``, ``step_s`` (of it ``operations_s`` and ``attention_s``), ``collectives`` and
+more; what the times are is said in benchmarks/compiled.py.
 """
 
 import argparse
-import dataclasses
+import json
 import os
+import sys
 import time
-from typing import Any
+from pathlib import Path
 
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # or it looks for this machine's on the network
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, too
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from reangle_jax import config as settings_module
-from reangle_jax import learning
-from reangle_jax import mesh as mesh_module
-from reangle_jax.backbones.cogvideox import conditioning, networks
-from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
-from reangle_jax.backbones.registry import Clip
-from reangle_jax.diffusion import guidance, samplers
-from reangle_jax.diffusion.control import Best
-from reangle_jax.diffusion.flow import Coefficients
-from reangle_jax.diffusion.schedule import Schedule
-from reangle_jax.models.cogvideox.transformer import Transformer
-from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from reangle_jax.models.cogvideox.vae import VAE
-from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from reangle_jax.models.dino import FeatUp, FeatUpConfig
-from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
-from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
-from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
+from benchmarks import compiled as of_compiler
+from benchmarks.full_size_programs import PROGRAMS, Case
+from reangle_jax import mesh as meshes
 from reangle_jax.nn.attention import compiling_for
-from reangle_jax.painters.flux import networks as flux_networks
-from reangle_jax.painters.flux.painter import Arguments, FluxPainter
-from reangle_jax.scoring.met3r import Met3r
-from reangle_jax.stages import finetune
+from reangle_jax.nn.choices import REMATS
 
-GIB = 2.0**30
-
-
-def one_chip(topology: str) -> Mesh:
-    """A 1x1x1 mesh over the first device of a topology (``v6e:1x1``)."""
-    single = {"chips_per_host_bounds": (1, 1, 1)} if "1x1" in topology else {}
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology, **single).devices
-    return Mesh(np.asarray(devices[:1]).reshape(1, 1, 1), mesh_module.AXES)
-
-
-def abstract(tree, where: NamedSharding):
-    """The same shapes and dtypes, placed."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+# The mesh of each topology; of several slices, ``data`` goes over them.
+MESHES = {
+    "v5e:1x1": "u:1",
+    "v5e:2x2": "u:4",
+    "v5e:2x4": "u:8",
+    "v5e:4x4": "u:16",
+    "v5e:8x8": "data:4,u:16",
+    "v6e:1x1": "u:1",
+    "v6e:2x4": "u:8",
+    "v6e:8x8": "data:8,u:8",
+    "v5p:1x1x1": "u:1",
+    "v5p:2x2x1": "u:4",
+    "v5p:4x4x4": "data:16,u:4",
+}
 
 
-def full_size(rank: int, layers: int | None) -> tuple[networks.Network, networks.Network, nnx.State]:
-    """The full-size transformer, its autoencoder and the adapters, without arrays."""
-    fields = {"lora_rank": rank, "lora_alpha": float(rank)}
-    config = TransformerConfig.cogvideox_5b_i2v()
-    config = type(config)(**{**vars(config), **fields, "num_layers": layers or config.num_layers})
-    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    graphdef, lora, base = nnx.split(model, nnx.LoRAParam, ...)
-    vae = nnx.eval_shape(lambda: VAE(VAEConfig.cogvideox_5b(), rngs=nnx.Rngs(0)))
-    transformer = networks.Network(config, model.execution, graphdef, base)
-    return transformer, networks.Network(vae.config, vae.execution, *nnx.split(vae)), lora
-
-
-def lower_finetune(rank: int, layers: int | None, where: NamedSharding):
-    """The fine-tuning step of the paper's settings: seven videos, batch 1."""
-    transformer, vae, lora = full_size(rank, layers)
-    settings = settings_module.get_default()
-    settings.video = "clip.mp4"
-    options = settings_module.parse(settings).finetune
-    optimiser, encoder = finetune.make_optimiser(options), networks.encoder_alone(vae)
-    backbone = CogVideoXBackbone.of_networks(transformer, vae, Clip(49, 480, 720, "off"))
-    step = finetune.make_step(backbone, options, optimiser)
-    latents, text = (7, 13, 60, 90, 16), (7, 226, 4096)
-    data = finetune.TrainingSet(
-        mean=jax.ShapeDtypeStruct(latents, jnp.float32),
-        logvar=jax.ShapeDtypeStruct(latents, jnp.float32),
-        mask=jax.ShapeDtypeStruct(latents[:-1], jnp.float32),
-        text=jax.ShapeDtypeStruct(text, jnp.float32),
-        first=jax.ShapeDtypeStruct((7, 480, 720, 3), jnp.uint8),
-    )
-    state = jax.eval_shape(lambda lora: learning.init(lora, optimiser), lora)
-    arguments = (state, transformer.state, encoder.state, data, jax.eval_shape(jax.random.key, 0))
-    return step.lower(*(abstract(argument, where) for argument in arguments))
-
-
-def lower_sample(rank: int, layers: int | None, where: NamedSharding):
-    """One guided step of sampling a video, its two passes in one batch."""
-    transformer, _, lora = full_size(rank, layers)
-    schedule, steps = Schedule.cogvideox_5b(), 40
-    scales = guidance.guidance_scales(schedule.timesteps(steps), steps, 6.0, True)
-    denoise = guidance.guided(conditioning.predictor(transformer.graphdef), scales)
-    step = samplers.make_step(denoise, sampler="ddim", steps=steps, schedule=schedule)
-    latents = jax.ShapeDtypeStruct((1, 13, 60, 90, 16), jnp.bfloat16)
-    condition = jax.ShapeDtypeStruct((2, *latents.shape[1:]), jnp.bfloat16)
-    text = jax.ShapeDtypeStruct((2, 226, 4096), jnp.bfloat16)
-    state = jax.eval_shape(samplers.init_state, latents)
-    arguments = (state, jax.ShapeDtypeStruct((), jnp.int32), jax.eval_shape(jax.random.key, 0))
-    arguments += (lora, transformer.state, condition, text)
-    return step.lower(*(abstract(argument, where) for argument in arguments))
-
-
-def lower_score(rank: int, layers: int | None, where: NamedSharding):
-    """MEt3R of stochastic control guidance; it has neither adapters nor layers to leave out."""
-    del rank, layers
-    builds = (
-        lambda: Dust3r(Dust3rConfig.dpt_512(), rngs=nnx.Rngs(0)),
-        lambda: FeatUp(FeatUpConfig.vits16(), rngs=nnx.Rngs(0)),
-    )
-    graphs, states = zip(*(nnx.split(nnx.eval_shape(build)) for build in builds), strict=True)
-    metric = Met3r(*graphs)
-    candidates, finished = (jax.ShapeDtypeStruct((n, 256, 256, 3), jnp.float32) for n in (25, 6))
-    views = jax.eval_shape(metric.describe, states, finished)
-    arguments = (states, candidates, views, jax.ShapeDtypeStruct((), jnp.int32))
-    return jax.jit(metric.against).lower(*(abstract(argument, where) for argument in arguments))
-
-
-def trace_paint(where: NamedSharding):
-    """A round of candidates of stochastic control at 480x720, one a device: evaluated, decoded, the best kept.
-
-    What chooses among them here is a mean of colours: the score itself is another program.
-    """
-    sizes = {
-        "transformer": FluxConfig.dev(),
-        "controlnet": ControlNetConfig.inpainting_beta(),
-        "vae": dataclasses.replace(AutoencoderConfig.flux1(), param_dtype="bfloat16"),  # as it is converted
-    }
-    found = {role: flux_networks.build(role, config) for role, config in sizes.items()}
-    painter = FluxPainter.of_networks(found, (480, 720))
-
-    def array(*shape: int, dtype=jnp.float32) -> Any:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    state, number = array(60, 90, 16), array(dtype=jnp.int32)
-    arguments = Arguments(
-        flux_networks.Parameters(**{role: network.state for role, network in found.items()}),
-        flux_networks.Text(array(1, 512, 4096), array(1, 768)),
-        condition=array(1, 30 * 45, 68),
-        known=None,
-        guidance=array(1),
-        control_scale=array(),
-    )
-    step = Coefficients(*[array()] * len(Coefficients._fields))
-    key = jax.eval_shape(jax.random.key, 0)
-    given = (Best(array(), number, state, state), state, state, number, number, step, key, arguments, array())
-    return painter._control._round.trace(
-        *(abstract(each, where) for each in given), scores=lambda _, pictures: pictures.mean((1, 2))
-    )
-
-
-def lower_paint(rank: int, layers: int | None, where: NamedSharding):
-    """`trace_paint`; it has neither adapters nor layers to leave out."""
-    del rank, layers
-    return trace_paint(where).lower()
-
-
-def main() -> None:
-    """Compiles one program and prints what the compiler says of it."""
+def parser() -> argparse.ArgumentParser:
+    """The flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", default="v6e:1x1", help="one chip: v5e:1x1, v6e:1x1, v5p:1x1x1")
-    parser.add_argument("--program", choices=("finetune", "sample", "score", "paint"), default="finetune")
+    parser.add_argument("--target", default="v6e:1x1", help=f"a topology: {', '.join(MESHES)}, ...")
+    parser.add_argument("--slices", type=int, default=1, help="how many of them")
+    parser.add_argument("--mesh", help="as config.mesh; by default the target's (candidates: data over all)")
+    parser.add_argument("--program", choices=PROGRAMS, default="finetune")
+    parser.add_argument("--base", choices=("auto", "int8"), default="auto", help="as config.base_dtype")
+    parser.add_argument("--remat", choices=REMATS, default="attention", help="as config.execution.remat")
+    parser.add_argument("--videos", type=int, help="of a batch; by default one for each group of devices, data")
     parser.add_argument("--rank", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=None, help="fewer blocks than 42, for a quick look")
-    args = parser.parse_args()
-    mesh = one_chip(args.topology)
-    lower = {"finetune": lower_finetune, "sample": lower_sample, "score": lower_score, "paint": lower_paint}[
-        args.program
-    ]
+    parser.add_argument("--short", action="store_true", help="two blocks and 2,026 tokens")
+    parser.add_argument("--limit", type=float, help="GiB that the peak may have")
+    parser.add_argument("--json", action="store_true", help="the figures as the last line")
+    return parser
+
+
+def compile_program(args: argparse.Namespace) -> tuple[dict, list[str]]:
+    """The figures of one program, and what is wrong with it, in words."""
+    options: dict = {"num_slices": args.slices} if args.slices > 1 else {}
+    if "1x1" in args.target.replace("2x2x1", ""):
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=args.target, **options).devices
+    text = args.mesh or MESHES.get(args.target, f"u:{len(devices)}")
+    if not args.mesh and args.slices > 1:
+        text = f"data:{args.slices},{text}"
+    if not args.mesh and args.program == "candidates":
+        text = f"data:{len(devices)}"
+    mesh = meshes.make_mesh(text, devices=devices)
+    case = Case(args.base, args.remat, args.rank, args.videos or mesh.shape[meshes.DATA], args.short)
     start = time.perf_counter()
-    with mesh_module.use(mesh), compiling_for("tpu"):
-        lowered = lower(args.rank, args.layers, NamedSharding(mesh, PartitionSpec()))
+    with meshes.use(mesh), compiling_for("tpu"):
+        lowered = PROGRAMS[args.program](case, mesh).lower()
+        traced = time.perf_counter() - start
         compiled = lowered.compile()
-    memory = compiled.memory_analysis()
-    assert memory is not None, "the compiler said nothing of memory"
-    print(
-        f"{args.program} on {args.topology}: arguments {memory.argument_size_in_bytes / GIB:.1f} GiB, temporaries "
-        f"{memory.temp_size_in_bytes / GIB:.1f} GiB, peak {memory.peak_memory_in_bytes / GIB:.1f} GiB; traced and "
-        f"compiled in {time.perf_counter() - start:.0f} s"
+    report = of_compiler.read(compiled, devices[0].device_kind)
+    whole_keys = mesh.shape["u"] == 1 and mesh.shape["r"] > 1
+    config = case.transformer
+    faults = of_compiler.unexpected(
+        report, layers=config.num_layers, width=config.inner_dim, tokens=case.tokens, whole_keys=whole_keys
     )
+    if args.limit and report.peak > args.limit * of_compiler.GIB:
+        faults.append(f"the peak is {report.peak / of_compiler.GIB:.2f} GiB, above --limit={args.limit}")
+    names = ("target", "slices", "program", "base", "remat", "short")
+    figures = {name: getattr(args, name) for name in names} | {"mesh": text, "videos": case.videos}
+    figures |= report.as_json() | {
+        "trace_s": round(traced),
+        "compile_s": round(time.perf_counter() - start - traced),
+        "faults": faults,
+    }
+    return figures, faults
+
+
+def main() -> int:
+    """Compiles one program and prints what the compiler says of it."""
+    args = parser().parse_args()
+    try:
+        figures, faults = compile_program(args)
+    except Exception as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        faults = [f"does not fit: {str(error).splitlines()[0][:300]}"]
+        figures = {"target": args.target, "program": args.program, "base": args.base, "remat": args.remat}
+        figures |= {"faults": faults}
+    else:
+        print(
+            f"{args.program} on {args.slices} x {args.target}, {figures['mesh']}: arguments "
+            f"{figures['arguments_gib']} GiB, temporaries {figures['temporaries_gib']} GiB, peak "
+            f"{figures['peak_gib']} GiB; {figures['step_s']} s by its schedule, {figures['attention_s']} of them "
+            f"attention; compiled in {figures['compile_s']} s"
+        )
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    if args.json:
+        print(json.dumps(figures))
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 No tensor is read; what they are is checked when they are loaded (`checkpoints.load_into`).
 """
 
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +14,16 @@ from reangle_jax.config import Settings, read_window
 from reangle_jax.data import lora_files
 from reangle_jax.data.weights_folder import check_whole, read_config
 from reangle_jax.errors import InputError
+from reangle_jax.nn.choices import ATTENTION, REMATS, Choice
 from reangle_jax.painters import registry as painters
 
 if TYPE_CHECKING:
-    from reangle_jax.backbones.interface import Backbone
+    from reangle_jax.backbones.interface import Backbone, Demand
     from reangle_jax.painters.interface import Editing, Painter, Painting
 
 
+ROOM = 0.9
+"""Share of a device's memory that the plan's arithmetic may fill."""
 PAINTER_KEY = "config.first_frames.weights"
 
 
@@ -43,7 +47,12 @@ def of_model(settings: Settings) -> tuple[tuple[str, Path], ...]:
 
 
 def backbone(settings: Settings) -> "Backbone":
-    """The video model that settings name. Nothing is read yet."""
+    """The video model that settings name. No parameter is read yet."""
+    choice = dataclasses.replace(settings.execution, remat=remat(settings)[0])
+    return _backbone(settings, choice)
+
+
+def _backbone(settings: Settings, choice: Choice) -> "Backbone":
     entry = registry.entry(settings.model)
     return entry.load()(
         settings.model,
@@ -51,8 +60,51 @@ def backbone(settings: Settings) -> "Backbone":
         registry.Clip(settings.num_frames, settings.height, settings.width, settings.vae_tiles),
         settings.finetune.rank,
         settings.finetune.alpha,
-        settings.execution,
+        choice,
         settings.base_dtype,
+    )
+
+
+def remat(settings: Settings) -> tuple[str, str]:
+    """What fine-tuning's blocks keep for the backward pass (`reangle_jax.nn.remat`), and why, in words."""
+    import jax  # late: these two bring it
+
+    from reangle_jax import measure
+
+    chosen = settings.execution.remat
+    if chosen != "auto":
+        return chosen, "as set"
+    limit = measure.device_limit_bytes()
+    if jax.default_backend() == "cpu":
+        return ATTENTION, "on CPUs memory is slower than computing again"
+    if limit is None:
+        return ATTENTION, "this device does not say how much memory it has"
+    work = demand(settings)
+    peaks = {
+        name: _backbone(settings, dataclasses.replace(settings.execution, remat=name))
+        .needs(work)["finetune"]
+        .peak_bytes
+        for name in REMATS
+    }
+    # The fastest first; where another phase needs the most, what blocks keep costs nothing.
+    name = next(name for name in reversed(REMATS) if peaks[name] <= max(ROOM * limit, peaks["full"]))
+    words = f"fine-tuning needs {measure.human_bytes(peaks[name])} of {measure.human_bytes(limit)}"
+    more = REMATS[REMATS.index(name) + 1 :][:1]
+    return name, "; ".join([words, *(f"{other} would need {measure.human_bytes(peaks[other])}" for other in more)])
+
+
+def demand(settings: Settings) -> "Demand":
+    """How much a run asks of the video model."""
+    from reangle_jax.backbones.interface import Demand  # late: these bring jax
+    from reangle_jax.diffusion.guidance import is_guided
+
+    return Demand(
+        steps=settings.finetune.steps,
+        batch_size=settings.finetune.batch_size,
+        videos=1 + len(settings.train_views),
+        sampling_steps=settings.sample.steps,
+        guided=is_guided(settings.sample.guidance_scale),
+        variants=2 if settings.evaluate.untuned else 1,
     )
 
 

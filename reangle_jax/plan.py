@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from reangle_jax import checkpoints, chosen_models, measure, mesh
-from reangle_jax.backbones.interface import Demand
 from reangle_jax.config import Settings
 from reangle_jax.diffusion import control
 from reangle_jax.diffusion.guidance import is_guided
@@ -38,6 +37,7 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
     lines = [
         f"{ledger.root}: {settings.num_frames} frames of {settings.height}x{settings.width}, {settings.model}, on "
         f"{device['count']} x {device['kind']}" + (f" with {human_bytes(limit)} each" if limit else ""),
+        "fine-tuning's backward pass: config.execution.remat={} ({})".format(*chosen_models.remat(settings)),
         "",
         f"{'stage':14}{'units':>7}{'done':>6}{'peak memory':>14}{'time':>18}  state",
     ]
@@ -75,15 +75,7 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
 
 def estimate(settings: Settings) -> dict[str, Needs]:
     """Needs of one unit of each stage that computes anything to speak of, by the stage's name."""
-    demand = Demand(
-        steps=settings.finetune.steps,
-        batch_size=settings.finetune.batch_size,
-        videos=1 + len(settings.train_views),
-        sampling_steps=settings.sample.steps,
-        guided=is_guided(settings.sample.guidance_scale),
-        variants=2 if settings.evaluate.untuned else 1,
-    )
-    needs = chosen_models.backbone(settings).needs(demand)
+    needs = chosen_models.backbone(settings).needs(chosen_models.demand(settings))
     if chosen_models.paints(settings):
         needs = _painting(settings) | needs
     return needs | {"depth": _depth(settings)} if settings.depth == "model" else needs

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from reangle_jax import config, plan
+from reangle_jax import chosen_models, config, plan
 from reangle_jax.backbones.cogvideox import needs as needs_of
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.text.t5 import T5Config
+from reangle_jax.nn.choices import Choice
 from reangle_jax.run import Ledger, Stage, Unit
 
 ROOT = Path(__file__).parent.parent
@@ -78,3 +79,38 @@ def test_a_meshs_devices_share_the_time_and_all_devices_are_paid(tmp_path):
     seconds = plan.estimate(settings)["finetune"].flops / plan.rate()
     assert hours["auto"] == pytest.approx(8 * seconds / 3600, rel=0.05)  # eight devices, one of which works
     assert hours["auto"] == pytest.approx(4 * hours["u:4"], rel=0.1)
+
+
+def full_size(**changes):
+    values = config.get_default().to_dict() | {"video": "x", "weights": "none"} | changes
+    return config.parse(values)
+
+
+def test_an_int8_base_takes_half_the_memory(monkeypatch):
+    """The kernels of 42 blocks, 5.55e9 parameters, in a byte each in place of two."""
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    wide, narrow = (plan.estimate(full_size(base_dtype=name)) for name in ("auto", "int8"))
+    for stage, phase in (("finetune", "train"), ("generate", "sample")):
+        saved = wide[stage].phases[phase] - narrow[stage].phases[phase]
+        assert saved == pytest.approx(42 * (2 * 512 * 6 * 3072 + 12 * 3072**2), rel=0.002)
+    assert narrow["generate"].phases["sample"] < 12 * 2**30
+    least = plan.estimate(full_size(base_dtype="int8", execution={**vars(Choice()), "remat": "full"}))
+    assert least["finetune"].phases["train"] < 16 * 2**30
+
+
+@pytest.mark.parametrize(
+    ("gib", "remat", "words"),
+    [
+        (80, "matmuls", "fine-tuning needs 54.4 GiB of 80.0 GiB; none would need"),
+        (40, "attention", "fine-tuning needs 23.4 GiB of 40.0 GiB; matmuls would need 54.4 GiB"),
+        (24, "full", "fine-tuning needs 19.1 GiB of 24.0 GiB; attention would need 23.4 GiB"),
+        (None, "attention", "this device does not say how much memory it has"),
+    ],
+)
+def test_what_blocks_keep_follows_the_devices_memory(monkeypatch, gib, remat, words):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("reangle_jax.measure.device_limit_bytes", lambda: gib and gib * 2**30)
+    name, why = chosen_models.remat(full_size())
+    assert name == remat
+    assert why.startswith(words)
+    assert chosen_models.backbone(full_size()).choice.remat == remat

@@ -16,7 +16,7 @@ from reangle_jax.config.rules import (
     window,
     word_or_above,
 )
-from reangle_jax.nn.choices import IMPLEMENTATIONS, Choice
+from reangle_jax.nn.choices import IMPLEMENTATIONS, REMATS, Choice
 from reangle_jax.painters import registry as painters
 
 # The paper's six motions. Amounts at the last of 49 frames, from the released scripts' rates per frame.
@@ -164,8 +164,10 @@ class Execution(Choice):
     )
     remat: str = setting(
         "auto",
-        "compute each block again in the backward pass, but for its attention: on, a seventh of the memory; auto: on",
-        one_of("on", "off", "auto"),
+        "what fine-tuning keeps of each block for its backward pass, computing the rest again: nothing (full), what "
+        "attention gave (attention), also what large products gave (matmuls), everything (none); auto: what the device "
+        "has memory for, by --plan's arithmetic; on CPUs attention",
+        one_of("auto", *REMATS),
     )
     dtype: str = setting(
         "auto",

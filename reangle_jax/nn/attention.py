@@ -15,11 +15,8 @@ from jaxtyping import Array, Float
 from reangle_jax.nn.choices import IMPLEMENTATIONS, PLATFORMS
 from reangle_jax.nn.layouts import Axes, on_each_device
 from reangle_jax.nn.products import einsum, matmul, precision
+from reangle_jax.nn.remat import ATTENTION as SAVED
 
-# What a rematerialised block keeps of its attention, which costs more to compute again than to keep: all that the
-# backward pass needs of the forward one. cuDNN's results have no names; they are known by their primitive.
-SAVED = "attention"
-_CUDNN_FORWARD = "dot_product_attention_fwd"
 _TOKENS: Axes = ("batch", None, "heads", None)
 _LOGITS: Axes = ("batch", "heads", None, None)
 
@@ -39,12 +36,6 @@ def compiling_for(target: str) -> Iterator[None]:
 def platform() -> str:
     """What programs are traced for: this process's backend, or that of `compiling_for`."""
     return _target.get() or jax.default_backend()
-
-
-def is_kept(primitive: Any, *_: Any, **parameters: Any) -> bool:
-    """The policy of ``jax.checkpoint`` for blocks with attention: keep what attention gave, recompute all else."""
-    named = primitive.name == "name" and parameters["name"] == SAVED
-    return named or primitive.name.startswith(_CUDNN_FORWARD)
 
 
 def attention(

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+# What blocks keep for the backward pass, from the least memory to the most (`reangle_jax.nn.remat`).
+ATTENTION = "attention"
+REMATS = ("full", ATTENTION, "matmuls", "none")
 IMPLEMENTATIONS = ("plain", "mapped", "xla", "cudnn", "splash")
 # The platform that kernels of one platform alone need.
 PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
@@ -14,8 +17,8 @@ class Choice:
     Attributes:
         attention: an implementation, or ``auto``: the platform's fused kernel if the dtype allows it, else ``mapped``,
             since all heads' logits at once would fill any memory.
-        remat: ``on``, ``off`` or ``auto``: on. On CPUs that saves time too: memory is slower than computing the
-            activations again.
+        remat: one of ``REMATS``, or ``auto``: attention, where nobody has looked at the device's memory. On CPUs that
+            saves time too: memory is slower than computing the activations again.
         dtype: a dtype, or ``auto``: what the weights are stored in.
     """
 

@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from reangle_jax.nn import remat
 from reangle_jax.nn.embeddings import timestep_embedding
 from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear, LoRAConfig
@@ -92,4 +93,4 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "B S inner"]) -> Float[Array, "B S inner"]:
         """Applies both."""
-        return self.down(jax.nn.gelu(self.up(x), approximate=True))
+        return self.down(jax.nn.gelu(remat.product(self.up(x)), approximate=True))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from reangle_jax.errors import InputError
 from reangle_jax.nn.attention import platform
-from reangle_jax.nn.choices import AUTO, IMPLEMENTATIONS, PLATFORMS, Choice
+from reangle_jax.nn.choices import ATTENTION, AUTO, IMPLEMENTATIONS, PLATFORMS, REMATS, Choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,20 +16,22 @@ class Execution:
 
     Attributes:
         attention: see `reangle_jax.nn.attention.attention`.
-        remat: recompute each block in the backward pass, but for its attention, instead of keeping its activations.
+        remat: what a block keeps for the backward pass, see `reangle_jax.nn.remat.rematerialised`.
         dtype: what is computed in.
 
     Raises:
-        ValueError: there is no such attention.
+        ValueError: there is no such attention or remat.
     """
 
     attention: str = "plain"
-    remat: bool = False
+    remat: str = "none"
     dtype: str = "float32"
 
     def __post_init__(self):
         if self.attention not in IMPLEMENTATIONS:
             raise ValueError(f"attention {self.attention!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+        if self.remat not in REMATS:
+            raise ValueError(f"remat {self.remat!r} is not one of {', '.join(REMATS)}")
 
     @classmethod
     def chosen(cls, stored: str, choice: Choice = AUTO) -> "Execution":
@@ -53,7 +55,7 @@ class Execution:
                 f"config.execution.attention={attention!r} is for 16-bit types, not {dtype}: use auto, or "
                 "config.execution.dtype=bfloat16"
             )
-        return cls(attention, choice.remat != "off", dtype)
+        return cls(attention, ATTENTION if choice.remat == "auto" else choice.remat, dtype)
 
     @classmethod
     def in_type(cls, stored: str, choice: Choice = AUTO) -> "Execution":

@@ -9,7 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from reangle_jax.nn import quantised
+from reangle_jax.nn import quantised, remat
 from reangle_jax.nn.products import matmul
 
 
@@ -96,6 +96,6 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + jnp.broadcast_to(self.bias[...].astype(self.dtype), y.shape)
         if self.lora_a is not None and self.lora_b is not None:
-            narrow = matmul(x, self.lora_a[...].astype(self.dtype))
+            narrow = remat.product(matmul(x, self.lora_a[...].astype(self.dtype)))
             y = y + matmul(narrow, self.lora_b[...].astype(self.dtype)) * self.lora_scale
         return y

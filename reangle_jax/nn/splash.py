@@ -1,8 +1,11 @@
 """Attention on TPUs: JAX's splash kernel, fed sequences of any length.
 
 The kernel wants whole blocks, and 17,776 tokens (CogVideoX) have no divisor to speak of. The sequence is padded to
-whole blocks, and pads form a segment of their own: they attend to each other, nothing real attends to them, and no
-row is empty.
+whole blocks. A head of 64 channels fills half of the lanes that it is computed in: one of the free ones, 1 in queries
+and far below 0 in the keys of pads, takes these out of every softmax at no cost. Where heads fill their lanes, pads
+form a segment of their own, which the kernel compares logit by logit: they attend to each other, nothing real to them.
+
+JAX's kernel takes no bound of the logits in place of their running maximum (tokamax's ``max_logit_const``).
 """
 
 import functools
@@ -14,6 +17,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention as kernels
 from jaxtyping import Array, Float
 
 LANES = 128
+_NEVER = -30000.0  # a logit beside which any other is infinite
 # The largest rectangles of logits in on-chip memory at once. Long blocks of keys mean few partial sums of the queries'
 # gradient in the fused backward pass, which are kept in float32 and added up at the end.
 BLOCK_Q, BLOCK_KV, BLOCK_COMPUTE = 512, 3584, 512
@@ -71,17 +75,26 @@ def splash(
         raise ValueError(f"attention impl 'splash' is for self-attention: {length} queries, {k.shape[1]} keys")
     padded = padded_length(length)
 
-    def head_major(x: Array) -> Array:
-        return jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2)
+    is_pad = jnp.arange(padded) >= length
+    in_lanes = padded > length and q.shape[-1] % LANES != 0
+
+    def head_major(x: Array, lane: Array | None = None) -> Array:
+        """[B, N, padded, D], or with one channel more in lanes that are filled up with zeros."""
+        x = jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2)
+        if lane is None:
+            return x
+        free = jnp.zeros((padded, -x.shape[-1] % LANES), x.dtype).at[:, 0].set(lane.astype(x.dtype))
+        return jnp.concatenate([x, jnp.broadcast_to(free, (*x.shape[:-1], free.shape[1]))], axis=-1)
 
     mask = kernels.MultiHeadMask([kernels.FullMask((padded, padded))] * heads)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # the kernel's own code needs both
         kernel = kernels.make_splash_mha_single_device(
             mask, block_sizes=_block_sizes(padded), residual_checkpoint_name=saved, interpret=interpret
         )
-        is_pad = (jnp.arange(padded) >= length).astype(jnp.int32)
-        segments = kernels.SegmentIds(q=is_pad, kv=is_pad) if padded > length else None
+        segment = is_pad.astype(jnp.int32)
+        segments = kernels.SegmentIds(q=segment, kv=segment) if padded > length and not in_lanes else None
+        always, never = (jnp.ones((padded,)), jnp.where(is_pad, _NEVER, 0.0)) if in_lanes else (None, None)
         batched = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))
         # The scale goes into the queries: the kernel has none.
-        y: Any = batched(head_major(q * jnp.asarray(scale, q.dtype)), head_major(k), head_major(v))
+        y: Any = batched(head_major(q * jnp.asarray(scale, q.dtype), always), head_major(k, never), head_major(v))
     return y.swapaxes(1, 2)[:, :length].astype(q.dtype)

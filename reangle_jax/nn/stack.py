@@ -7,24 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reangle_jax.nn.attention import is_kept
+from reangle_jax.nn.remat import rematerialised
 
 
 class Stack(nnx.Module):
     """``depth`` blocks of one kind, applied in turn to a carry.
 
     Every parameter of ``layers`` has a leading axis of size ``depth``. One compiled body serves all layers, so that
-    compile time does not grow with depth; only the carry, and what attention gave, is kept for the backward pass when
-    ``remat`` is set.
+    compile time does not grow with depth.
 
     Args:
         make_block: builds one block from its random streams.
         depth: how many.
-        remat: recompute each block in the backward pass, but for its attention, instead of keeping its activations.
+        remat: what a block keeps for the backward pass, see `reangle_jax.nn.remat.rematerialised`.
         rngs: source of the initial values, split over the layers.
     """
 
-    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, remat: bool, rngs: nnx.Rngs):
+    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, remat: str, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=depth)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def build(layer_rngs: nnx.Rngs) -> nnx.Module:
@@ -103,5 +102,4 @@ class Stack(nnx.Module):
         return [jax.tree.map(lambda o, k=k: o[k], outputs) for k in range(len(blocks))]
 
     def _rematerialised(self, body: Callable) -> Callable:
-        # In a scan the backward pass is another loop: XLA cannot merge the two computations, and needs no guard.
-        return jax.checkpoint(body, policy=is_kept, prevent_cse=False) if self.remat else body
+        return rematerialised(body, self.remat)

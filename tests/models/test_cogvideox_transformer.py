@@ -189,7 +189,7 @@ def plain():
     return loss_and_gradients(Execution())
 
 
-@pytest.mark.parametrize("execution", [Execution("mapped", remat=True), Execution("xla")], ids=str)
+@pytest.mark.parametrize("execution", [Execution("mapped", remat="attention"), Execution("xla")], ids=str)
 def test_ways_of_computing_agree(plain, execution):
     want, wanted = plain
     got, gradients = loss_and_gradients(execution)

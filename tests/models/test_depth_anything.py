@@ -158,7 +158,7 @@ def test_bfloat16_computes_near_float32(model, rng):
 
 
 def test_every_parameter_matters(rng):
-    graphdef, state = nnx.split(DepthAnything(SMALL, execution=Execution(remat=True), rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(DepthAnything(SMALL, execution=Execution(remat="attention"), rngs=nnx.Rngs(0)))
     images = jnp.asarray(rng.normal(size=(1, 28, 28, 3)), jnp.float32)
 
     def mean(state):

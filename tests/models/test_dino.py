@@ -149,7 +149,7 @@ def test_guidance_is_the_image_unless_given(model, rng):
 
 
 def test_every_parameter_matters(rng):
-    graphdef, state = nnx.split(build(execution=Execution(remat=True)))
+    graphdef, state = nnx.split(build(execution=Execution(remat="attention")))
     images = images_of(rng, 1, 12, 20)
     weights = jnp.asarray(rng.normal(size=(1, 12, 20, 16)), jnp.float32)
     loss = jax.grad(lambda state: jnp.sum(nnx.merge(graphdef, state)(images) * weights))

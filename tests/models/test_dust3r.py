@@ -119,7 +119,7 @@ def test_images_of_two_sizes(model, rng):
 
 @pytest.mark.parametrize("config", [SMALL, DENSE], ids=["linear", "mast3r"])
 def test_every_parameter_matters_and_slopes_are_finite(config, rng):
-    graphdef, state = nnx.split(build(config, Execution(remat=True)))
+    graphdef, state = nnx.split(build(config, Execution(remat="attention")))
     size = (24, 40) if config.patch_size == 8 else (48, 80)
     first, second = images_of(rng, 2, 1, *size)
     weights = jnp.asarray(rng.normal(size=size), jnp.float32)

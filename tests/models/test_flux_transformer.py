@@ -71,7 +71,7 @@ def test_rematerialising_and_attention_change_no_number(rng):
         loss = jax.jit(jax.value_and_grad(lambda state: jnp.mean(jnp.square(nnx.merge(graphdef, state)(*args, GRID)))))
         return loss(state)
 
-    plain, other = run(Execution()), run(Execution(attention="mapped", remat=True))
+    plain, other = run(Execution()), run(Execution(attention="mapped", remat="attention"))
     np.testing.assert_allclose(plain[0], other[0], rtol=1e-6)
     for a, b in zip(jax.tree.leaves(plain[1]), jax.tree.leaves(other[1]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

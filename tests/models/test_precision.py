@@ -53,7 +53,7 @@ NETWORKS = {
     "decoder": (lambda r: VAE(VAE_SMALL, rngs=r), (LATENTS,), "decode"),
 } | {
     f"transformer {impl}": (
-        lambda r, impl=impl: Transformer(TRANSFORMER_SMALL, execution=Execution(impl, remat=True), rngs=r),
+        lambda r, impl=impl: Transformer(TRANSFORMER_SMALL, execution=Execution(impl, remat="attention"), rngs=r),
         DIFFUSION,
         None,
     )

@@ -100,7 +100,7 @@ def test_each_block_has_its_own_initial_values_and_gradients_reach_all(small):
 
 
 def test_remat_and_attention_kernel_change_nothing(small):
-    execution = Execution("xla", remat=True)
+    execution = Execution("xla", remat="attention")
     other = abstract(lambda: T5Encoder(SMALL, execution=execution, rngs=nnx.Rngs(0)))
     fill(other, {path: variable[...] for path, variable in parameter_paths(small).items()})
     # Values are of order 1; the two kernels sum in another order.

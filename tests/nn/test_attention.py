@@ -104,7 +104,7 @@ def test_rematerialised_stack_runs_its_attention_once(cudnn, impl, text):
             q = jnp.sin(x * self.scale[...].reshape(1, 1, 1, -1))
             return x + jnp.sin(attention(q, jnp.cos(q), 2 * q, impl=impl))
 
-    graphdef, state = nnx.split(Stack(Block, 3, remat=True, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(Stack(Block, 3, remat="attention", rngs=nnx.Rngs(0)))
 
     def loss(state, x):
         return jnp.sum(nnx.merge(graphdef, state)(x).astype(jnp.float32))

@@ -34,12 +34,12 @@ CONFIGS = (
 )
 def test_auto_follows_device_and_type(platform, stored, attention):
     with compiling_for(platform):
-        assert Execution.chosen(stored) == Execution(attention, remat=True, dtype=stored)
+        assert Execution.chosen(stored) == Execution(attention, remat="attention", dtype=stored)
 
 
 def test_what_is_asked_for_is_taken():
-    chosen = Execution.chosen("bfloat16", Choice("xla", remat="off", dtype="float32"))
-    assert chosen == Execution("xla", remat=False, dtype="float32")
+    chosen = Execution.chosen("bfloat16", Choice("xla", remat="none", dtype="float32"))
+    assert chosen == Execution("xla", remat="none", dtype="float32")
     with compiling_for("gpu"):  # the kernel's types decide after the type is chosen
         assert Execution.chosen("float32", Choice(dtype="bfloat16")).attention == "cudnn"
     assert Execution.in_type("bfloat16") == Execution(dtype="bfloat16")

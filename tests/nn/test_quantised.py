@@ -50,7 +50,7 @@ class Block(nnx.Module):
         return x + self.down(jnp.tanh(self.up(x)))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_no_stack_of_kernels_becomes_floats(remat):
     """Neither in the forward pass nor among what is kept for the backward one."""
     stack = Stack(Block, DEPTH, remat=remat, rngs=nnx.Rngs(0))

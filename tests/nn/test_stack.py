@@ -40,7 +40,7 @@ def inputs(rng):
     return (jnp.asarray(rng.normal(size=(5, 4)), jnp.float32), jnp.asarray(rng.normal(size=(5, 4)), jnp.float32))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_equals_a_loop(inputs, remat):
     stack = build(remat)
     want = loop(stack, *inputs)
@@ -53,7 +53,7 @@ def test_equals_a_loop(inputs, remat):
     np.testing.assert_allclose(taps, jnp.stack(want[:2]), atol=1e-6)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("blocks", [(3,), (1, 3), (2, 3), (1, 2, 3)])
 def test_some_blocks_outputs_equal_a_loops(inputs, remat, blocks):
     want = loop(build(remat), *inputs)
@@ -64,10 +64,10 @@ def test_some_blocks_outputs_equal_a_loops(inputs, remat, blocks):
 @pytest.mark.parametrize("blocks", [(1, 2), (0, 3), (3, 1), (1, 1, 3), (2, 4)])
 def test_blocks_that_do_not_ascend_to_the_last_are_refused(inputs, blocks):
     with pytest.raises(ValueError, match="must ascend"):
-        build(False).at(blocks, *inputs)
+        build("none").at(blocks, *inputs)
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_gradients_equal_a_loops(inputs, remat):
     graphdef, state = nnx.split(build(remat))
 
@@ -81,7 +81,7 @@ def test_gradients_equal_a_loops(inputs, remat):
 
 
 def test_layers_are_stacked_and_begin_apart():
-    stack = build(False)
+    stack = build("none")
     kernel = stack.layers.linear.kernel[...]
     assert kernel.shape == (DEPTH, 4, 4)
     assert not np.array_equal(kernel[0], kernel[1])
@@ -97,6 +97,6 @@ def test_integers_may_be_shared(inputs):
             return jnp.concatenate([x[:count] + self.weight[...], x[count:]])
 
     x = inputs[0]
-    got = Stack(Shift, DEPTH, remat=True, rngs=nnx.Rngs(0))(x, 2)
+    got = Stack(Shift, DEPTH, remat="attention", rngs=nnx.Rngs(0))(x, 2)
     np.testing.assert_allclose(got[:2], x[:2] + DEPTH, rtol=1e-6)
     np.testing.assert_array_equal(got[2:], x[2:])

@@ -49,7 +49,7 @@ def networks(mesh, impl):
         lora_rank=8, lora_alpha=8.0,
     )  # fmt: skip
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    assert model.execution == Execution(impl, remat=True, dtype="bfloat16")  # as this platform does it best
+    assert model.execution == Execution(impl, remat="attention", dtype="bfloat16")  # as this platform does it best
     transformer = nnx.split(model, nnx.LoRAParam, ...)
     coder = nnx.eval_shape(lambda: VAE(VAE_SMALL, rngs=nnx.Rngs(0)))
     vae = nnx.split(coder)
@@ -103,7 +103,8 @@ def test_step_lowers_and_divides_its_attention(make, platform, text):
     assert len(calls) == (2 if make is finetuning_step else 1)
     videos, heads = VIDEOS // mesh.shape["data"], HEADS // (mesh.shape["r"] * mesh.shape["u"])
     tokens = TEXT_LENGTH + 2 * (HEIGHT // 16) * (WIDTH // 16)
-    tokens = padded_length(tokens) if impl == "splash" else tokens
+    # The splash kernel's pads are masked by a channel more, in whole lanes.
+    tokens, channels = (padded_length(tokens), 128) if impl == "splash" else (tokens, 64)
     for line in calls:
         queries = next(map(int, shape.split("x")) for shape in re.findall(r"tensor<([\dx]+)xbf16>", line))
-        assert math.prod(queries) == videos * heads * tokens * 64
+        assert math.prod(queries) == videos * heads * tokens * channels

@@ -29,6 +29,10 @@ from reangle_jax.nn.execution import Execution
 # Temporary bytes of coding a pixel, for each channel of the finest level: seven float32 arrays, as XLA plans it
 # (docs/measured.md: 10.6 GiB for nine frames of 480x720).
 _CODING = 7 * 4
+# What a block keeps for the backward pass, in arrays as large as what enters it, and the operations of a training step
+# over those of a forward pass (docs: scale): the base is frozen, and has no gradient.
+_KEPT = {"full": 1.0, "attention": 2.0, "matmuls": 9.2, "none": 48.0}
+_PASSES = {"full": 3.6, "attention": 3.1, "matmuls": 2.8, "none": 2.75}
 _FULL = {"vae": VAEConfig.cogvideox_5b, "text_encoder": T5Config.t5_v1_1_xxl}
 # What is published under each name.
 _PUBLISHED: dict[str, dict[str, Callable[[], Any]]] = {
@@ -70,9 +74,7 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
     # and drops the decoder.
     nine, one = (coded * min(1.0, count / clip.num_frames) * _CODING * vae.block_out_channels[0] for count in (9, 1))
     encode, decode = vae_flops(vae, pixels)
-    # The base is frozen: no gradient of its weights. With remat each block keeps its input and what its attention gave,
-    # and runs twice.
-    kept = transformer.num_layers * (2 if execution.remat else 14) * block
+    kept = transformer.num_layers * _KEPT[execution.remat] * block
     train = Needs(
         {
             "text": text,
@@ -80,7 +82,7 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
             # Beside the float32 adapters lie their gradient and AdamW's two moments.
             "train": base + 4.0 * adapters + encoder + demand.batch_size * max(kept + 20 * block + 2 * logits, one),
         },
-        demand.steps * demand.batch_size * forward * (3.6 if execution.remat else 2.6) + encode * demand.videos,
+        demand.steps * demand.batch_size * forward * _PASSES[execution.remat] + encode * demand.videos,
     )
     guided = 2 if demand.guided else 1
     sample = Needs(

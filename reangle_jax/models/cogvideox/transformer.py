@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from reangle_jax.models.cogvideox.positions import rope_table, sincos_table
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.nn import remat
 from reangle_jax.nn.attention import attention
 from reangle_jax.nn.diffusion_blocks import SMALL_INIT, FeedForward, Modulation, TimestepMLP, linear_builder
 from reangle_jax.nn.embeddings import rotate_halves
@@ -157,9 +158,8 @@ class JointAttention(nnx.Module):
     def __call__(self, x: Float[Array, "B S inner"], rope: Rope | None) -> Float[Array, "B S inner"]:
         """Mixes the tokens."""
         heads = (*x.shape[:2], self.config.num_attention_heads, self.config.attention_head_dim)
-        q = self.norm_q(self.to_q(x).reshape(heads))
-        k = self.norm_k(self.to_k(x).reshape(heads))
-        v = self.to_v(x).reshape(heads)
+        q, k, v = (remat.product(to(x)).reshape(heads) for to in (self.to_q, self.to_k, self.to_v))
+        q, k = self.norm_q(q), self.norm_k(k)
         if rope is not None:
             q, k = rotate_halves(q, *rope), rotate_halves(k, *rope)
         y = attention(q.astype(v.dtype), k.astype(v.dtype), v, impl=self.impl)

@@ -146,7 +146,7 @@ class ResidualBlocks(nnx.Module):
         self.blocks = nnx.List(
             [ResidualBlock(widths[i], widths[i + 1], config, execution, norm=norm, rngs=rngs) for i in range(depth)]
         )
-        self.remat = execution.remat
+        self.remat = execution.remat != "none"
 
     def __call__(
         self, x: Float[Array, "B T H W C"], latent: Float[Array, "B t h w z"] | None, past: Past

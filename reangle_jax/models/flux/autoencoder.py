@@ -43,7 +43,7 @@ class ResidualBlock(nnx.Module):
         self.shortcut = (
             Linear(in_features, out_features, **execution.dtypes(config.param_dtype), rngs=rngs) if changes else None
         )
-        self.remat = execution.remat
+        self.remat = execution.remat != "none"
 
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W out"]:
         """Applies the block."""

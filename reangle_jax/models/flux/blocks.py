@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from reangle_jax.models.flux.tokens import Rope
 from reangle_jax.models.flux.transformer_config import FluxConfig
+from reangle_jax.nn import remat
 from reangle_jax.nn.attention import attention
 from reangle_jax.nn.diffusion_blocks import (
     SMALL_INIT,
@@ -110,7 +111,7 @@ class HeadProjections(nnx.Module):
     ) -> tuple[Float[Array, "B S N D"], Float[Array, "B S N D"], Float[Array, "B S N D"]]:
         """Queries and keys, both float32, and values."""
         shape = (*x.shape[:2], *self.heads)
-        q, k, v = (to(x).reshape(shape) for to in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (remat.product(to(x)).reshape(shape) for to in (self.to_q, self.to_k, self.to_v))
         return self.norm_q(q), self.norm_k(k), v
 
 
@@ -181,7 +182,7 @@ class SingleBlock(nnx.Module):
         (by,) = self.norm.modulations(time)
         y = self.norm(x, by)
         attended = attend(*self.heads(y), rope, self.impl)
-        wide = jax.nn.gelu(self.up(y), approximate=True)
+        wide = jax.nn.gelu(remat.product(self.up(y)), approximate=True)
         return x + by.gate.astype(self.dtype) * self.out(jnp.concatenate([attended, wide], axis=-1))
 
 

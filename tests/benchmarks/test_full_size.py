@@ -1,0 +1,96 @@
+"""The report on full-size programs: what is read of the compiler's text and, where libtpu is, short ones compiled."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import compiled
+
+ROOT = Path(__file__).parents[2]
+TEXT = """\
+HloModule jit_step, is_scheduled=true
+
+%fused (p.1: bf16[8,16]) -> bf16[8,16] {
+  %p.1 = bf16[8,16]{1,0} parameter(0)
+  ROOT %add.1 = bf16[8,16]{1,0} add(%p.1, %p.1), backend_config={"estimated_cycles":"7"}
+}
+
+%body (p.2: (s32[], bf16[1,16])) -> (s32[], bf16[1,16]) {
+  %fusion.1 = bf16[8,16]{1,0:T(8,128)(2,1)} fusion(%x), calls=%fused, backend_config={"estimated_cycles":"1000"}
+  %all-gather-start.1 = (bf16[1,16]{1,0}, bf16[8,16]{1,0}) all-gather-start(%x), dimensions={0}
+  %all-gather-done.1 = bf16[8,16]{1,0} all-gather-done(%all-gather-start.1)
+  %kernel.1 = (bf16[6,512,64], f32[6,512]) custom-call(bf16[6,512,128] %q), custom_call_target="tpu_custom_call"
+}
+
+%cond (p.3: (s32[], bf16[1,16])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(42)
+  ROOT %compare.1 = pred[]{:T(512)} compare(%i, %constant.1), direction=LT
+}
+
+ENTRY %main (p.4: bf16[1,16]) -> bf16[1,16] {
+  %fusion.2 = bf16[8,16]{1,0} fusion(%p.4), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"500"}
+  %while.1 = (s32[]) while(%t), condition=%cond, body=%body
+  %all-reduce.1 = f32[42,3072,128]{2,1,0} all-reduce(%g), to_apply=%sum
+}
+"""
+
+
+def report(text=TEXT):
+    memory = SimpleNamespace(peak_memory_in_bytes=3 << 30, argument_size_in_bytes=1 << 30, temp_size_in_bytes=1 << 29)
+    return compiled.read(SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: text), "TPU v5 lite")
+
+
+@pytest.mark.parametrize("said", ["", ', backend_config={"known_trip_count":{"n":"42"}}'])
+def test_loops_count_as_often_as_they_run(said):
+    found = report(TEXT.replace("body=%body", f"body=%body{said}"))
+    assert found.operations_s == pytest.approx((42 * 1000 + 500) / 1.5e9)
+    # Two products of six heads' 512 x 512 logits, 64 channels each, at 45 % of the peak.
+    assert found.attention_s == pytest.approx(42 * 2 * 2 * 6 * 512**2 * 64 / (0.45 * 197e12))
+    assert {(each.kind, each.shape, each.size, each.times) for each in found.collectives} == {
+        ("all-gather", (8, 16), 256, 42),
+        ("all-reduce", (42, 3072, 128), 42 * 3072 * 128 * 4, 1),
+    }
+    figures = found.as_json()
+    assert (figures["peak_gib"], figures["arguments_gib"], figures["temporaries_gib"]) == (3.0, 1.0, 0.5)
+    assert figures["collectives"]["all-gather"]["count"] == 42
+
+
+@pytest.mark.parametrize(
+    ("shape", "whole_keys", "fault"),
+    [
+        ("8,16", False, None),
+        ("42,3072,3072", False, "a whole base in one gather"),
+        ("3072,3072", False, None),  # one layer's kernel
+        ("1,17920,3072", False, "a gathered activation"),
+        ("1,17920,48,64", False, "a gathered activation"),
+        ("1,17920,48,64", True, None),  # keys, where nothing divides the heads
+        ("1,17920,6,64", False, None),  # keys of some heads
+    ],
+)
+def test_gathers_that_no_layout_should_have(shape, whole_keys, fault):
+    found = report(TEXT.replace("bf16[8,16]{1,0}) all-gather-start", f"bf16[{shape}]{{1,0}}) all-gather-start"))
+    faults = compiled.unexpected(found, layers=42, width=3072, tokens=17776, whole_keys=whole_keys)
+    assert [words.partition(":")[0] for words in faults] == ([fault] if fault else [])
+
+
+if importlib.util.find_spec("libtpu"):
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("target", ["v5e:2x2", "v5e:2x4"])
+    def test_short_programs_compile_for_real(target):
+        """Two blocks and 2,026 tokens, with an int8 base: minutes on a busy core."""
+        command = [sys.executable, "benchmarks/full_size.py", "--target", target, "--short", "--base", "int8", "--json"]
+        done = subprocess.run(
+            [*command, "--limit", "2"], cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        figures = json.loads(done.stdout.splitlines()[-1])
+        assert figures["faults"] == []
+        assert 0 < figures["arguments_gib"] < figures["peak_gib"] < 2
+        assert figures["step_s"] > 0
