@@ -171,6 +171,26 @@ def _attention_seconds(line: str, peak: float, share: float) -> float:
     return flops / peak / min(0.85, share * channels / 64)
 
 
+def float_stacks(text: str, *, layers: int, width: int, ways: int) -> list[str]:
+    """Stacks of the blocks' kernels as floats, which no program with an int8 base should ever hold; in words.
+
+    Args:
+        text: of the compiled program.
+        layers: of the stack.
+        width: of a token: kernels are 512, ``width``, 4 or 6 times as long and wide.
+        ways: over how many devices they may be divided.
+    """
+    sides = {side // way for side in (512, width, 4 * width, 6 * width) for way in (1, ways)}
+    found = {
+        match[0]
+        for match in re.finditer(r"\b(?:bf16|f32)\[(\d+),(\d+),(\d+)\]", text)
+        if int(match[1]) == layers
+        and {int(match[2]), int(match[3])} <= sides
+        and int(match[2]) * int(match[3]) * ways >= width * width
+    }
+    return [f"a stack of int8 kernels as floats: {array}" for array in sorted(found)]
+
+
 def unexpected(report: Report, *, layers: int, width: int, tokens: int, whole_keys: bool) -> list[str]:
     """Gathers that no layout of ours should have: in words, empty if there are none.
 

@@ -96,6 +96,11 @@ def compile_program(args: argparse.Namespace) -> tuple[dict, list[str]]:
     faults = of_compiler.unexpected(
         report, layers=config.num_layers, width=config.inner_dim, tokens=case.tokens, whole_keys=whole_keys
     )
+    if args.base == "int8" and args.program in ("finetune", "sample"):
+        ways = mesh.shape["r"] * mesh.shape["u"]
+        faults += of_compiler.float_stacks(
+            compiled.as_text(), layers=config.num_layers, width=config.inner_dim, ways=ways
+        )
     if args.limit and report.peak > args.limit * of_compiler.GIB:
         faults.append(f"the peak is {report.peak / of_compiler.GIB:.2f} GiB, above --limit={args.limit}")
     names = ("target", "slices", "program", "base", "remat", "short")

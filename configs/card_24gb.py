@@ -1,7 +1,8 @@
 r"""Dynamic camera control on one 24 GB GPU (RTX 3090, 4090, L4, A10): CogVideoX-1.5-5B-I2V, LoRA of rank 64.
 
-Purpose: configs/dynamic.py needs 23.4 GiB by `--plan`'s arithmetic, and CogVideoX-5B-I2V can have no smaller clips. The
-1.5 model packs two latent frames into a token: half the tokens for the same clip, 49 frames of 480 x 720.
+Purpose: configs/dynamic.py needs 19.1 to 23.4 GiB by `--plan`'s arithmetic, and CogVideoX-5B-I2V can have no smaller
+clips; --config.base_dtype=int8 brings it to 13.9 to 18.2 GiB. The 1.5 model packs two latent frames into a token: half
+the tokens for the same clip, 49 frames of 480 x 720.
 Cost: 17.5 GiB for fine-tuning and 11.7 GiB for sampling, computed and not measured; `--plan` says what fits the card at
 hand. Still too much: --config.num_frames=33 (15.9 GiB).
 Needs the converted weights (licences in README):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from reangle_jax.painters.interface import Editing, Painter, Painting
 
 
+_GIB = 2**30
 ROOM = 0.9
 """Share of a device's memory that the plan's arithmetic may fill."""
 PAINTER_KEY = "config.first_frames.weights"
@@ -79,6 +80,7 @@ def remat(settings: Settings) -> tuple[str, str]:
         return ATTENTION, "on CPUs memory is slower than computing again"
     if limit is None:
         return ATTENTION, "this device does not say how much memory it has"
+    limit = limit // _GIB * _GIB  # several processes must choose alike, whatever each one's driver keeps for itself
     work = demand(settings)
     peaks = {
         name: _backbone(settings, dataclasses.replace(settings.execution, remat=name))

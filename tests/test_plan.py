@@ -101,8 +101,8 @@ def test_an_int8_base_takes_half_the_memory(monkeypatch):
 @pytest.mark.parametrize(
     ("gib", "remat", "words"),
     [
-        (80, "matmuls", "fine-tuning needs 54.4 GiB of 80.0 GiB; none would need"),
-        (40, "attention", "fine-tuning needs 23.4 GiB of 40.0 GiB; matmuls would need 54.4 GiB"),
+        (80, "matmuls", "fine-tuning needs 54.1 GiB of 80.0 GiB; none would need"),
+        (40, "attention", "fine-tuning needs 23.4 GiB of 40.0 GiB; matmuls would need 54.1 GiB"),
         (24, "full", "fine-tuning needs 19.1 GiB of 24.0 GiB; attention would need 23.4 GiB"),
         (None, "attention", "this device does not say how much memory it has"),
     ],

@@ -79,6 +79,18 @@ def test_gathers_that_no_layout_should_have(shape, whole_keys, fault):
     assert [words.partition(":")[0] for words in faults] == ([fault] if fault else [])
 
 
+def test_stacks_of_kernels_as_floats_are_found():
+    kept = "s8[42,3072,12288] bf16[3072,12288] f32[42,3072,128] bf16[42,2222,3072] bf16[42,18432]"
+    sizes = {"layers": 42, "width": 3072, "ways": 8}
+    assert compiled.float_stacks(kept, **sizes) == []
+    assert [
+        words.split()[-1] for words in compiled.float_stacks(f"{kept} bf16[42,384,3072] f32[42,3072,12288]", **sizes)
+    ] == [
+        "bf16[42,384,3072]",
+        "f32[42,3072,12288]",
+    ]
+
+
 if importlib.util.find_spec("libtpu"):
 
     @pytest.mark.slow
