@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from reangle_jax import commands, distributed, stopping
+import jax
+
+from reangle_jax import commands, distributed, mesh, stopping
 from reangle_jax.errors import InputError
 
 distributed.HEARTBEAT, distributed.GRACE = 10, 2.0
@@ -22,6 +24,9 @@ def work(team):
     found = {"told": team.tell({"from": team.index})}
     team.share(own, ["file"])
     found["sees"] = [team.sees(FOLDER), team.unanimous(team.owns)]
+    if team.owns:  # what it does alone, on its own devices
+        with mesh.use(mesh.make_own_mesh("u:2")):
+            assert mesh.on_host(jax.jit(lambda x: 2 * x)(jax.numpy.arange(3))).tolist() == [0, 2, 4]
     asked = [team.agree(0)]
     for _ in range(100):
         asked.append(team.agree(0 if team.owns else int(signal.SIGTERM)))
