@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from reangle_jax import mesh as meshes
-from reangle_jax.data import files, quantised_weights, weights_folder
+from reangle_jax.data import quantised_weights, weights_folder
 from reangle_jax.data.weights_folder import load_config as load_config
 from reangle_jax.data.weights_folder import save_config
 from reangle_jax.errors import InputError
@@ -106,26 +106,6 @@ def save_model(folder: str | os.PathLike, model: nnx.Module, config: Any, *, dty
         arrays[path] = array.astype(dtype or array.dtype)
     weights_folder.save_arrays(folder, arrays)
     save_config(folder, config)
-
-
-def save_sharded(folder: str | os.PathLike, model: nnx.Module, config: Any) -> None:
-    """Writes a model's base parameters and its config as the converters do: ``params/`` in chunks, and a manifest.
-
-    Args:
-        folder: made if missing; it appears whole or not at all.
-        model: the model, on any mesh of this process.
-        config: its frozen dataclass.
-    """
-    variables = parameter_paths(base_parameters(model))
-    arrays = {path: (tuple(variable.shape), np.dtype(variable.dtype)) for path, variable in variables.items()}
-    with files.atomic_folder(folder) as temporary:
-        params = temporary / weights_folder.PARAMS
-        with weights_folder.ParamsWriter(params, arrays) as writer:
-            for path, variable in variables.items():
-                writer.put(path, (), np.asarray(jax.device_get(variable[...])))
-        weights_folder.describe_to_orbax(params, list(arrays))
-        weights_folder.save_manifest(temporary, {})
-        save_config(temporary, config)
 
 
 def load_into(model: Model, folder: str | os.PathLike, *, mesh: Mesh | None = None) -> Model:

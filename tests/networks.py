@@ -1,7 +1,9 @@
 """A weights folder of very small random networks, for tests that need a whole one: 64x64 pixels, any frames."""
 
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -9,6 +11,7 @@ from flax import nnx
 from reangle_jax import checkpoints
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.backbones.registry import Clip
+from reangle_jax.data import weights_folder
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
@@ -78,3 +81,17 @@ def backbone(weights: Path, *, rank: int = 2, alpha: float = 2.0) -> CogVideoXBa
     """The very small networks of a folder as the stages see them, for clips of FRAMES x HEIGHT x WIDTH."""
     folders = {part: weights / part for part in ("transformer", "vae", "text_encoder")}
     return CogVideoXBackbone("tiny", folders, Clip(FRAMES, HEIGHT, WIDTH, "off"), rank, alpha)
+
+
+def save_sharded(folder: Path, model: nnx.Module, config: Any) -> None:
+    """Writes a model's base parameters and its config as the converters do: ``params/`` in chunks, and a manifest."""
+    variables = checkpoints.parameter_paths(checkpoints.base_parameters(model))
+    arrays = {path: (tuple(variable.shape), np.dtype(variable.dtype)) for path, variable in variables.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    params = folder / weights_folder.PARAMS
+    with weights_folder.ParamsWriter(params, arrays) as writer:
+        for path, variable in variables.items():
+            writer.put(path, (), np.asarray(jax.device_get(variable[...])))
+    weights_folder.describe_to_orbax(params, list(arrays))
+    weights_folder.save_manifest(folder, {})
+    checkpoints.save_config(folder, config)

@@ -12,7 +12,7 @@ from reangle_jax.data import lora_files, safetensors
 from reangle_jax.data.weights_folder import check_whole
 from reangle_jax.errors import InputError
 from reangle_jax.models.text.t5 import T5Encoder
-from tests.networks import TEXT_SMALL, TRANSFORMER_SMALL, fill_randomly
+from tests.networks import TEXT_SMALL, TRANSFORMER_SMALL, fill_randomly, save_sharded
 from tests.spiece import write_spiece
 
 
@@ -23,7 +23,7 @@ def forms(tmp_path_factory):
     model = checkpoints.abstract(lambda: T5Encoder(TEXT_SMALL, rngs=nnx.Rngs(0)))
     fill_randomly(model)
     checkpoints.save_model(root / "safetensors", model, TEXT_SMALL)
-    checkpoints.save_sharded(root / "orbax", model, TEXT_SMALL)
+    save_sharded(root / "orbax", model, TEXT_SMALL)
     return root
 
 

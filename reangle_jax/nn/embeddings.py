@@ -45,22 +45,13 @@ def rope_angles(
     return np.outer(positions.astype(np.float64), frequencies)
 
 
-def rotate_interleaved(x: Float[Array, "B S N D"], angles: Float[Array, "S half"]) -> Float[Array, "B S N D"]:
-    """Rotates the pairs (x0, x1), (x2, x3), ... of the last axis by ``angles``, in float32; the dtype is kept."""
-    cos = jnp.cos(angles.astype(jnp.float32))[None, :, None, :]
-    sin = jnp.sin(angles.astype(jnp.float32))[None, :, None, :]
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    rotated = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
-    return rotated.reshape(x.shape).astype(x.dtype)
-
-
 def rotate_halves(
     x: Float[Array, "B S N D"], cos: Float[Array, "S half"], sin: Float[Array, "S half"]
 ) -> Float[Array, "B S N D"]:
     """Rotates the pairs (x[k], x[k + D/2]) of the last axis, in float32; the dtype is kept.
 
-    The same rotation as :func:`rotate_interleaved` in another order of channels, and one that vector units like.
+    The same rotation as that of the pairs (x0, x1), (x2, x3), ... in another order of channels, and one that vector
+    units like.
     """
     cos, sin = (table.astype(jnp.float32)[None, :, None, :] for table in (cos, sin))
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

@@ -2,16 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Float64, Int
+from jaxtyping import Array, Float, Float32, Float64
 
 from reangle_jax.nn.products import einsum
 
 Matrix = Float64[np.ndarray, "{size_out} {size_in}"]
-
-
-def nearest_index(size_in: int, size_out: int) -> Int[np.ndarray, " {size_out}"]:
-    """Source index of every output position: floor(i * in / out), PyTorch's ``nearest``."""
-    return (np.arange(size_out) * size_in) // size_out
 
 
 def bilinear_matrix(size_in: int, size_out: int, *, align_corners: bool) -> Matrix:

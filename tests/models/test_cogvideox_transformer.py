@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -52,15 +53,15 @@ def shapes_of(tree):
     return {path: tuple(variable.shape) for path, variable in parameter_paths(tree).items()}
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def compiled(graphdef, state, *args):
+    return nnx.merge(graphdef, state)(*args)
+
+
 @pytest.fixture(scope="module")
 def call():
-    """Runs a model as one compiled function."""
-
-    def call(model, *args):
-        graphdef, state = nnx.split(model)
-        return jax.jit(lambda state, *args: nnx.merge(graphdef, state)(*args))(state, *args)
-
-    return call
+    """Runs a model as one compiled function, which models of equal structure share."""
+    return lambda model, *args: compiled(*nnx.split(model), *args)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from reangle_jax.nn.resize import (
     apply_separable,
     bicubic_matrix,
     bilinear_matrix,
-    nearest_index,
     pillow_matrix,
     resize_bilinear,
 )
@@ -43,11 +42,6 @@ def test_bicubic_weights_are_those_of_a_075():
     np.testing.assert_allclose(bicubic_matrix(4, 2), want, atol=1e-12)
     # A given step moves the samples, not their number.
     np.testing.assert_allclose(bicubic_matrix(4, 2, step=1.0), np.eye(4)[:2], atol=1e-12)
-
-
-def test_nearest_takes_the_floor():
-    np.testing.assert_array_equal(nearest_index(5, 3), [0, 1, 3])
-    np.testing.assert_array_equal(nearest_index(2, 4), [0, 0, 1, 1])
 
 
 def test_separable(rng):

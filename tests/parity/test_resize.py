@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reangle_jax.nn.resize import apply_separable, bicubic_matrix, nearest_index, resize_bilinear
+from reangle_jax.nn.resize import apply_separable, bicubic_matrix, resize_bilinear
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -44,9 +44,3 @@ def test_bicubic_by_scale_factor(image):
     assert want.shape[1:3] == (40, 51)
     matrices = [bicubic_matrix(37, m, step=1 / f) for m, f in zip((40, 51), factors, strict=True)]
     np.testing.assert_allclose(apply_separable(jnp.asarray(image), *matrices), want, atol=5e-5)
-
-
-@pytest.mark.parametrize(("image", "size"), SIZES, indirect=["image"])
-def test_nearest(image, size):
-    rows, columns = (nearest_index(n, m) for n, m in zip(image.shape[1:3], size, strict=True))
-    np.testing.assert_array_equal(image[:, rows][:, :, columns], interpolate(image, size=size, mode="nearest"))

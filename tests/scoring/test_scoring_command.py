@@ -19,6 +19,7 @@ from reangle_jax.scoring import networks
 from reangle_jax.scoring.command import main
 from reangle_jax.scoring.image import psnr, ssim
 from reangle_jax.scoring.video import PairScore, score_views
+from tests.networks import save_sharded
 from tests.scoring.small_scorer import SIZE, write_weights
 
 
@@ -284,7 +285,7 @@ def test_weights_as_the_converter_writes_them(scorer_weights, tmp_path):
     """An Orbax folder in place of the safetensors: the same parameters."""
     metric, states = networks.load(scorer_weights, "dino")
     shutil.copytree(scorer_weights / "dust3r", tmp_path / "dust3r")
-    checkpoints.save_sharded(tmp_path / "dino", nnx.merge(metric.features, states[1]), DinoConfig.tiny())
+    save_sharded(tmp_path / "dino", nnx.merge(metric.features, states[1]), DinoConfig.tiny())
     other, same = networks.load(tmp_path, "dino")
     assert other == metric
     jax.tree.map(np.testing.assert_array_equal, same, states)

@@ -14,7 +14,7 @@ from reangle_jax import mesh as meshes
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from tests.networks import TRANSFORMER_SMALL, fill_randomly
+from tests.networks import TRANSFORMER_SMALL, fill_randomly, save_sharded
 
 pytestmark = pytest.mark.sharding
 CONFIG = dataclasses.replace(TRANSFORMER_SMALL, num_attention_heads=4)
@@ -35,7 +35,7 @@ def model():
 @pytest.fixture(scope="module")
 def folders(model, tmp_path_factory):
     root = tmp_path_factory.mktemp("forms")
-    checkpoints.save_sharded(root / "orbax", model, CONFIG)
+    save_sharded(root / "orbax", model, CONFIG)
     checkpoints.save_model(root / "safetensors", model, CONFIG)
     return root
 
@@ -73,7 +73,7 @@ def test_any_mesh(model, folders, form, text):
 def test_saved_from_a_mesh_loaded_without_one(model, folders, tmp_path):
     with meshes.use(meshes.make_mesh("u:2")):
         spread = checkpoints.load_into(abstract(), folders / "orbax")
-        checkpoints.save_sharded(tmp_path / "again", spread, CONFIG)
+        save_sharded(tmp_path / "again", spread, CONFIG)
     again = checkpoints.load_into(abstract(), tmp_path / "again")
     for path, variable in checkpoints.parameter_paths(again).items():
         assert len(variable[...].sharding.device_set) == 1
@@ -101,7 +101,7 @@ def test_shares_are_read_once(tmp_path):
     config = dataclasses.replace(CONFIG, num_attention_heads=16, text_embed_dim=16)  # large beside the metadata
     model = abstract(config)
     fill_randomly(model)
-    checkpoints.save_sharded(tmp_path / "part", model, config)
+    save_sharded(tmp_path / "part", model, config)
     stored = sum(file.stat().st_size for file in (tmp_path / "part" / "params").rglob("*") if file.is_file())
     for text, held in (("data:8", 1.0), ("r:2,u:4", 0.2)):
         before = bytes_read()
@@ -115,7 +115,7 @@ def test_shares_are_read_once(tmp_path):
 class TestDamage:
     @pytest.fixture
     def folder(self, model, tmp_path):
-        checkpoints.save_sharded(tmp_path / "part", model, CONFIG)
+        save_sharded(tmp_path / "part", model, CONFIG)
         return tmp_path / "part"
 
     def refused(self, folder, words, config=CONFIG):

@@ -3,6 +3,7 @@
 Both follow T5: padding is 0, and every text ends with the end token 1, also where it is cut off.
 """
 
+import abc
 import logging
 import os
 import re
@@ -26,14 +27,6 @@ _SPECIAL = re.compile(r"(<pad>|</s>|<unk>|<extra_id_[0-9]{1,2}>)")
 _SPECIAL_IDS = {"<pad>": PAD, "</s>": EOS, "<unk>": 2}
 
 _log = logging.getLogger(__name__)
-
-
-def _pad(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    ids = np.full((len(rows), length), PAD, np.int32)
-    for row, tokens in zip(ids, rows, strict=True):
-        tokens = [*tokens[: length - 1], EOS]
-        row[: len(tokens)] = tokens
-    return ids
 
 
 def check_texts(texts: Sequence[str], length: int, marks: int = 1) -> None:
@@ -114,24 +107,36 @@ def warn_of_cuts(
         )
 
 
-class ByteTokenizer:
-    """UTF-8 bytes, each byte b as the id b + 3."""
-
-    vocab_size = 256 + BYTE_OFFSET
+class _EndsLikeT5(abc.ABC):
     marks = 1
+
+    @abc.abstractmethod
+    def ids(self, text: str) -> list[int]:
+        """Of one text, whole and without the end token."""
 
     def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "B L"]:
         """Tokenizes.
 
         Args:
             texts: any number of texts.
-            length: of every row; longer texts are cut and still end with the end token.
+            length: of every row (226 for CogVideoX, 512 for FLUX); longer texts are cut and still end with the end
+                token.
 
         Returns:
             int32 [len(texts), length].
         """
         check_texts(texts, length)
-        return _pad([self.ids(text) for text in texts], length)
+        rows = np.full((len(texts), length), PAD, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            tokens = [*self.ids(text)[: length - 1], EOS]
+            row[: len(tokens)] = tokens
+        return rows
+
+
+class ByteTokenizer(_EndsLikeT5):
+    """UTF-8 bytes, each byte b as the id b + 3."""
+
+    vocab_size = 256 + BYTE_OFFSET
 
     def ids(self, text: str) -> list[int]:
         """Of one text, whole and without the end token."""
@@ -144,7 +149,7 @@ class ByteTokenizer:
         return bytes(int(i) - BYTE_OFFSET for i in ids[:end] if i >= BYTE_OFFSET).decode("utf-8", errors="replace")
 
 
-class SentencePieceTokenizer:
+class SentencePieceTokenizer(_EndsLikeT5):
     """T5's tokenizer.
 
     Args:
@@ -153,8 +158,6 @@ class SentencePieceTokenizer:
     Raises:
         InputError: the file is missing or is no SentencePiece model.
     """
-
-    marks = 1
 
     def __init__(self, path: str | os.PathLike):
         # Imported here: the byte tokenizer, all that the small model needs, does without.
@@ -169,20 +172,6 @@ class SentencePieceTokenizer:
         except (OSError, RuntimeError) as error:
             raise InputError(f"config.weights: {file} cannot be read ({error}); copy it again") from None
         self.vocab_size: int = self._model.vocab_size()
-
-    def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "B L"]:
-        """Tokenizes.
-
-        Args:
-            texts: any number of texts.
-            length: of every row (226 for CogVideoX, 512 for FLUX); longer texts are cut and still end with the end
-                token.
-
-        Returns:
-            int32 [len(texts), length].
-        """
-        check_texts(texts, length)
-        return _pad([self.ids(text) for text in texts], length)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens; special ones are left out."""
