@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from reangle_jax import chosen_models, config, tiny
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.nn.execution import Execution
 
 TABLE = {"use_learned": True, "sample_frames": 17, "sample_height": 16, "sample_width": 24, "patch_size_t": None}
@@ -102,6 +104,10 @@ def test_weights_of_another_model(tmp_path):
         InputError, match="holds VAEConfig, not TransformerConfig: give the weights of cogvideox-5b-i2v"
     ):
         chosen_models.check(s, ["transformer"])
+    finer = dataclasses.replace(VAEConfig.tiny(), block_out_channels=(16, 32, 48))
+    write(tmp_path / "vae", **{"class": "VAEConfig"} | vars(finer))
+    with pytest.raises(InputError, match=r"another model than cogvideox-5b-i2v \(a latent is 4 pixels a side, not 8\)"):
+        chosen_models.check(s, ["vae"])
     (tmp_path / "transformer" / "config.json").write_text('{"class": "Trans')
     with pytest.raises(InputError, match=r"config\.json cannot be read"):
         chosen_models.check(s, ["transformer"])

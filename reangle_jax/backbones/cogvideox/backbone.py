@@ -87,6 +87,12 @@ class CogVideoXBackbone(Backbone):
         """See `Backbone.check`."""
         if part == "text_encoder":
             tokenizers.for_encoder(self.folders[part], int(fields.get("vocab_size") or 0))
+        widths = fields.get("block_out_channels") if part == "vae" else None
+        if widths and (ratio := 2 ** (len(widths) - 1)) != self.grid.pixels:
+            raise InputError(
+                f"config.weights: {self.folders[part]} holds another model than {self.name} (a latent is {ratio} "
+                f"pixels a side, not {self.grid.pixels}): give its weights, or change config.model"
+            )
         if part != "transformer":
             return
         for name, expected in _MARKS.get(self.name, {}).items():
