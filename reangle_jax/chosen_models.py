@@ -3,6 +3,7 @@
 No tensor is read; what they are is checked when they are loaded (`checkpoints.load_into`).
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
@@ -108,6 +109,20 @@ def demand(settings: Settings) -> "Demand":
         guided=is_guided(settings.sample.guidance_scale),
         variants=2 if settings.evaluate.untuned else 1,
     )
+
+
+def on_mesh(settings: Settings, *, batch_size: int) -> contextlib.AbstractContextManager[None]:
+    """Within it the video model works on the mesh that settings choose, its base laid out as they say.
+
+    Raises:
+        InputError: as `reangle_jax.mesh.make_mesh` does.
+    """
+    from reangle_jax import measure, mesh  # late: they bring jax
+
+    made = mesh.make_mesh(settings.mesh, batch_size=batch_size)
+    limit = measure.device_limit_bytes()
+    base = mesh.base_layout(settings.base_layout, made, lambda: backbone(settings).base_bytes(), limit)
+    return mesh.use(made, base=base)
 
 
 def painter_folder(settings: Settings) -> Path:

@@ -25,6 +25,7 @@ SMALLER = {
     "mesh": "divide the model over more devices, r:N",
     "vae_tiles": "on",
     "base_dtype": "int8",
+    "base_layout": "divided",
     "finetune.rank": "lower",
     "first_frames.scale": "lower",
     "num_frames": "lower",

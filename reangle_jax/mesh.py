@@ -1,16 +1,22 @@
 """The device mesh and where arrays lie on it: the only place that names mesh axes.
 
-Axes: ``data`` divides the videos of a batch; ``r`` and ``u`` together hold one model's parameters in pieces, and are
-the axes over which attention will divide its sequence. Parameters declare logical axes (``axes=`` of an ``nnx.Param``);
-rules map those to mesh axes. All work is done under a mesh (:func:`use`), 1x1x1 where there is one device.
+Axes: ``data`` divides the videos of a batch; ``r`` and ``u`` together divide one video: its tokens, from a diffusion
+transformer's first block to its last, and the parameters. Attention exchanges heads for tokens over ``u`` and gathers
+keys and values over ``r`` (:func:`reangle_jax.nn.layouts.attend`). Parameters declare logical axes (``axes=`` of an
+``nnx.Param``); rules map those to mesh axes. All work is done under a mesh (:func:`use`), 1x1x1 where there is one
+device.
 
-The axis types are Auto: the compiler propagates layouts from the parameters and the batch. Explicit types would have
-every product with a divided kernel, every gather and every reshape of the models say its result's layout, which only
-sequence-parallel attention needs. With a frozen kernel divided by its output (heads, mlp) the compiler divides that
-product too, and sums where ``to_out`` and ``down`` contract: no whole parameter is ever gathered.
+A diffusion transformer's frozen base lies whole on every device where memory allows (``replicated``), or ``divided``
+and gathered block by block inside the scan. Its adapters, and with them the optimiser's state, are always divided.
+
+The axis types are Auto: tokens are told their layout at each block's edges and parameters theirs, and the compiler
+finds what lies between. The text encoders, whose tokens are few, lie divided by their heads and widths, and so do the
+products with them: no whole parameter is ever gathered.
 """
 
 import contextlib
+import contextvars
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -19,12 +25,12 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from reangle_jax.errors import InputError
 from reangle_jax.nn import layouts
-from reangle_jax.nn.layouts import Rules
+from reangle_jax.nn.layouts import Layout, Rules
 
 Tree = TypeVar("Tree")
 
@@ -33,11 +39,20 @@ MODEL = ("r", "u")
 AXES = (DATA, *MODEL)
 
 # Logical axis -> mesh axes. Every name that a parameter declares is here, so that a misspelt one is found.
-FROZEN: Rules = {"heads": MODEL, "mlp": MODEL, "vocab": MODEL, "modulation": MODEL, "embed": (), "lora": ()}
+FROZEN: Rules = {"heads": MODEL, "mlp": MODEL, "vocab": MODEL, "gathered": MODEL, "embed": (), "lora": ()}
+REPLICATED: Rules = {**FROZEN, "gathered": ()}
 # Both halves of an adapter have the rank's axis: it is what divides them, and with them the optimiser's state.
 ADAPTER: Rules = {name: MODEL if name == "lora" else () for name in FROZEN}
-# What kernels divide: videos, and heads where the kernels of queries, keys and values are divided (FROZEN).
-ACTIVATIONS: Rules = {"batch": (DATA,), "heads": FROZEN["heads"]}
+# Videos; tokens of diffusion transformers; elsewhere heads, where the kernels of queries, keys and values are divided.
+ACTIVATIONS: Rules = {"batch": (DATA,), "heads": FROZEN["heads"], "tokens": MODEL}
+
+# Heads of every published diffusion transformer (48, 24) divide by it.
+HEADS = 8
+# Of a device's memory, that a replicated base may take: of 11 GiB, v6e, v5p and GPUs of 40 GiB have it, v5e has not.
+REPLICATED_SHARE = 0.4
+
+_log = logging.getLogger(__name__)
+_frozen: contextvars.ContextVar[Rules] = contextvars.ContextVar("frozen", default=FROZEN)
 
 
 def parse(text: str) -> dict[str, int] | None:
@@ -64,9 +79,9 @@ def make_mesh(text: str = "auto", *, batch_size: int = 1, devices: Sequence[Any]
     """The mesh of a setting.
 
     Args:
-        text: as :func:`parse` takes it. ``auto`` gives each device an equal share of the batch's videos, and leaves
-            devices idle that have none; on CPUs, whose devices are one processor's cores, it takes one. Of several
-            processes it takes every device (of a CPU's one each), and divides the parameters over those left.
+        text: as :func:`parse` takes it. ``auto`` gives each device an equal share of the batch's videos, and divides
+            each video over the devices that are left, over ``u`` as far as heads of the published models divide. On
+            CPUs, whose devices are one processor's cores, it takes one of each process.
         batch_size: videos of a training batch, for ``auto``.
         devices: all there are by default; the first ones are taken, of each process as many.
 
@@ -79,7 +94,8 @@ def make_mesh(text: str = "auto", *, batch_size: int = 1, devices: Sequence[Any]
     if sizes is None:
         able = processes if on_cpu else len(devices)
         share = math.gcd(batch_size, able)
-        sizes = {DATA: share, "r": 1, "u": able // share if processes > 1 else 1}
+        others = math.gcd(able // share, HEADS)
+        sizes = {DATA: share, "r": able // share // others, "u": others}
     count = math.prod(sizes.values())
     if count > len(devices):
         raise InputError(
@@ -88,7 +104,7 @@ def make_mesh(text: str = "auto", *, batch_size: int = 1, devices: Sequence[Any]
     if count % processes:
         words = f"its {count} devices must be a multiple of the {processes} processes: use other sizes, or auto"
         raise InputError(f"config.mesh={text!r} is not possible: {words}")
-    grid = np.asarray(_evenly(devices, count // processes)).reshape([sizes[name] for name in AXES])
+    grid = _grid(_evenly(devices, count // processes), tuple(sizes[name] for name in AXES))
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -97,6 +113,44 @@ def make_own_mesh(text: str = "auto", *, batch_size: int = 1) -> Mesh:
     if jax.process_count() == 1:
         return make_mesh(text, batch_size=batch_size)
     return make_mesh(batch_size=math.gcd(batch_size, jax.local_device_count()), devices=jax.local_devices())
+
+
+def _grid(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
+    """Devices so that neighbours on a mesh axis are neighbours in the machine, and slices apart on the first that can.
+
+    Only TPUs know their places; a part of them, which may be no rectangle, is taken as it comes.
+    """
+    plain = np.asarray(devices).reshape(shape)
+    if devices[0].platform != "tpu" or len(devices) == 1:
+        return plain
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    try:
+        if slices == 1:
+            return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        across = next(axis for axis, size in enumerate(shape) if size % slices == 0)
+        apart = tuple(slices if axis == across else 1 for axis in range(len(shape)))
+        inside = tuple(size // n for size, n in zip(shape, apart, strict=True))
+        return mesh_utils.create_hybrid_device_mesh(inside, apart, devices, allow_split_physical_axes=True)
+    except (StopIteration, NotImplementedError, ValueError, AssertionError) as error:
+        _log.warning("devices stand in their own order: %s", error)
+        return plain
+
+
+def base_layout(setting: str, mesh: Mesh, base_bytes: Callable[[], int], device_bytes: int | None) -> str:
+    """How a frozen base lies over ``r`` and ``u``.
+
+    Args:
+        setting: ``replicated``, ``divided``, or ``auto``: replicated where it leaves most of a device's memory to the
+            rest; on CPUs, whose devices share one memory, divided.
+        mesh: from :func:`make_mesh`.
+        base_bytes: of the base.
+        device_bytes: a device's memory, None if unknown.
+    """
+    if setting != "auto":
+        return setting
+    if device_bytes is None or mesh.devices.flat[0].platform == "cpu":
+        return "divided"
+    return "replicated" if base_bytes() <= REPLICATED_SHARE * device_bytes else "divided"
 
 
 def _evenly(devices: Sequence[Any], each: int) -> list[Any]:
@@ -111,16 +165,31 @@ def _evenly(devices: Sequence[Any], each: int) -> list[Any]:
 
 
 @contextlib.contextmanager
-def use(mesh: Mesh) -> Iterator[None]:
-    """All work within it is done on this mesh: ``jax.set_mesh``, and the rules for activations."""
-    with jax.set_mesh(mesh), layouts.activation_rules(ACTIVATIONS):
-        yield
+def use(mesh: Mesh, *, base: str = "divided") -> Iterator[None]:
+    """All work within it is done on this mesh: ``jax.set_mesh``, and the rules for activations and parameters.
+
+    Args:
+        mesh: from :func:`make_mesh`.
+        base: how a diffusion transformer's frozen base lies over ``r`` and ``u``: ``divided`` or ``replicated``.
+    """
+    token = _frozen.set(REPLICATED if base == "replicated" else FROZEN)
+    try:
+        with jax.set_mesh(mesh), layouts.use(Layout(ACTIVATIONS, spec_for)):
+            yield
+    finally:
+        _frozen.reset(token)
 
 
 def current() -> Mesh | None:
     """The mesh set with :func:`use`; None without one. Not while a function is traced."""
     mesh = jax.sharding.get_mesh()
     return None if mesh.empty else mesh
+
+
+def room() -> int:
+    """How many videos lie beside each other on the current mesh."""
+    mesh = current()
+    return 1 if mesh is None else mesh.shape[DATA]
 
 
 def _divided() -> Mapping[str, int] | None:
@@ -138,7 +207,7 @@ def spec_for(variable: Any, sizes: Mapping[str, int]) -> PartitionSpec:
     if not isinstance(variable, nnx.Variable):
         return PartitionSpec()
     axes = variable.get_metadata().get("axes") or ()
-    return layouts.spec(axes, variable.shape, sizes, ADAPTER if isinstance(variable, nnx.LoRAParam) else FROZEN)
+    return layouts.spec(axes, variable.shape, sizes, ADAPTER if isinstance(variable, nnx.LoRAParam) else _frozen.get())
 
 
 def sharding_for(variable: Any, mesh: Mesh) -> NamedSharding:

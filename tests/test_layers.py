@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "command_line": {"config", "data"},
     "saved_states": {"mesh"},
     "learning": {"mesh", "progress", "saved_states", "stopping"},
-    "chosen_models": {"backbones", "config", "data", "diffusion", "measure", "nn", "painters", "tiny"},
+    "chosen_models": {"backbones", "config", "data", "diffusion", "measure", "mesh", "nn", "painters", "tiny"},
     "run": {
         "cameras", "compilation_cache", "config", "data", "distributed", "faults", "geometry", "measure", "stopping",
     },

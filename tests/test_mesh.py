@@ -1,6 +1,12 @@
 """The mesh's setting and the rules from logical axes to its axes."""
 
+import functools
+import itertools
+import types
+from typing import Any
+
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
@@ -38,7 +44,7 @@ def test_make_mesh():
 
 
 @pytest.mark.usefixtures("unchecked")  # a stand-in for the mesh
-def test_auto_gives_every_device_an_equal_share_of_the_batch():
+def test_auto_gives_every_device_an_equal_share_of_the_batch_and_divides_its_videos():
     class Device:
         platform, process_index = "gpu", 0
 
@@ -47,7 +53,45 @@ def test_auto_gives_every_device_an_equal_share_of_the_batch():
         assert meshes.parse("auto") is None
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(meshes, "Mesh", lambda grid, axes, axis_types: grid)
-            assert meshes.make_mesh(batch_size=batch, devices=devices).shape == (share, 1, 1)
+            assert meshes.make_mesh(batch_size=batch, devices=devices).shape == (share, 1, 8 // share)
+            assert meshes.make_mesh(batch_size=batch, devices=devices * 2).shape == (
+                (16, 1, 1) if batch == 16 else (share, 16 // share // min(8, 16 // share), min(8, 16 // share))
+            )
+
+
+@pytest.mark.usefixtures("unchecked")  # stand-ins for the devices
+@pytest.mark.parametrize("slices", [1, 2])
+def test_devices_stand_as_neighbours_and_slices_apart(monkeypatch, slices):
+    class Chip:
+        platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+        def __init__(self, number, column, row, part):
+            self.id, self.coords, self.slice_index, self.process_index = number, (column, row, 0), part, 0
+
+    chips = [Chip(8 * part + 4 * row + column, column, row, part)
+             for part in range(slices) for row in range(2) for column in range(4)]  # fmt: skip
+    monkeypatch.setattr(meshes, "Mesh", lambda grid, axes, axis_types: grid)
+    grid: Any = meshes.make_mesh(f"data:{slices},r:2,u:4", devices=chips)
+    assert sorted(chip.id for chip in grid.flat) == list(range(8 * slices))
+    for part in range(slices):
+        assert {chip.slice_index for chip in grid[part].flat} == {part}
+        for others in grid[part]:  # each next one on u is a neighbour
+            steps = [np.abs(np.subtract(a.coords, b.coords)).sum() for a, b in itertools.pairwise(others)]
+            assert steps == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("unchecked")  # a stand-in for the mesh
+def test_a_base_is_replicated_where_memory_allows():
+    class Device:
+        platform = "tpu"
+
+    made: Any = types.SimpleNamespace(devices=np.array([Device()]))
+    choose = functools.partial(meshes.base_layout, mesh=made, base_bytes=lambda: 11 << 30)
+    assert choose("auto", device_bytes=31 << 30) == "replicated"
+    assert choose("auto", device_bytes=16 << 30) == "divided"
+    assert choose("auto", device_bytes=None) == "divided"
+    assert choose("replicated", device_bytes=16 << 30) == "replicated"
+    assert meshes.base_layout("auto", meshes.make_mesh("u:2"), lambda: 1, 1 << 40) == "divided"  # CPUs share one memory
 
 
 @pytest.mark.parametrize(

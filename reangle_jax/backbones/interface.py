@@ -114,6 +114,10 @@ class Backbone(abc.ABC):
     # Before any work.
 
     @abc.abstractmethod
+    def base_bytes(self) -> int:
+        """Bytes of the denoiser's frozen parameters."""
+
+    @abc.abstractmethod
     def check(self, part: str, fields: Mapping[str, Any]) -> None:
         """Refuses a part whose config.json, ``fields``, is another model's, or does not fit the clips.
 

@@ -275,8 +275,15 @@ class Settings:
     execution: Execution = Execution()
     mesh: str = setting(
         "auto",
-        "axis sizes, data:2,r:1,u:4: data divides the batch, r times u the parameters; auto: the videos of a batch "
-        "over as many devices as take equal shares, on CPUs one",
+        "axis sizes, data:2,r:1,u:4: data divides the batch, r times u each video and the parameters (u exchanges "
+        "heads for tokens, r gathers keys and values); auto: the videos of a batch over as many devices as take equal "
+        "shares, each video over those left; on CPUs one device",
+    )
+    base_layout: str = setting(
+        "auto",
+        "where the transformer's frozen weights lie on the devices of r and u: replicated, or divided and gathered "
+        "block by block, in less memory; auto: replicated where they take at most 0.4 of a device's memory",
+        one_of("auto", "replicated", "divided"),
     )
     compilation_cache: str = setting(
         "auto",

@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from reangle_jax.nn.choices import IMPLEMENTATIONS, PLATFORMS
-from reangle_jax.nn.layouts import Axes, on_each_device
+from reangle_jax.nn.layouts import Axes, attend, on_each_device
 from reangle_jax.nn.products import einsum, matmul, precision
 from reangle_jax.nn.remat import ATTENTION as SAVED
 
@@ -46,6 +46,7 @@ def attention(
     bias: Float[Array, "b N Sq Sk"] | None = None,
     scale: float | None = None,
     impl: str = "plain",
+    lengths: Sequence[int] | None = None,
 ) -> Float[Array, "B Sq N D"]:
     """Scaled dot-product attention over the sequence axis, head by head.
 
@@ -59,48 +60,55 @@ def attention(
             bias: the fastest on CPUs), ``xla`` (jax.nn's, any platform), ``cudnn`` (fused, NVIDIA Ampere and newer)
             or ``splash`` (fused, TPUs, self-attention without bias). The fused ones are for 16-bit types. On a mesh
             (``reangle_jax.mesh.use``) each device computes its share of the batch and of the heads.
+        lengths: of the sequences that q, k and v hold, where they lie divided over the mesh as tokens do
+            (`reangle_jax.nn.layouts.attend`); None where each device has all tokens.
 
     Returns:
         The mix of values, in the queries' dtype.
 
     Raises:
-        ValueError: ``impl`` is unknown, or cannot take a bias or the dtype.
+        ValueError: ``impl`` is unknown, or cannot take a bias or the dtype; divided tokens have one.
         RuntimeError: ``cudnn`` was asked for without a GPU, or ``splash`` without a TPU.
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"attention impl {impl!r} is not one of {', '.join(IMPLEMENTATIONS)}")
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if impl == "plain":
-        return _plain(q, k, v, bias, scale)
-    if impl in ("mapped", "splash") and bias is not None:
-        raise ValueError(f"attention impl {impl!r} takes no bias: use 'plain' or 'xla'")
+    if bias is not None and (impl in ("mapped", "splash") or lengths is not None):
+        raise ValueError(f"attention impl {impl!r} takes no bias here: use 'plain' or 'xla', on undivided tokens")
     needed, here = PLATFORMS.get(impl), platform()
     if needed and here != needed:
         raise RuntimeError(f"attention impl {impl!r} needs a {needed.upper()}, the backend is {here!r}: use 'xla'")
     if needed and q.dtype.itemsize != 2:
         raise ValueError(f"attention impl {impl!r} is for 16-bit types, not {q.dtype}: use 'mapped' or 'xla'")
-    if impl == "xla":
-        return checkpoint_name(_library(q, k, v, bias, scale=scale, impl=impl), SAVED)
+    kernel = _kernel(impl, scale)
+    if lengths is not None:
+        return attend(kernel, q, k, v, lengths)
+    if impl in ("plain", "xla"):
+        return kernel(q, k, v, bias)  # the compiler divides it
+    operands = [(q, _TOKENS), (k, _TOKENS), (v, _TOKENS)] + ([] if bias is None else [(bias, _LOGITS)])
+    return on_each_device(kernel, _TOKENS, *operands)
+
+
+def _kernel(impl: str, scale: float) -> Callable[..., Array]:
+    """An implementation, of (q, k, v, bias=None)."""
     if impl == "splash":
         from reangle_jax.nn.splash import splash  # late: it brings Pallas, half a second for those who need none
 
-        kernel = functools.partial(splash, scale=scale, saved=SAVED)
-    elif impl == "mapped":
-        kernel = functools.partial(_mapped, scale=scale)
-    else:
-        kernel = functools.partial(_library, scale=scale, impl=impl)
-    operands = [(q, _TOKENS), (k, _TOKENS), (v, _TOKENS)] + ([] if bias is None else [(bias, _LOGITS)])
-    return on_each_device(kernel, _TOKENS, *operands)
+        return functools.partial(splash, scale=scale, saved=SAVED)
+    if impl in ("plain", "mapped"):
+        return functools.partial(_plain if impl == "plain" else _mapped, scale=scale)
+    return functools.partial(_library, scale=scale, impl=impl)
 
 
 def _library(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float, impl: Any) -> Array:
     # jax.nn's own code promotes 16-bit types by itself, and says nothing of the precision of its products.
     highest = precision(q.dtype).name.lower()
     with jax.numpy_dtype_promotion("standard"), jax.default_matmul_precision(highest):
-        return jax.nn.dot_product_attention(q, k, v, bias, scale=scale, implementation=impl)
+        y = jax.nn.dot_product_attention(q, k, v, bias, scale=scale, implementation=impl)
+    return checkpoint_name(y, SAVED) if impl == "xla" else y
 
 
-def _plain(q: Array, k: Array, v: Array, bias: Array | None, scale: float) -> Array:
+def _plain(q: Array, k: Array, v: Array, bias: Array | None = None, *, scale: float) -> Array:
     logits = einsum("bqnd,bknd->bnqk", q, k, preferred_element_type=jnp.float32) * scale
     if bias is not None:
         logits = logits + jnp.broadcast_to(bias.astype(jnp.float32), logits.shape)

@@ -14,6 +14,8 @@ from reangle_jax.nn.linear import Linear, LoRAConfig
 
 # Starting modulations and outputs small lets a deep stack train from scratch (adaLN-Zero; Peebles & Xie, 2023).
 SMALL_INIT = 0.1
+# The axis by which a block's matrix may lie divided; it is gathered before the block is computed.
+GATHERED = "gathered"
 
 
 def linear_builder(
@@ -88,8 +90,8 @@ class FeedForward(nnx.Module):
     """Two linear layers, four times as wide between, with a GELU (tanh form)."""
 
     def __init__(self, width: int, linear: Callable[..., Any]):
-        self.up = linear(width, 4 * width, ("embed", "mlp"))
-        self.down = linear(4 * width, width, ("mlp", "embed"))
+        self.up = linear(width, 4 * width, ("embed", GATHERED))
+        self.down = linear(4 * width, width, (GATHERED, "embed"))
 
     def __call__(self, x: Float[Array, "B S inner"]) -> Float[Array, "B S inner"]:
         """Applies both."""

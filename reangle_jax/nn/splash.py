@@ -3,7 +3,7 @@
 The kernel wants whole blocks, and 17,776 tokens (CogVideoX) have no divisor to speak of. The sequence is padded to
 whole blocks. A head of 64 channels fills half of the lanes that it is computed in: one of the free ones, 1 in queries
 and far below 0 in the keys of pads, takes these out of every softmax at no cost. Where heads fill their lanes, pads
-form a segment of their own, which the kernel compares logit by logit: they attend to each other, nothing real to them.
+form a segment of their own, which the kernel compares logit by logit. Rows of pads among the queries are cut off.
 
 JAX's kernel takes no bound of the logits in place of their running maximum (tokamax's ``max_logit_const``).
 """
@@ -34,8 +34,8 @@ def _divisor(length: int, limit: int) -> int:
 
 
 @functools.lru_cache
-def _block_sizes(length: int) -> kernels.BlockSizes:
-    q, kv = _divisor(length, BLOCK_Q), _divisor(length, BLOCK_KV)
+def _block_sizes(queries: int, keys: int) -> kernels.BlockSizes:
+    q, kv = _divisor(queries, BLOCK_Q), _divisor(keys, BLOCK_KV)
     compute = _divisor(kv, BLOCK_COMPUTE)
     return kernels.BlockSizes(
         block_q=q,
@@ -49,52 +49,47 @@ def _block_sizes(length: int) -> kernels.BlockSizes:
 
 
 def splash(
-    q: Float[Array, "B S N D"],
-    k: Float[Array, "B S N D"],
-    v: Float[Array, "B S N D"],
+    q: Float[Array, "B Sq N D"],
+    k: Float[Array, "B Sk N D"],
+    v: Float[Array, "B Sk N D"],
     *,
     scale: float,
     saved: str,
     interpret: bool = False,
-) -> Float[Array, "B S N D"]:
-    """Self-attention over the sequence axis with the splash kernel, differentiable.
+) -> Float[Array, "B Sq N D"]:
+    """Attention over the sequence axis with the splash kernel, differentiable.
 
     Args:
         q: queries.
-        k: keys, as many as queries.
+        k: keys.
         v: values.
         scale: factor on the logits.
         saved: name under which the output and the softmax's log-sum can be kept by a checkpoint policy.
         interpret: run the kernel's arithmetic without a TPU, slowly, for tests.
-
-    Raises:
-        ValueError: queries and keys differ in number.
     """
-    length, heads = q.shape[1], q.shape[2]
-    if k.shape[1] != length:
-        raise ValueError(f"attention impl 'splash' is for self-attention: {length} queries, {k.shape[1]} keys")
-    padded = padded_length(length)
-
-    is_pad = jnp.arange(padded) >= length
-    in_lanes = padded > length and q.shape[-1] % LANES != 0
+    heads, queries, keys = q.shape[2], padded_length(q.shape[1]), padded_length(k.shape[1])
+    in_lanes = keys > k.shape[1] and q.shape[-1] % LANES != 0
 
     def head_major(x: Array, lane: Array | None = None) -> Array:
         """[B, N, padded, D], or with one channel more in lanes that are filled up with zeros."""
-        x = jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2)
+        padded = padded_length(x.shape[1])
+        x = jnp.pad(x, ((0, 0), (0, padded - x.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
         if lane is None:
             return x
         free = jnp.zeros((padded, -x.shape[-1] % LANES), x.dtype).at[:, 0].set(lane.astype(x.dtype))
         return jnp.concatenate([x, jnp.broadcast_to(free, (*x.shape[:-1], free.shape[1]))], axis=-1)
 
-    mask = kernels.MultiHeadMask([kernels.FullMask((padded, padded))] * heads)
+    mask = kernels.MultiHeadMask([kernels.FullMask((queries, keys))] * heads)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # the kernel's own code needs both
         kernel = kernels.make_splash_mha_single_device(
-            mask, block_sizes=_block_sizes(padded), residual_checkpoint_name=saved, interpret=interpret
+            mask, block_sizes=_block_sizes(queries, keys), residual_checkpoint_name=saved, interpret=interpret
         )
-        segment = is_pad.astype(jnp.int32)
-        segments = kernels.SegmentIds(q=segment, kv=segment) if padded > length and not in_lanes else None
-        always, never = (jnp.ones((padded,)), jnp.where(is_pad, _NEVER, 0.0)) if in_lanes else (None, None)
+        is_pad = jnp.arange(keys) >= k.shape[1]
+        segmented = keys > k.shape[1] and not in_lanes
+        real = jnp.zeros((queries,), jnp.int32)
+        segments = kernels.SegmentIds(q=real, kv=is_pad.astype(jnp.int32)) if segmented else None
+        always, never = (jnp.ones((queries,)), jnp.where(is_pad, _NEVER, 0.0)) if in_lanes else (None, None)
         batched = jax.vmap(lambda q, k, v: kernel(q, k, v, segments))
         # The scale goes into the queries: the kernel has none.
         y: Any = batched(head_major(q * jnp.asarray(scale, q.dtype), always), head_major(k, never), head_major(v))
-    return y.swapaxes(1, 2)[:, :length].astype(q.dtype)
+    return y.swapaxes(1, 2)[:, : q.shape[1]].astype(q.dtype)

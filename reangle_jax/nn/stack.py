@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from reangle_jax.nn import layouts
 from reangle_jax.nn.remat import rematerialised
 
 
@@ -20,10 +21,20 @@ class Stack(nnx.Module):
         make_block: builds one block from its random streams.
         depth: how many.
         remat: what a block keeps for the backward pass, see `reangle_jax.nn.remat.rematerialised`.
+        tokens: the carry's arrays [B, S, C] are tokens that lie divided over the mesh (`reangle_jax.nn.layouts`), and
+            so they enter and leave each block; a block's parameters are gathered while it is computed.
         rngs: source of the initial values, split over the layers.
     """
 
-    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, *, remat: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        make_block: Callable[[nnx.Rngs], nnx.Module],
+        depth: int,
+        *,
+        remat: str,
+        tokens: bool = False,
+        rngs: nnx.Rngs,
+    ):
         @nnx.split_rngs(splits=depth)
         @nnx.vmap(in_axes=(0,), out_axes=0)
         def build(layer_rngs: nnx.Rngs) -> nnx.Module:
@@ -32,6 +43,7 @@ class Stack(nnx.Module):
         self.layers = build(rngs)
         self.depth = depth
         self.remat = remat
+        self.tokens = tokens
 
     def __call__(self, carry, *shared):
         """Applies ``carry = block(carry, *shared)`` for every block.
@@ -46,7 +58,7 @@ class Stack(nnx.Module):
         graphdef, state = nnx.split(self.layers)
 
         def body(carry, layer):
-            return nnx.merge(graphdef, layer)(carry, *shared), None
+            return self._apply(graphdef, layer, carry, shared), None
 
         carry, _ = jax.lax.scan(self._rematerialised(body), carry, state)
         return carry
@@ -62,7 +74,7 @@ class Stack(nnx.Module):
         graphdef, state = nnx.split(self.layers)
 
         def body(carry, layer):
-            carry = nnx.merge(graphdef, layer)(carry, *shared)
+            carry = self._apply(graphdef, layer, carry, shared)
             return carry, carry
 
         if depth in (None, self.depth):
@@ -90,7 +102,7 @@ class Stack(nnx.Module):
         graphdef, state = nnx.split(self.layers)
         # A block that nobody asked for writes where the next one asked for will write over it.
         places = jnp.asarray(np.searchsorted(blocks, np.arange(1, self.depth + 1)), jnp.int32)
-        apply = self._rematerialised(lambda carry, layer: nnx.merge(graphdef, layer)(carry, *shared))
+        apply = self._rematerialised(lambda carry, layer: self._apply(graphdef, layer, carry, shared))
 
         def body(kept, layer):
             (carry, outputs), (place, layer) = kept, layer
@@ -101,5 +113,15 @@ class Stack(nnx.Module):
         (_, outputs), _ = jax.lax.scan(body, (carry, outputs), (places, state))
         return [jax.tree.map(lambda o, k=k: o[k], outputs) for k in range(len(blocks))]
 
+    def _apply(self, graphdef, layer, carry, shared):
+        if not self.tokens:
+            return nnx.merge(graphdef, layer)(carry, *shared)
+        block = nnx.merge(graphdef, layouts.gather(layer))
+        return _as_tokens(block(_as_tokens(carry), *shared))
+
     def _rematerialised(self, body: Callable) -> Callable:
         return rematerialised(body, self.remat)
+
+
+def _as_tokens(carry):
+    return jax.tree.map(lambda x: layouts.constrain(x, layouts.TOKENS) if x.ndim == 3 else x, carry)

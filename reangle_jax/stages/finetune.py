@@ -71,7 +71,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def finetune(settings: Settings, folder: Path, work: Work) -> None:
     """Writes lora/: the adapters for this library and for diffusers, and the losses."""
-    with mesh.use(mesh.make_mesh(settings.mesh, batch_size=settings.finetune.batch_size)):
+    with chosen_models.on_mesh(settings, batch_size=settings.finetune.batch_size):
         for unit in work:
             _finetune(settings, folder, work, unit)
 
@@ -252,5 +252,15 @@ def make_step(
     return learning.make_step(loss, optimiser)
 
 
-SMALLER = ("finetune.batch_size", "finetune.rank", "mesh", "vae_tiles", "base_dtype", "num_frames", "height", "width")
+SMALLER = (
+    "finetune.batch_size",
+    "finetune.rank",
+    "mesh",
+    "base_layout",
+    "vae_tiles",
+    "base_dtype",
+    "num_frames",
+    "height",
+    "width",
+)
 STAGE = Stage("finetune", version=1, units=units, run=finetune, smaller=SMALLER, together=True)

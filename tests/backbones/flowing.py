@@ -164,6 +164,9 @@ class FlowBackbone(Backbone):
     def _module(self, part, state, adapters=None):
         return nnx.merge(self._graph(part)[0], nnx.State({}) if adapters is None else adapters, state)
 
+    def base_bytes(self):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._load("denoiser")))
+
     def check(self, part, fields):
         pass
 

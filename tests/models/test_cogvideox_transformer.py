@@ -121,10 +121,10 @@ def test_tiny_fits_beside_the_other_weights():
 
 def test_logical_axes_of_the_kernels():
     axes = {path: variable.axes for path, variable in parameter_paths(abstractly(SMALL)).items()}
-    assert {axes[f"blocks.layers.attn.to_{x}.kernel"][-2:] for x in "qkv"} == {("embed", "heads")}
-    assert axes["blocks.layers.attn.to_out.kernel"][-2:] == ("heads", "embed")
-    assert axes["blocks.layers.ff.up.kernel"][-2:] == ("embed", "mlp")
-    assert axes["blocks.layers.ff.down.kernel"][-2:] == ("mlp", "embed")
+    assert {axes[f"blocks.layers.attn.to_{x}.kernel"][-2:] for x in "qkv"} == {("embed", "gathered")}
+    assert axes["blocks.layers.attn.to_out.kernel"][-2:] == ("gathered", "embed")
+    assert axes["blocks.layers.ff.up.kernel"][-2:] == ("embed", "gathered")
+    assert axes["blocks.layers.ff.down.kernel"][-2:] == ("gathered", "embed")
 
 
 def test_patches_and_back(rng):

@@ -101,8 +101,8 @@ def test_step_lowers_and_divides_its_attention(make, platform, text):
     calls = [line for line in lowered.splitlines() if call in line]
     # Training: the forward kernel and the backward one, each once for all layers.
     assert len(calls) == (2 if make is finetuning_step else 1)
-    videos, heads = VIDEOS // mesh.shape["data"], HEADS // (mesh.shape["r"] * mesh.shape["u"])
-    tokens = TEXT_LENGTH + 2 * (HEIGHT // 16) * (WIDTH // 16)
+    videos, heads = VIDEOS // mesh.shape["data"], HEADS // mesh.shape["u"]
+    tokens = (TEXT_LENGTH + 2 * (HEIGHT // 16) * (WIDTH // 16)) // mesh.shape["r"]
     # The splash kernel's pads are masked by a channel more, in whole lanes.
     tokens, channels = (padded_length(tokens), 128) if impl == "splash" else (tokens, 64)
     for line in calls:

@@ -83,6 +83,10 @@ class CogVideoXBackbone(Backbone):
         """See `Backbone.front`: tokens of CogVideoX 1.5 span two latent frames."""
         return self._latent_frames[1]
 
+    def base_bytes(self) -> int:
+        """See `Backbone.base_bytes`."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.transformer.state))
+
     def check(self, part: str, fields: Mapping[str, Any]) -> None:
         """See `Backbone.check`."""
         if part == "text_encoder":

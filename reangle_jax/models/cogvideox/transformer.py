@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 from reangle_jax.models.cogvideox.positions import rope_table, sincos_table
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from reangle_jax.nn import remat
+from reangle_jax.nn import layouts, remat
 from reangle_jax.nn.attention import attention
-from reangle_jax.nn.diffusion_blocks import SMALL_INIT, FeedForward, Modulation, TimestepMLP, linear_builder
+from reangle_jax.nn.diffusion_blocks import GATHERED, SMALL_INIT, FeedForward, Modulation, TimestepMLP, linear_builder
 from reangle_jax.nn.embeddings import rotate_halves
 from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear
@@ -100,7 +100,7 @@ class PatchEmbed(nnx.Module):
         return jnp.concatenate([text, sincos_table(config, frames, height, width)])
 
     def __call__(self, latents: Float[Array, "B t h w C"], text: Float[Array, "B L D"]) -> Float[Array, "B S inner"]:
-        """Embeds both, text first."""
+        """Embeds both, text first, and fills the sequence up until the devices divide it."""
         config = self.config
         _, frames, height, width, channels = latents.shape
         if channels != config.in_channels:
@@ -113,9 +113,20 @@ class PatchEmbed(nnx.Module):
         if text.shape[-1] != config.text_embed_dim:
             raise ValueError(f"text is {text.shape[-1]} wide, the model takes {config.text_embed_dim}")
         positions = self._positions(frames, height, width, text.shape[1])
-        video = self.proj(patchify(latents, config.patch_size, config.patch_size_t or 1))
-        x = jnp.concatenate([self.text_proj(text), video], axis=1)
-        return x if positions is None else x + positions.astype(x.dtype)[None]
+        x = self._tokens(patchify(latents, config.patch_size, config.patch_size_t or 1), text)
+        return x if positions is None else x + layouts.fill(positions.astype(x.dtype), 0)[None]
+
+    def _tokens(self, patches: Array, text: Array) -> Array:
+        length = text.shape[1]
+        if layouts.ways("tokens") == 1:
+            return jnp.concatenate([self.text_proj(text), self.proj(patches)], axis=1)
+        # Each device projects its own patches: joined before, when they are small, nothing wide has to move.
+        patches = layouts.fill(jnp.pad(patches, ((0, 0), (length, 0), (0, 0))), 1)
+        words = layouts.constrain(self.text_proj(text), layouts.WHOLE)
+        words = jnp.pad(words, ((0, 0), (0, patches.shape[1] - length), (0, 0)))
+        is_text = (jnp.arange(patches.shape[1]) < length)[None, :, None]
+        video = self.proj(layouts.constrain(patches, layouts.TOKENS))
+        return layouts.constrain(jnp.where(is_text, words, video), layouts.TOKENS)
 
 
 class JointNorm(nnx.Module):
@@ -123,7 +134,7 @@ class JointNorm(nnx.Module):
 
     def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
         width = config.inner_dim
-        axes = (None, "modulation")
+        axes = (None, GATHERED)
         self.linear = _block_linear(config, execution, rngs)(
             config.time_embed_dim, 6 * width, axes, init_scale=SMALL_INIT
         )
@@ -148,21 +159,21 @@ class JointAttention(nnx.Module):
 
     def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
         linear, width = _block_linear(config, execution, rngs), config.inner_dim
-        self.to_q, self.to_k, self.to_v = (linear(width, width, ("embed", "heads"), config.lora) for _ in range(3))
-        self.to_out = linear(width, width, ("heads", "embed"), config.lora)
+        self.to_q, self.to_k, self.to_v = (linear(width, width, ("embed", GATHERED), config.lora) for _ in range(3))
+        self.to_out = linear(width, width, (GATHERED, "embed"), config.lora)
         self.norm_q = _layer_norm(config.attention_head_dim, 1e-6, config)
         self.norm_k = _layer_norm(config.attention_head_dim, 1e-6, config)
         self.config = config
         self.impl = execution.attention
 
-    def __call__(self, x: Float[Array, "B S inner"], rope: Rope | None) -> Float[Array, "B S inner"]:
-        """Mixes the tokens."""
+    def __call__(self, x: Float[Array, "B S inner"], rope: Rope | None, length: int) -> Float[Array, "B S inner"]:
+        """Mixes the first ``length`` tokens; those after them only fill the sequence up."""
         heads = (*x.shape[:2], self.config.num_attention_heads, self.config.attention_head_dim)
         q, k, v = (remat.product(to(x)).reshape(heads) for to in (self.to_q, self.to_k, self.to_v))
         q, k = self.norm_q(q), self.norm_k(k)
         if rope is not None:
             q, k = rotate_halves(q, *rope), rotate_halves(k, *rope)
-        y = attention(q.astype(v.dtype), k.astype(v.dtype), v, impl=self.impl)
+        y = attention(q.astype(v.dtype), k.astype(v.dtype), v, impl=self.impl, lengths=(length,))
         return self.to_out(y.reshape(x.shape))
 
 
@@ -176,11 +187,16 @@ class Block(nnx.Module):
         self.ff = FeedForward(config.inner_dim, _block_linear(config, execution, rngs))
 
     def __call__(
-        self, x: Float[Array, "B S inner"], time: Float[Array, "B time"], rope: Rope | None, text_length: int
+        self,
+        x: Float[Array, "B S inner"],
+        time: Float[Array, "B time"],
+        rope: Rope | None,
+        text_length: int,
+        length: int,
     ) -> Float[Array, "B S inner"]:
-        """Applies the block; ``time`` is the activated embedding."""
+        """Applies the block to ``length`` tokens, the text's first; ``time`` is the activated embedding."""
         y, gate = self.norm1(x, time, text_length)
-        x = x + gate * self.attn(y, rope)
+        x = x + gate * self.attn(y, rope, length)
         y, gate = self.norm2(x, time, text_length)
         return x + gate * self.ff(y)
 
@@ -219,7 +235,11 @@ class Transformer(nnx.Module):
         ofs_dim = config.ofs_embed_dim
         self.ofs_embedding = TimestepMLP(ofs_dim, ofs_dim, linear) if ofs_dim else None
         self.blocks = Stack(
-            lambda layer: Block(config, execution, rngs=layer), config.num_layers, remat=execution.remat, rngs=rngs
+            lambda layer: Block(config, execution, rngs=layer),
+            config.num_layers,
+            remat=execution.remat,
+            tokens=True,
+            rngs=rngs,
         )
         self.head = Head(config, execution, rngs=rngs)
         self.config = config
@@ -257,11 +277,16 @@ class Transformer(nnx.Module):
             ValueError: sizes that the model cannot take.
         """
         config, text_length = self.config, text.shape[1]
+        length = text_length + config.num_video_tokens(*latents.shape[1:4])
         x = self.patch_embed(latents, text)
         time = self.embed_time(timesteps)
         rope = self.rope(latents.shape, text_length)
-        x = self.blocks(x, time, rope, text_length)
-        patches = self.head(x[:, text_length:], time)
+        rope = None if rope is None else (layouts.fill(rope[0], 0), layouts.fill(rope[1], 0))
+        x = self.blocks(x, time, rope, text_length, length)
+        if layouts.ways("tokens") == 1:
+            patches = self.head(x[:, text_length:], time)
+        else:  # what the head gives is narrow: it is gathered, and cut, after it
+            patches = layouts.constrain(self.head(x, time), layouts.WHOLE)[:, text_length:length]
         patch, patch_t = config.patch_size, config.patch_size_t or 1
         grid = (latents.shape[1] // patch_t, latents.shape[2] // patch, latents.shape[3] // patch)
         return unpatchify(patches, grid, patch, patch_t)

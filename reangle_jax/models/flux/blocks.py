@@ -16,6 +16,7 @@ from reangle_jax.models.flux.transformer_config import FluxConfig
 from reangle_jax.nn import remat
 from reangle_jax.nn.attention import attention
 from reangle_jax.nn.diffusion_blocks import (
+    GATHERED,
     SMALL_INIT,
     EmbeddingMLP,
     FeedForward,
@@ -78,7 +79,7 @@ class ModulatedNorm(nnx.Module):
     def __init__(self, count: int, config: FluxConfig, execution: Execution, *, rngs: nnx.Rngs):
         width = config.inner_dim
         build = block_linear(config, execution, rngs)
-        self.linear = build(width, count * width, (None, "modulation"), init_scale=SMALL_INIT)
+        self.linear = build(width, count * width, (None, GATHERED), init_scale=SMALL_INIT)
         self.norm = LayerNorm(width, epsilon=EPSILON, use_affine=False)
         self.count = count
         self.dtype = jnp.dtype(execution.dtype)
@@ -99,7 +100,7 @@ class HeadProjections(nnx.Module):
     def __init__(self, config: FluxConfig, execution: Execution, *, adapted: bool, rngs: nnx.Rngs):
         build, width = block_linear(config, execution, rngs), config.inner_dim
         lora = config.lora if adapted else None
-        self.to_q, self.to_k, self.to_v = (build(width, width, ("embed", "heads"), lora) for _ in range(3))
+        self.to_q, self.to_k, self.to_v = (build(width, width, ("embed", GATHERED), lora) for _ in range(3))
         # The results stay float32 for the rotation, and are rounded once after it.
         param_dtype = jnp.dtype(config.param_dtype)
         self.norm_q = RMSNorm(config.attention_head_dim, epsilon=EPSILON, param_dtype=param_dtype)
@@ -130,7 +131,7 @@ class Stream(nnx.Module):
         build, width = block_linear(config, execution, rngs), config.inner_dim
         self.norm = ModulatedNorm(6, config, execution, rngs=rngs)
         self.heads = HeadProjections(config, execution, adapted=adapted, rngs=rngs)
-        self.to_out = build(width, width, ("heads", "embed"), config.lora if adapted else None)
+        self.to_out = build(width, width, (GATHERED, "embed"), config.lora if adapted else None)
         self.ff = FeedForward(width, build)
         self.dtype = jnp.dtype(execution.dtype)
 
@@ -171,8 +172,8 @@ class SingleBlock(nnx.Module):
         build, width = block_linear(config, execution, rngs), config.inner_dim
         self.norm = ModulatedNorm(3, config, execution, rngs=rngs)
         self.heads = HeadProjections(config, execution, adapted=True, rngs=rngs)
-        self.up = build(width, 4 * width, ("embed", "mlp"))
-        self.out = build(5 * width, width, ("mlp", "embed"))
+        self.up = build(width, 4 * width, ("embed", GATHERED))
+        self.out = build(5 * width, width, (GATHERED, "embed"))
         self.dtype, self.impl = jnp.dtype(execution.dtype), execution.attention
 
     def __call__(

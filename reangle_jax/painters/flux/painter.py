@@ -164,9 +164,7 @@ class FluxPainter(Painter):
 
     @functools.cached_property
     def _control(self) -> Control:
-        found = mesh.current()
-        each = found.shape[mesh.DATA] if found is not None else 1
-        return Control(self._predict, self._decode, self._settle, mesh.by_share, each)
+        return Control(self._predict, self._decode, self._settle, mesh.by_share, mesh.room())
 
     def _predict(self, states: Float[Array, "B h w C"], time: Array, arguments: Arguments) -> Float[Array, "B h w C"]:
         """The velocities at states of one time; of one text each, or all of one."""
