@@ -123,6 +123,13 @@ def update(
     return SamplerState(following.astype(state.latents.dtype), clean)
 
 
+def _noise(key: Array, index: Array, shape: tuple[int, ...]) -> Array:
+    """Of one key for a batch; or of a key for each video, which then gets what it would get alone."""
+    if key.ndim:
+        return jax.vmap(lambda own: _noise(own, index, shape[1:]))(key)
+    return jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
+
+
 def _body(denoise: Denoise, sampler: str, steps: int, schedule: Schedule) -> Callable[..., SamplerState]:
     host = coefficients(sampler, schedule, steps)
 
@@ -134,8 +141,7 @@ def _body(denoise: Denoise, sampler: str, steps: int, schedule: Schedule) -> Cal
         v = denoise(state.latents, c.timestep, index, *args).astype(jnp.float32)
         # The published DPM step draws twice and throws the first draw away; one draw is the same in distribution.
         stochastic = bool(host.noise.any())
-        xi = jax.random.normal(jax.random.fold_in(key, index), v.shape, jnp.float32) if stochastic else None
-        return update(state, v, c, xi)
+        return update(state, v, c, _noise(key, index, v.shape) if stochastic else None)
 
     return step
 

@@ -1,6 +1,7 @@
 """Sampling (method, stage 4): a video for every view from its first frame and its prompt."""
 
 import dataclasses
+import functools
 import logging
 from pathlib import Path
 
@@ -53,9 +54,13 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def generate(settings: Settings, folder: Path, work: Work) -> None:
     """Writes views/NAME/frames.npz and video.mp4; views/NAME/untuned.npz if asked for."""
-    batch_size = 2 if is_guided(settings.sample.guidance_scale) else 1  # guidance compares two videos
-    with mesh.use(mesh.make_mesh(settings.mesh, batch_size=batch_size)):
+    with chosen_models.on_mesh(settings, batch_size=len(settings.views) * _halves(settings)):
         _generate(settings, folder, work)
+
+
+def _halves(settings: Settings) -> int:
+    """Guidance compares two videos."""
+    return 2 if is_guided(settings.sample.guidance_scale) else 1
 
 
 def _generate(settings: Settings, folder: Path, work: Work) -> None:
@@ -107,32 +112,46 @@ def _sample(
     done = (len(work.todo) - len(units)) * settings.sample.steps
     with progress(len(work.todo) * settings.sample.steps, "generate", initial=done) as bar:
 
-        def stepped() -> None:
-            bar.update()
+        def stepped(videos: int) -> None:
+            bar.update(videos)
             work.stop.now()  # Python drops what a signal raises while it collects garbage
 
-        for unit, prompt, condition in zip(units, text[1:], conditions, strict=True):
-            bar.set(view=unit.name)
-            # The untuned model starts from the same noise: the two differ by the adapters alone.
-            key = named_key(settings.seed, "generate", unit.view)
+        at_once = max(1, mesh.room() // _halves(settings))
+        for group in _groups(units, at_once):
+            # One program serves all: the last group is filled up, by devices that would have nothing to do.
+            rows = [units.index(unit) for unit in (group * at_once)[:at_once]]
+            views = [units[row].view for row in rows]
+            bar.set(view=", ".join(unit.name for unit in group))
             latents = sampler.denoise(
-                tuned if ADAPTERS in unit.inputs else fresh,
+                tuned if ADAPTERS in group[0].inputs else fresh,
                 base,
-                _noise(settings, folder, backbone, sampler, unit.view),
-                jnp.asarray(condition),
-                prompt[None],
-                text[:1],
-                key=jax.random.fold_in(key, 1),
-                on_step=stepped,
+                jnp.concatenate([_noise(settings, folder, backbone, sampler, view) for view in views]),
+                jnp.concatenate([jnp.asarray(conditions[row]) for row in rows]),
+                text[1:][rows],
+                text[[0] * at_once],
+                # The untuned model starts from the same noise: the two differ by the adapters alone.
+                key=jnp.stack([jax.random.fold_in(named_key(settings.seed, "generate", view), 1) for view in views]),
+                on_step=functools.partial(stepped, len(group)),
             )
-            found = mesh.on_host(latents).astype(np.float32)
-            if not np.isfinite(found).all():
-                raise NotFiniteError(
-                    f"generate: the latents of {unit.name} are not finite: {wider(backbone.dtype)}lower "
-                    "config.finetune.learning_rate, or leave out config.loras"
-                )
-            files.atomic_savez(_latents(work, unit), latents=found)
-            work.finish_part(unit)
+            _keep(work, group, mesh.on_host(latents), backbone.dtype)
+
+
+def _groups(units: list[Unit], at_once: int) -> list[list[Unit]]:
+    """Units in their order, as many together as there is room for, of the same adapters."""
+    kinds = [[unit for unit in units if (ADAPTERS in unit.inputs) == tuned] for tuned in (True, False)]
+    groups = [kind[k : k + at_once] for kind in kinds for k in range(0, len(kind), at_once)]
+    return sorted(groups, key=lambda group: units.index(group[0]))
+
+
+def _keep(work: Work, group: list[Unit], latents: np.ndarray, dtype: str) -> None:
+    for unit, found in zip(group, latents.astype(np.float32), strict=False):  # what filled the group up is left
+        if not np.isfinite(found).all():
+            raise NotFiniteError(
+                f"generate: the latents of {unit.name} are not finite: {wider(dtype)}lower "
+                "config.finetune.learning_rate, or leave out config.loras"
+            )
+        files.atomic_savez(_latents(work, unit), latents=found[None])
+        work.finish_part(unit)
 
 
 def _noise(
@@ -168,5 +187,5 @@ def _decode(settings: Settings, folder: Path, work: Work, backbone: Backbone) ->
         work.finish(unit)
 
 
-SMALLER = ("mesh", "vae_tiles", "base_dtype", "num_frames", "height", "width")
+SMALLER = ("mesh", "base_layout", "vae_tiles", "base_dtype", "num_frames", "height", "width")
 STAGE = Stage("generate", version=2, units=units, run=generate, smaller=SMALLER, together=True)

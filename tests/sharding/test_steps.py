@@ -88,24 +88,37 @@ def test_training_equals_one_devices(small_weights, one_device, text):
     assert shares["adam"] <= whole["adam"] // ways + 8
 
 
-def sample(weights, text):
+def sample(weights, text, at_once=1, sampler="ddim"):
+    """Latents of two views, so many at once."""
     with meshes.use(meshes.make_mesh(text)):
         backbone, base, coder = load(weights)
         adapters = backbone.init_adapters(key=jax.random.key(1))
-        sampler = backbone.sampler(steps=3, guidance_scale=4.0, dynamic_guidance=False, sampler="ddim")
-        data = training_set()
+        sampler = backbone.sampler(steps=3, guidance_scale=4.0, dynamic_guidance=False, sampler=sampler)
+        data, latents = training_set(), []
         text = np.asarray(data.text)  # as embed_prompts gives it
-        noise = sampler.noise((1, HEIGHT, WIDTH), key=jax.random.key(0))
-        condition = sampler.condition(coder, np.asarray(data.first[:1]), key=jax.random.key(0))
-        latents = sampler.denoise(adapters, base, noise, condition, text[:1], text[1:2], key=jax.random.key(1))
+        for start in range(0, 2, at_once):
+            views = np.arange(start, start + at_once)
+            keys = jax.vmap(jax.random.key)(views)
+            noise = jnp.concatenate([sampler.noise((1, HEIGHT, WIDTH), key=key) for key in keys])
+            condition = sampler.condition(coder, np.asarray(data.first[:1]), key=jax.random.key(0))
+            condition = jnp.concatenate([condition] * at_once)
+            negative = text[[2] * at_once]
+            latents += [sampler.denoise(adapters, base, noise, condition, text[views], negative, key=keys)]
         assert sampler._step._cache_size() == 1
-        return np.asarray(latents)
+        return np.concatenate(latents)
 
 
-def test_sampling_equals_one_devices(small_weights):
-    expected = sample(small_weights, "data:1")
+@pytest.mark.parametrize(
+    ("text", "at_once", "sampler"),
+    [("data:2,u:4", 1, "ddim"), ("data:4", 2, "dpm")],
+    ids=["one divided", "two beside each other"],
+)
+def test_sampling_equals_one_devices(small_weights, text, at_once, sampler):
+    expected = sample(small_weights, "data:1", sampler=sampler)
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
     # Guidance of 4 enlarges the difference of two outputs, and with it their rounding.
-    np.testing.assert_allclose(sample(small_weights, "data:2,u:4"), expected, atol=4e-5 * np.abs(expected).max())
+    got = sample(small_weights, text, at_once, sampler)
+    np.testing.assert_allclose(got, expected, atol=4e-5 * np.abs(expected).max())
 
 
 @pytest.mark.slow

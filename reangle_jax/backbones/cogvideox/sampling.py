@@ -143,7 +143,7 @@ class Sampler:
             condition: from ``condition``; None for text to video.
             text: embeddings of the prompts.
             negative: those that guidance leads away from, usually of the empty text; None will do without guidance.
-            key: of the noise that ``dpm`` adds.
+            key: of the noise that ``dpm`` adds; or a key for each video, which then is as it would be alone.
             on_step: called after each step.
         """
         text = jnp.asarray(text)
