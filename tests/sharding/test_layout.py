@@ -72,7 +72,7 @@ def run(text: str) -> Run:
     traced, arguments = trace(text)
     compiled = traced.lower().compile()
     prediction, loss, gradient = compiled(*arguments)
-    return Run(prediction, loss, gradient, traced.jaxpr.jaxpr, compiled.as_text())
+    return Run(prediction, loss, gradient, traced.jaxpr.jaxpr, compiled.as_text() or "")
 
 
 @pytest.fixture(scope="module")
