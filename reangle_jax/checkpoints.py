@@ -22,7 +22,6 @@ from reangle_jax.data.weights_folder import save_config
 from reangle_jax.errors import InputError
 from reangle_jax.nn.quantised import INT8
 
-Config = TypeVar("Config")
 Model = TypeVar("Model", bound=nnx.Module)
 
 
@@ -37,7 +36,7 @@ def base_parameters(model: nnx.Module) -> nnx.State:
     return nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))
 
 
-def as_kept(config: Config, base_dtype: str, folder: str | os.PathLike | None = None) -> Config:
+def as_kept(config: Any, base_dtype: str, folder: str | os.PathLike | None = None) -> Any:
     """A transformer's config, its base kept as ``config.base_dtype`` says.
 
     Args:

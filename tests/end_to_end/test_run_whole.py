@@ -120,7 +120,6 @@ def whole(inputs, weighted, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.slow
 class TestWholeRun:
     def test_the_folder_is_the_contracts(self, whole):
         expected = {"run.json", "metrics.json", "grid.mp4", "lora/lora.safetensors", "scene.html", "report.html"}
@@ -187,6 +186,7 @@ class TestWholeRun:
         assert "not done yet" not in out
         assert "took" in out
 
+    @pytest.mark.slow
     def test_redo_follows_the_settings(self, inputs, weighted, whole, capfd):
         """In order, each on top of the one before: the last restores the first run's outputs."""
         before = outputs(whole)

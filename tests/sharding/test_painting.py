@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from reangle_jax import mesh as meshes
 from reangle_jax.painters.interface import Painting, Reward
@@ -34,6 +35,7 @@ def paint(folder, text):
         return made, steps, (painter._control.round_size, set(lay))
 
 
+@pytest.mark.slow
 def test_painting_equals_one_devices(tmp_path):
     folder = flux_networks.write_weights(tmp_path)
     expected, steps, _ = paint(folder, "data:1")

@@ -109,6 +109,7 @@ def sizes(small_weights):
     return parts | {"decoder": decoder, "encoder": parts["vae"] - decoder}
 
 
+@pytest.mark.slow
 def test_each_network_is_in_memory_only_while_it_is_needed(folder, small_weights, sizes, monkeypatch):
     held = Held(monkeypatch)
     held.watch(networks, "embed_prompts")
@@ -164,6 +165,7 @@ class Killer:
         self.monkeypatch.setattr(progress, "update", update)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [0, 2])
 @pytest.mark.parametrize("where", ["last step", "before writing", "while writing"])
 def test_a_signal_at_the_end_of_fine_tuning_loses_nothing(
@@ -198,6 +200,7 @@ def spoiled(small_weights, tmp_path):
     return weights
 
 
+@pytest.mark.slow
 def test_a_nan_in_a_weight_is_named_in_training_and_in_sampling(folder, small_weights, tmp_path):
     weights = spoiled(small_weights, tmp_path)
     for _ in range(2):

@@ -34,6 +34,7 @@ def test_the_weights_take_a_few_megabytes():
     assert 5e6 < size < 20e6
 
 
+@pytest.mark.slow
 def test_a_hole_is_painted_by_what_is_around_it(judge, holes):
     painted = judge.paintings(holes, jax.random.key(0))
     truth, hole = holes.picture / np.float32(255), ~holes.visible
@@ -46,6 +47,7 @@ def test_a_hole_is_painted_by_what_is_around_it(judge, holes):
     assert -10 * np.log10(np.square(painted["decoded"][0] - truth)[holes.visible].mean()) > 22
 
 
+@pytest.mark.slow
 def test_other_noise_paints_otherwise(judge, holes):
     first, other = (judge.paintings(holes, jax.random.key(k))["pasted"][0] for k in (0, 1))
     assert np.abs(first - other)[~holes.visible].mean() > 1e-3
