@@ -1,6 +1,8 @@
 """What tells several processes of each other, and what each gets; real processes are in tests/processes."""
 
+import re
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from reangle_jax import distributed, mesh
 from reangle_jax.config import flatten, from_flat, get_default, parse
 from reangle_jax.errors import InputError
 
+PACKAGE = Path(distributed.__file__).parent
 EXPLICIT = {"REANGLE_COORDINATOR": "host:1234", "REANGLE_PROCESSES": "4", "REANGLE_PROCESS": "3"}
 
 
@@ -76,6 +79,17 @@ def test_settings_travel_as_json(tmp_path):
     settings.video, settings.loras = str(tmp_path / "clip.mp4"), ()
     settings = parse(settings)
     assert from_flat(flatten(settings)) == settings
+
+
+TOGETHER = ["stages/finetune.py", "stages/generate.py", "prompts.py"]
+TOGETHER += [f"backbones/cogvideox/{name}.py" for name in ("backbone", "lora", "networks", "sampling")]
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_what_processes_run_together_brings_arrays_to_the_host_whole(name):
+    """By `mesh.on_host`: of an array whose pieces lie with several processes NumPy sees none."""
+    text = (PACKAGE / name).read_text(encoding="utf-8").replace("np.asarray(schedule(number))", "a scalar")
+    assert re.findall(r"(?<!j)np\.(?:asarray|array)\(|device_get|__array__", text) == []
 
 
 class TestMesh:
