@@ -305,6 +305,11 @@ def test_signals(inputs, one_stage, name, code, capfd):
     assert f"stopped by {name}: the same command continues" in capfd.readouterr().err
 
 
+def test_the_command_that_goes_on():
+    argv = ["main", "--config=my file.py", "--preview", "--workdir", "run"]
+    assert main._again(argv) == "python -m reangle_jax.main '--config=my file.py' --workdir run"
+
+
 def test_stages_in_order():
     names = ["ingest", "depth", "warp_views", "first_warps", "finetune", "first_frames", "generate", "evaluate"]
     names += ["scene", "report"]

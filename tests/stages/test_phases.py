@@ -182,7 +182,13 @@ def test_a_signal_at_the_end_of_fine_tuning_loses_nothing(
     with pytest.raises(Stopped):
         go(folder, chosen, finetune)
     monkeypatch.undo()
-    assert len(json.loads((folder / "lora/losses.json").read_text())) == 3
+    learnt = json.loads((folder / "lora/learning.json").read_text())
+    assert learnt["loss"] == json.loads((folder / "lora/losses.json").read_text())
+    assert {key: len(values) for key, values in learnt.items()} == dict.fromkeys(
+        ("loss", "gradient_norm", "update_norm", "learning_rate"), 3
+    )
+    # It falls over all steps, as a cosine.
+    assert learnt["learning_rate"] == pytest.approx([chosen.finetune.learning_rate * x for x in (1, 0.75, 0.25)])
     assert (folder / "lora/lora.safetensors").read_bytes() == undisturbed
     with Ledger.opened(folder, chosen) as ledger:
         assert not run_stage(finetune.STAGE, ledger)  # it is done

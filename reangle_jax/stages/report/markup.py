@@ -49,7 +49,7 @@ def join(*children: Any) -> Markup:
 
 def table(heads: list[Any], rows: list[list[Any]], label: str) -> Markup:
     """A table that scrolls sideways where it is wider than the page; the first cell of a row is its head."""
-    of_text = [index for index in range(len(heads)) if rows and 'class="text"' in _cell(rows[0][index])[:20]]
+    of_text = [index for index in range(len(heads)) if rows and 'class="text' in _cell(rows[0][index])[:20]]
     kinds = ["text" if index in of_text else None for index in range(len(heads))]
     cells = [tag("th", cell, scope="col", class_=kind) for cell, kind in zip(heads, kinds, strict=True)]
     head = tag("thead", tag("tr", cells))

@@ -53,7 +53,7 @@ def scores(run: Run) -> Markup:
         lines = [Line(name, [(k + 1.0, v) for k, v in enumerate(view.psnr[name])], name) for name in run.variants]
         charts.append(chart(view.label, lines, "frame", "PSNR to the warp, dB", y_range=span, frames=True))
     seen = [
-        Line("", [(k + 1.0, 100 * share) for k, share in enumerate(view.visible)], f"view{index % 7}")
+        Line(view.label, [(k + 1.0, 100 * share) for k, share in enumerate(view.visible)], f"view{index % 7}")
         for index, view in enumerate(run.views)
     ]
     charts.append(chart("Seen by the input", seen, "frame", "% of the pixels", y_range=(0, 100), frames=True))
@@ -123,7 +123,7 @@ def cost(run: Run) -> Markup:
                 name,
                 str(len(entries)),
                 f"~ {human_seconds(need.flops * len(entries) / (speed * shared.get(name, 1)))}" if need else "seconds",
-                tag("td", human_seconds(seconds), bar, class_="barred"),
+                tag("td", human_seconds(seconds), bar, class_="text barred"),
                 f"~ {human_bytes(need.peak_bytes)}" if need else "small",
                 human_bytes(max(map(measure.peak_bytes, entries))),
                 human_bytes(max(entry["peak_host_bytes"] for entry in entries)),

@@ -51,7 +51,7 @@ def _transport(run: Run, has_untuned: bool) -> Markup:
         tag("button", "Play", id="play", class_="play", type="button", aria_pressed="false"),
         tag("button", "‹", id="back", type="button", aria_label="one frame back"),
         tag("button", "›", id="on", type="button", aria_label="one frame on"),
-        tag("output", f"frame 1 / {len(run.clip.z)}", id="place"),
+        tag("output", f"frame 1 / {len(run.clip.z)}", id="place", aria_live="off"),
         tag(
             "input", id="scrub", class_="scrub", type="range", min=0, max=len(run.clip.z) - 1, value=0, step=1,
             aria_label="frame",

@@ -108,7 +108,7 @@ function tick() {
     return;
   }
   const drifts = videos.map((video) => (video.error || video.ended ? 0 : video.currentTime - now));
-  if (drifts.some((drift) => Math.abs(drift) > 0.75 * frameTime)) {
+  if (Math.max(...drifts) - Math.min(...drifts) > 0.75 * frameTime) {
     gather(now);
     return;
   }

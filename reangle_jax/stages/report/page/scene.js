@@ -9,13 +9,8 @@
   const count = raw.length / 3;
   const points = Float32Array.from(raw, (v, i) => scene.low[i % 3] + (v / 65535) * (scene.high[i % 3] - scene.low[i % 3]));
   const start = { yaw: -0.5, pitch: 0.3, zoom: 1 };
-  const quantile = (axis, share) => {
-    const sorted = points.filter((_, i) => i % 3 === axis).sort();
-    return sorted[Math.floor(share * (sorted.length - 1))];
-  };
-  // Between the source's camera and what it sees, without what is farthest.
-  const centre = [0, 1, 2].map((axis) => (axis < 2 ? quantile(axis, 0.5) : 0.5 * quantile(2, 0.6)));
-  let away = 0;
+  const centre = [0, 0, 0.6 * scene.pivot]; // what the view turns about
+  let away = 0, shift = [0, 0];
   const eye = { ...start };
   const hidden = new Set();
 
@@ -28,18 +23,29 @@
       const u = cy * a + sy * c, w = -sy * a + cy * c;
       const v = cp * b - sp * w, d = cp * w + sp * b;
       const depth = d + distance;
-      return depth > 0.02 * scene.pivot ? [width / 2 + (focal * u) / depth, height / 2 + (focal * v) / depth, depth] : null;
+      if (depth < 0.02 * scene.pivot) return null;
+      return [width * (0.5 + shift[0]) + (focal * u) / depth, height * (0.5 + shift[1]) + (focal * v) / depth, depth];
     };
   }
 
-  /** Steps back until most of the points and all of the cameras are in the picture. */
+  /** Steps back until most of the points and all of the cameras are in the picture, in its middle. */
   function fit(width, height) {
-    const inside = (at) => at && at[0] > 0.03 * width && at[0] < 0.97 * width && at[1] > 0.03 * height && at[1] < 0.97 * height;
     for (away = 1.2 * scene.pivot; away < 12 * scene.pivot; away *= 1.06) {
       const project = projector(width, height);
-      let seen = 0, all = 0;
-      for (let k = 0; k < count; k += 23, all++) seen += Boolean(inside(project(points[3 * k], points[3 * k + 1], points[3 * k + 2])));
-      if (seen >= 0.9 * all && scene.cameras.every((c) => c.poses.every((p) => inside(project(p[3], p[7], p[11]))))) return;
+      const own = scene.cameras.flatMap((camera) => camera.poses.map((p) => project(p[3], p[7], p[11])));
+      const all = [];
+      for (let k = 0; k < count; k += 23) all.push(project(points[3 * k], points[3 * k + 1], points[3 * k + 2]));
+      if ([...own, ...all].some((at) => !at)) continue;
+      const [[left, right], [top, bottom]] = [0, 1].map((axis) => {
+        const sorted = Float64Array.from(all, (at) => at[axis]).sort();
+        const between = (share) => sorted[Math.floor(share * (sorted.length - 1))];
+        const cameras = own.map((at) => at[axis]);
+        return [Math.min(between(0.03), ...cameras), Math.max(between(0.97), ...cameras)];
+      });
+      if (right - left < 0.9 * width && bottom - top < 0.88 * height) {
+        shift = [0.5 - (left + right) / 2 / width, 0.5 - (top + bottom) / 2 / height];
+        return;
+      }
     }
   }
 
@@ -80,16 +86,27 @@
     });
   }
 
+  /** The path, the camera where it is, and faintly where it ends. */
   function drawCamera(paint, project, camera, frame) {
-    const pose = camera.poses[Math.min(frame, camera.poses.length - 1)];
+    const last = camera.poses.length - 1;
+    paint.globalAlpha = 0.5;
+    if (last) drawPyramid(paint, project, camera, camera.poses[last], 1);
+    paint.globalAlpha = 1;
+    stroke(paint, camera, [camera.poses.map((p) => project(p[3], p[7], p[11]))], 2.5);
+    drawPyramid(paint, project, camera, camera.poses[Math.min(frame, last)], 2);
+  }
+
+  function drawPyramid(paint, project, camera, pose, width) {
     const place = (x, y, z) => project(...[0, 1, 2].map((r) => pose[4 * r] * x + pose[4 * r + 1] * y + pose[4 * r + 2] * z + pose[4 * r + 3]));
-    const lines = [camera.poses.map((p) => project(p[3], p[7], p[11]))];
     const far = 0.09 * scene.pivot, [w, h] = [camera.half[0] * far, camera.half[1] * far];
     const corners = [[-w, -h], [w, -h], [w, h], [-w, h]].map(([x, y]) => place(x, y, far));
     const tip = place(0, 0, 0);
-    lines.push([...corners, corners[0]], ...corners.map((corner) => [tip, corner]));
-    lines.push([place(-w * 0.35, -h * 1.1, far), place(0, -h * 1.6, far), place(w * 0.35, -h * 1.1, far)]);
-    for (const [ink, width] of [[colour("--paper"), 4.5], [colour(camera.colour), 2]]) {
+    const up = [place(-w * 0.35, -h * 1.1, far), place(0, -h * 1.6, far), place(w * 0.35, -h * 1.1, far)];
+    stroke(paint, camera, [[...corners, corners[0]], ...corners.map((corner) => [tip, corner]), up], width);
+  }
+
+  function stroke(paint, camera, lines, thick) {
+    for (const [ink, width] of [[colour("--paper"), thick + 2.5], [colour(camera.colour), thick]]) {
       paint.strokeStyle = ink;
       paint.lineWidth = width;
       paint.lineJoin = "round";
