@@ -61,6 +61,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "every4": {"candidates": 25, "every": 4},
     "falling": {"candidates": 25, "fewest": 1},
     "alone": {"candidates": 25},  # with the finished views alone, as in the paper: only the second view chooses
+    "noise": {"candidates": 2},  # the first is kept: control's noise without its choice
     "reimposed": {"candidates": 1, "reimpose": True},
     "constant": {"candidates": 25, "noise": "constant", "eta": 0.3},
 }
@@ -175,12 +176,18 @@ class Bench:
         return lambda arguments, images: self.chooser.similarity(arguments[0], images, *arguments[1:])
 
     @functools.cached_property
+    def _indifferent(self) -> Callable[[Any, Any], Any]:
+        return lambda arguments, images: jnp.zeros((len(images), 1))
+
+    @functools.cached_property
     def _describe(self) -> Callable[[Any, Any], Any]:
         return jax.jit(self.chooser.metric.describe)
 
-    def _reward(self, finished: Sequence[np.ndarray]) -> Reward | None:
+    def _reward(self, arm: str, finished: Sequence[np.ndarray]) -> Reward | None:
         """Agreement with what is finished, with room for the input and the first view."""
-        if not finished:
+        if arm == "noise":
+            return Reward(self._indifferent, jnp.zeros(()))
+        if not finished or self.painting(arm).candidates == 1:
             return None
         shown = np.zeros((TARGETS, *finished[0].shape), np.float32)
         shown[: len(finished)] = np.stack(finished) / np.float32(255)
@@ -203,7 +210,7 @@ class Bench:
                 visible,
                 how,
                 key=named_key(self.seed, "stochastic_control", str(scene.number), str(number)),
-                reward=self._reward(finished) if how.candidates > 1 else None,
+                reward=self._reward(arm, finished),
                 on_step=lambda record, chosen: None,
             )
             alpha = painted_share(visible)[..., None]

@@ -381,7 +381,7 @@ def test_too_little_memory_is_the_users_line_and_numbers_that_are_not_finite_end
 def test_the_configs_can_be_used():
     usual = {"demo", "tiny_dynamic", "dynamic", "demo_static", "tiny_static", "static"}
     names = {path.stem for path in (ROOT / "configs").glob("*.py")}
-    assert names == usual | {"fast_look", "card_24gb", "long_path", "static_for_4d"}
+    assert names == usual | {"fast_look", "card_24gb", "long_path", "static_fast", "static_for_4d"}
     for name in sorted(names):
         path = ROOT / "configs" / f"{name}.py"
         text, module = path.read_text(), runpy.run_path(str(path))
