@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--mesh", help="as config.mesh; by default the target's (candidates: data over all)")
     parser.add_argument("--program", choices=PROGRAMS, default="finetune")
     parser.add_argument("--base", choices=("auto", "int8"), default="auto", help="as config.base_dtype")
+    parser.add_argument("--layout", choices=("divided", "replicated"), default="divided", help="as config.base_layout")
     parser.add_argument("--remat", choices=REMATS, default="attention", help="as config.execution.remat")
     parser.add_argument("--videos", type=int, help="of a batch; by default one for each group of devices, data")
     parser.add_argument("--rank", type=int, default=128)
@@ -86,7 +87,7 @@ def compile_program(args: argparse.Namespace) -> tuple[dict, list[str]]:
     mesh = meshes.make_mesh(text, devices=devices)
     case = Case(args.base, args.remat, args.rank, args.videos or mesh.shape[meshes.DATA], args.short)
     start = time.perf_counter()
-    with meshes.use(mesh), compiling_for("tpu"):
+    with meshes.use(mesh, base=args.layout), compiling_for("tpu"):
         lowered = PROGRAMS[args.program](case, mesh).lower()
         traced = time.perf_counter() - start
         compiled = lowered.compile()
@@ -103,7 +104,7 @@ def compile_program(args: argparse.Namespace) -> tuple[dict, list[str]]:
         )
     if args.limit and report.peak > args.limit * of_compiler.GIB:
         faults.append(f"the peak is {report.peak / of_compiler.GIB:.2f} GiB, above --limit={args.limit}")
-    names = ("target", "slices", "program", "base", "remat", "short")
+    names = ("target", "slices", "program", "base", "layout", "remat", "short")
     figures = {name: getattr(args, name) for name in names} | {"mesh": text, "videos": case.videos}
     figures |= report.as_json() | {
         "trace_s": round(traced),

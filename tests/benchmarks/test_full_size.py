@@ -101,8 +101,8 @@ if importlib.util.find_spec("libtpu"):
         done = subprocess.run(
             [*command, "--limit", "2"], cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, capture_output=True, text=True
         )
-        assert done.returncode == 0, done.stderr
         figures = json.loads(done.stdout.splitlines()[-1])
         assert figures["faults"] == []
+        assert done.returncode == 0, done.stderr
         assert 0 < figures["arguments_gib"] < figures["peak_gib"] < 2
         assert figures["step_s"] > 0
