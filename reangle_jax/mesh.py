@@ -170,7 +170,7 @@ def use(mesh: Mesh, *, base: str = "divided") -> Iterator[None]:
 
     Args:
         mesh: from :func:`make_mesh`.
-        base: how a diffusion transformer's frozen base lies over ``r`` and ``u``: ``divided`` or ``replicated``.
+        base: how a diffusion transformer's frozen base lies over ``r`` and ``u``: ``replicated``, else ``divided``.
     """
     token = _frozen.set(REPLICATED if base == "replicated" else FROZEN)
     try:

@@ -225,6 +225,24 @@ def _joined(parts: Sequence[Array]) -> Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
+def join(*sequences: Array) -> Array:
+    """Sequences of tokens [B, S, ...] in one array, of which each device holds its piece of each: nothing moves."""
+    return _by_device(lambda *parts: jnp.concatenate(parts, axis=1), sequences)
+
+
+def part(x: Array, lengths: Sequence[int]) -> list[Array]:
+    """The inverse of `join`, each sequence filled up: nothing moves."""
+    return _by_device(lambda x: _cut(x, lengths, 1), (x,))
+
+
+def _by_device(function: Callable[..., Any], arrays: Sequence[Array]) -> Any:
+    found = _in_force()
+    if found is None:
+        return function(*arrays)
+    places = [spec((*TOKENS[:2], *[None] * (x.ndim - 2)), x.shape, found[0], found[1].activations) for x in arrays]
+    return jax.shard_map(function, in_specs=tuple(places), out_specs=places[0], check_vma=False)(*arrays)
+
+
 def gather(state: Tree) -> Tree:
     """Gathers a block's parameters, which lie divided, on every device; their gradients are scattered again."""
     found = _in_force()

@@ -93,7 +93,7 @@ def first_frames(settings: Settings, folder: Path, work: Work) -> None:
     if settings.mode == "static":
         # Rounds of candidates take every device, however many there are of both.
         share = jax.local_device_count() if settings.first_frames.candidates > 1 else 1
-        with mesh.use(mesh.make_own_mesh(settings.mesh, batch_size=share)):
+        with mesh.use(mesh.make_own_mesh(settings.mesh, batch_size=share), base=settings.base_layout):
             studio = Studio(settings, folder)
             for unit in work:
                 if unit.external:

@@ -48,9 +48,10 @@ def first_warps(settings: Settings, folder: Path, work: Work) -> None:
             _warp(settings, folder, unit)
         else:
             own = first_picture.given(settings)
-            with mesh.use(mesh.make_own_mesh(settings.mesh, batch_size=2)):  # an edit compares two texts
-                made = pictures.read(own) if own else _edited(settings, folder, work)
-            pictures.write_png(folder / unit.outputs[0], made)
+            made = mesh.make_own_mesh(settings.mesh, batch_size=2)  # an edit compares two texts
+            with mesh.use(made, base=settings.base_layout):
+                picture = pictures.read(own) if own else _edited(settings, folder, work)
+            pictures.write_png(folder / unit.outputs[0], picture)
 
 
 def _edited(settings: Settings, folder: Path, work: Work) -> Picture:

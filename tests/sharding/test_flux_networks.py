@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from reangle_jax import checkpoints
 from reangle_jax import mesh as meshes
@@ -14,6 +15,7 @@ from reangle_jax.models.flux.controlnet import FluxControlNet
 from reangle_jax.models.flux.transformer import FluxTransformer
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
+from tests import jaxprs
 from tests.networks import fill_randomly
 
 pytestmark = pytest.mark.sharding
@@ -80,11 +82,21 @@ def test_the_transformer_and_its_controlnet_are_divided_over_the_devices(rng):
     def predict(states, tokens, condition, text, pooled, times, guidance):
         shared = (text, pooled, times, guidance, grid)
         residuals = nnx.merge(control, states[1])(tokens, condition, *shared, 0.9)
-        return nnx.merge(graphdef, states[0])(tokens, *shared, residuals), residuals
+        return nnx.merge(graphdef, states[0])(tokens, *shared, residuals), residuals[:, :, :6]  # what fills up is left
 
     shapes = ((4, 6, 16), (4, 6, 20), (4, 5, 8), (4, 8), (4,), (4,))
     inputs = [jnp.asarray(rng.uniform(0, 1, shape), jnp.float32) for shape in shapes]
     _, placed = compare(predict, (state, control_state), *inputs, text="data:2,r:2,u:2")
+    with meshes.use(meshes.make_mesh("data:2,r:2,u:2")):
+        jaxpr = jax.make_jaxpr(predict)(placed, *inputs).jaxpr
+    stated = [e for e in jaxprs.equations(jaxpr) if e.primitive.name == "sharding_constraint"]
+    tokens = [e.params["sharding"].spec for e in stated if e.outvars[0].aval.shape in {(4, 8, 32), (4, 16, 32)}]
+    # Into and out of a joint block, of the ControlNet and of the transformer, two streams; of a single one, both in
+    # one; the ControlNet's residuals besides.
+    assert tokens == [P("data", ("r", "u"))] * (2 * 4 + 2 + 2)
+    # In each of the three: queries, keys, values and what attention gave, of two streams; keys and values are gathered.
+    counts = jaxprs.names(jaxpr)
+    assert (counts["all_to_all"], counts["all_gather"]) == (3 * 8, 3 * 4)
     for block in (placed[0]["joint"]["layers"]["picture"], placed[0]["single"]["layers"]):
         kernel = block["heads"]["to_q"]["kernel"][...]
         assert kernel.addressable_shards[0].data.shape == (2, 32, 8)

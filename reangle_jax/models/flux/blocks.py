@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from reangle_jax.models.flux.tokens import Rope
 from reangle_jax.models.flux.transformer_config import FluxConfig
-from reangle_jax.nn import remat
+from reangle_jax.nn import layouts, remat
 from reangle_jax.nn.attention import attention
 from reangle_jax.nn.diffusion_blocks import (
     GATHERED,
@@ -117,11 +117,16 @@ class HeadProjections(nnx.Module):
 
 
 def attend(
-    q: Float[Array, "B S N D"], k: Float[Array, "B S N D"], v: Float[Array, "B S N D"], rope: Rope, impl: str
+    q: Float[Array, "B S N D"],
+    k: Float[Array, "B S N D"],
+    v: Float[Array, "B S N D"],
+    rope: Rope,
+    lengths: tuple[int, int],
+    impl: str,
 ) -> Float[Array, "B S inner"]:
-    """Attention of tokens that know their places."""
+    """Attention of tokens that know their places, ``lengths`` of text and of the picture."""
     q, k = (rotate_halves(x, *rope).astype(v.dtype) for x in (q, k))
-    return attention(q, k, v, impl=impl).reshape(*v.shape[:2], -1)
+    return attention(q, k, v, impl=impl, lengths=lengths).reshape(*v.shape[:2], -1)
 
 
 class Stream(nnx.Module):
@@ -152,21 +157,24 @@ class JointBlock(nnx.Module):
         self.impl = execution.attention
 
     def __call__(
-        self, picture: Float[Array, "B S inner"], text: Float[Array, "B L inner"], time: Float[Array, "B W"], rope: Rope
+        self,
+        picture: Float[Array, "B S inner"],
+        text: Float[Array, "B L inner"],
+        time: Float[Array, "B W"],
+        rope: Rope,
+        lengths: tuple[int, int],
     ) -> tuple[Float[Array, "B S inner"], Float[Array, "B L inner"]]:
-        """Applies the block; ``time`` is the activated embedding."""
+        """Applies the block; ``time`` is the activated embedding, ``lengths`` count tokens of text and picture."""
         of_picture, of_text = self.picture.norm.modulations(time), self.text.norm.modulations(time)
         theirs = self.text.heads(self.text.norm(text, of_text[0]))
         ours = self.picture.heads(self.picture.norm(picture, of_picture[0]))
-        q, k, v = (jnp.concatenate(pair, 1) for pair in zip(theirs, ours, strict=True))
-        attended = attend(q, k, v, rope, self.impl)
-        length = text.shape[1]
-        picture = self.picture.close(picture, attended[:, length:], *of_picture)
-        return picture, self.text.close(text, attended[:, :length], *of_text)
+        q, k, v = (layouts.join(*pair) for pair in zip(theirs, ours, strict=True))
+        of_theirs, of_ours = layouts.part(attend(q, k, v, rope, lengths, self.impl), lengths)
+        return self.picture.close(picture, of_ours, *of_picture), self.text.close(text, of_theirs, *of_text)
 
 
 class SingleBlock(nnx.Module):
-    """Attention and feed-forward beside each other over all tokens, text first."""
+    """Attention and feed-forward beside each other over all tokens, text first (`layouts.join`)."""
 
     def __init__(self, config: FluxConfig, execution: Execution, *, rngs: nnx.Rngs):
         build, width = block_linear(config, execution, rngs), config.inner_dim
@@ -177,12 +185,12 @@ class SingleBlock(nnx.Module):
         self.dtype, self.impl = jnp.dtype(execution.dtype), execution.attention
 
     def __call__(
-        self, x: Float[Array, "B S inner"], time: Float[Array, "B W"], rope: Rope
+        self, x: Float[Array, "B S inner"], time: Float[Array, "B W"], rope: Rope, lengths: tuple[int, int]
     ) -> Float[Array, "B S inner"]:
-        """Applies the block; ``time`` is the activated embedding."""
+        """Applies the block; ``time`` is the activated embedding, ``lengths`` count tokens of text and picture."""
         (by,) = self.norm.modulations(time)
         y = self.norm(x, by)
-        attended = attend(*self.heads(y), rope, self.impl)
+        attended = attend(*self.heads(y), rope, lengths, self.impl)
         wide = jax.nn.gelu(remat.product(self.up(y)), approximate=True)
         return x + by.gate.astype(self.dtype) * self.out(jnp.concatenate([attended, wide], axis=-1))
 

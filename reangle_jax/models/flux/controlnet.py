@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from reangle_jax.models.flux.blocks import Embedders, JointBlock, block_linear, linear
-from reangle_jax.models.flux.tokens import rope_table
+from reangle_jax.models.flux.tokens import divided, divided_rope
 from reangle_jax.models.flux.transformer_config import ControlNetConfig
 from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear
@@ -23,9 +23,9 @@ class _Controlled(nnx.Module):
             config.inner_dim, config.inner_dim, (None, "embed"), init_scale=0.0
         )
 
-    def __call__(self, carry, time, rope):
+    def __call__(self, carry, time, rope, lengths):
         picture, text, _ = carry
-        picture, text = self.block(picture, text, time, rope)
+        picture, text = self.block(picture, text, time, rope, lengths)
         return picture, text, self.residual(picture)
 
 
@@ -49,6 +49,7 @@ class FluxControlNet(nnx.Module):
             lambda layer: _Controlled(config, execution, rngs=layer),
             config.num_layers,
             remat=execution.remat,
+            tokens=True,
             rngs=rngs,
         )
         self.config = config
@@ -64,7 +65,7 @@ class FluxControlNet(nnx.Module):
         guidance: Float[Array, " B"] | None,
         grid: tuple[int, int],
         scale: Float[Array, ""] | float = 1.0,
-    ) -> Float[Array, "R B S inner"]:
+    ) -> Float[Array, "R B F inner"]:
         """The residuals that reach the transformer; blocks whose would not are not computed.
 
         Args:
@@ -78,12 +79,12 @@ class FluxControlNet(nnx.Module):
             scale: factor on all residuals.
 
         Returns:
-            ``config.used_layers`` residuals.
+            ``config.used_layers`` residuals, of tokens filled up as the mesh wants them.
         """
         config = self.config
-        picture = self.embed_picture(tokens) + self.embed_condition(condition)
+        picture = self.embed_picture(divided(tokens)) + self.embed_condition(divided(condition))
         time = self.embedders(times, guidance, pooled)
-        rope = rope_table(config, text.shape[1], grid)
-        carry = (picture, self.embed_text(text), jnp.zeros_like(picture))
-        _, (_, _, residuals) = self.blocks.with_taps(carry, time, rope, depth=config.used_layers)
+        rope, lengths = divided_rope(config, text.shape[1], grid), (text.shape[1], tokens.shape[1])
+        carry = (picture, self.embed_text(divided(text)), jnp.zeros_like(picture))
+        _, (_, _, residuals) = self.blocks.with_taps(carry, time, rope, lengths, depth=config.used_layers)
         return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), residuals)

@@ -2,9 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Shaped
+from jaxtyping import Array, Float, Float32, Shaped
 
 from reangle_jax.models.flux.transformer_config import FluxConfig
+from reangle_jax.nn import layouts
 from reangle_jax.nn.embeddings import rope_angles
 
 Rope = tuple[Float32[Array, "R half"], Float32[Array, "R half"]]
@@ -38,3 +39,17 @@ def rope_table(config: FluxConfig, text_length: int, grid: tuple[int, int]) -> R
     angles = [rope_angles(places[:, axis], width) for axis, width in enumerate(config.axes_dims_rope)]
     angles = np.concatenate(angles, axis=1)
     return jnp.asarray(np.cos(angles), jnp.float32), jnp.asarray(np.sin(angles), jnp.float32)
+
+
+def divided(tokens: Float[Array, "B S C"]) -> Float[Array, "B F C"]:
+    """Tokens filled up and laid over the mesh."""
+    return layouts.constrain(layouts.fill(tokens, 1), layouts.TOKENS)
+
+
+def divided_rope(config: FluxConfig, text_length: int, grid: tuple[int, int]) -> Rope:
+    """`rope_table` for tokens that lie over the mesh, those of text and picture joined."""
+    cos, sin = (
+        layouts.join(*(layouts.fill(part[None], 1) for part in (table[:text_length], table[text_length:])))[0]
+        for table in rope_table(config, text_length, grid)
+    )
+    return cos, sin

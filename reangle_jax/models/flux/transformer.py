@@ -5,8 +5,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from reangle_jax.models.flux.blocks import Embedders, Head, JointBlock, SingleBlock, linear
-from reangle_jax.models.flux.tokens import rope_table
+from reangle_jax.models.flux.tokens import divided, divided_rope
 from reangle_jax.models.flux.transformer_config import FluxConfig
+from reangle_jax.nn import layouts
 from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.stack import Stack
 
@@ -14,9 +15,9 @@ from reangle_jax.nn.stack import Stack
 class _Joint(JointBlock):
     """A joint block in the stack: it counts itself, and takes what the ControlNet has for it."""
 
-    def __call__(self, carry, time, rope, residuals, interval):  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __call__(self, carry, time, rope, lengths, residuals, interval):  # pyright: ignore[reportIncompatibleMethodOverride]
         picture, text, number = carry
-        picture, text = super().__call__(picture, text, time, rope)
+        picture, text = super().__call__(picture, text, time, rope, lengths)
         if residuals is not None:
             picture = picture + residuals[number // interval].astype(picture.dtype)
         return picture, text, number + 1
@@ -38,12 +39,17 @@ class FluxTransformer(nnx.Module):
         self.embed_text = build(config.text_embed_dim, width, (None, "embed"))
         self.embedders = Embedders(config, execution, rngs=rngs)
         self.joint = Stack(
-            lambda layer: _Joint(config, execution, rngs=layer), config.num_layers, remat=execution.remat, rngs=rngs
+            lambda layer: _Joint(config, execution, rngs=layer),
+            config.num_layers,
+            remat=execution.remat,
+            tokens=True,
+            rngs=rngs,
         )
         self.single = Stack(
             lambda layer: SingleBlock(config, execution, rngs=layer),
             config.num_single_layers,
             remat=execution.remat,
+            tokens=True,
             rngs=rngs,
         )
         self.head = Head(config, execution, rngs=rngs)
@@ -58,7 +64,7 @@ class FluxTransformer(nnx.Module):
         times: Float[Array, " B"],
         guidance: Float[Array, " B"] | None,
         grid: tuple[int, int],
-        residuals: Float[Array, "R B S inner"] | None = None,
+        residuals: Float[Array, "R B F inner"] | None = None,
     ) -> Float[Array, "B S Cout"]:
         """Predicts.
 
@@ -69,7 +75,8 @@ class FluxTransformer(nnx.Module):
             times: one for each picture, 1 for noise and 0 for the picture; multiplied by 1000 within.
             guidance: one for each picture; None for models that take none.
             grid: rows and columns of tokens.
-            residuals: a ControlNet's: R of them, each added after as many joint blocks as share it.
+            residuals: a ControlNet's: R of them, each added after as many joint blocks as share it; of tokens filled up
+                as the mesh wants them (`reangle_jax.nn.layouts.fill`).
 
         Returns:
             The velocity of each token, in the dtype computed in.
@@ -77,14 +84,15 @@ class FluxTransformer(nnx.Module):
         Raises:
             ValueError: sizes that the model cannot take.
         """
-        config, length = self.config, text.shape[1]
+        config, lengths = self.config, (text.shape[1], tokens.shape[1])
         if tokens.shape[1:] != (grid[0] * grid[1], config.in_channels):
             raise ValueError(f"tokens {tokens.shape} are not {grid} of {config.in_channels} channels")
-        picture, words = self.embed_picture(tokens), self.embed_text(text)
+        picture, words = self.embed_picture(divided(tokens)), self.embed_text(divided(text))
         time = self.embedders(times, guidance, pooled)
-        rope = rope_table(config, length, grid)
+        rope = divided_rope(config, lengths[0], grid)
         # As many joint blocks share one residual: the last residual may serve fewer.
         interval = 1 if residuals is None else -(-config.num_layers // residuals.shape[0])
-        picture, words, _ = self.joint((picture, words, jnp.int32(0)), time, rope, residuals, interval)
-        x = self.single(jnp.concatenate([words, picture], axis=1), time, rope)
-        return self.head(x[:, length:], time)
+        picture, words, _ = self.joint((picture, words, jnp.int32(0)), time, rope, lengths, residuals, interval)
+        x = self.single(layouts.join(words, picture), time, rope, lengths)
+        velocities = layouts.constrain(self.head(layouts.part(x, lengths)[1], time), layouts.WHOLE)
+        return velocities[:, : lengths[1]]
