@@ -152,6 +152,8 @@ def _run(argv: Sequence[str], team: Team) -> None:
             tell_settings(settings, team)
             for stage in stages(preview=command.preview):
                 run_stage(stage, ledger, stop=stop, team=team)
+        if command.preview:
+            _log.info("look at %s", ledger.root / "views" / "*" / "warp.mp4")
         _log.info("done in %s: %s", human_seconds(time.monotonic() - start), ledger.root)
 
 

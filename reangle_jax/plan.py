@@ -68,9 +68,13 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
             state += "  (DOES NOT FIT this device)"
         lines.append(f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>18}  {state[:160]}")
     about = f"about {human_seconds(total)}" if total else "nothing" if not open_units else "seconds"
-    hours = f", {total / 3600 * device['count']:.2g} device-hours" if total else ""
+    hours = f", {_hours(total / 3600 * device['count'])} device-hours" if total else ""
     lines += ["", f"to do: {about}{hours} (~: computed from the sizes, compiling apart; took: measured in this folder)"]
     return "\n".join(lines + [f"missing: {line}" for line in _failures(checks)])
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def estimate(settings: Settings) -> dict[str, Needs]:

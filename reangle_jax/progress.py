@@ -35,9 +35,10 @@ class progress(Generic[Item]):  # noqa: N801 (used like the function tqdm)
         self._items = work if isinstance(work, Collection) else None
         self._total = len(work) if isinstance(work, Collection) else work
         self._description, self._unit = description, unit
-        self._initial = self._done = initial
+        self._done = initial
         self._values: dict[str, Any] = {}
-        self._start = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first update came, and what was done then
         self._bar = None
         if sys.stderr.isatty() and _log.isEnabledFor(logging.INFO):  # one process of several shows it
             self._bar = tqdm.tqdm(
@@ -58,16 +59,19 @@ class progress(Generic[Item]):  # noqa: N801 (used like the function tqdm)
             self._bar.update(steps)
             return
         now = time.monotonic()
+        self._first = self._first or (now, self._done)
         if now - self._last >= LINE_SECONDS and (self._total is None or self._done < self._total):
             self._last = now
             _log.info("%s", self._line(now))
 
     def _line(self, now: float) -> str:
-        each = (now - self._start) / max(1, self._done - self._initial)
-        of, left = "", []
-        if self._total is not None:
-            of, left = f"/{self._total}", [f"{human_seconds(each * (self._total - self._done))} left"]
-        parts = [f"{self._description} {self._done}{of}", f"{human_seconds(each)}/{self._unit}", *left]
+        start, before = self._first or (now, self._done)
+        parts = [f"{self._description} {self._done}" + ("" if self._total is None else f"/{self._total}")]
+        if self._done > before:  # the first step compiles: it says nothing about the others
+            each = (now - start) / (self._done - before)
+            parts.append(f"{human_seconds(each)}/{self._unit}")
+            if self._total is not None:
+                parts.append(f"{human_seconds(each * (self._total - self._done))} left")
         parts += [
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self._values.items()

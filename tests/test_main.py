@@ -163,6 +163,7 @@ class TestRealProcess:
         run = inputs / "run"
         result = self.run(f"--config={inputs / 'config.py'}", f"--workdir={run}", "--preview")
         assert result.returncode == 0
+        assert f" look at {run}/views/*/warp.mp4\n" in result.stderr
         assert re.search(rf" done in [\d.]+ s: {re.escape(str(run))}\n\Z", result.stderr)
 
     def test_no_flags(self):

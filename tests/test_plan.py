@@ -75,7 +75,7 @@ def test_a_meshs_devices_share_the_time_and_all_devices_are_paid(tmp_path):
     for mesh in ("auto", "u:4"):
         settings = config.parse(values | {"mesh": mesh})
         line = plan.table(Ledger(tmp_path, settings), stages).splitlines()[-1]
-        hours[mesh] = float(re.search(r", ([\d.e+]+) device-hours", line)[1])
+        hours[mesh] = float(re.search(r", ([\d.,]+) device-hours", line)[1].replace(",", ""))
     seconds = plan.estimate(settings)["finetune"].flops / plan.rate()
     assert hours["auto"] == pytest.approx(8 * seconds / 3600, rel=0.05)  # eight devices, one of which works
     assert hours["auto"] == pytest.approx(4 * hours["u:4"], rel=0.1)

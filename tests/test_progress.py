@@ -27,12 +27,22 @@ def test_a_line_now_and_then_where_there_is_no_terminal(clock, caplog):
     assert lines[0] == "finetune 115/400, 2.0 s/step, 9 min 30 s left, loss 0.125, view left:10"
 
 
+def test_the_first_step_which_compiles_counts_in_no_rate(clock, caplog):
+    with progress(5, "finetune") as bar:
+        for seconds in (104.0, 29.0, 2.0):
+            clock[0] += seconds
+            bar.update()
+    assert [record.getMessage() for record in caplog.records] == ["finetune 1/5", "finetune 3/5, 16 s/step, 31 s left"]
+
+
 def test_short_work_says_nothing(clock, caplog):
     assert list(progress([1, 2, 3], "warp", unit="view")) == [1, 2, 3]
     assert not caplog.records
 
 
-def test_a_bar_on_a_terminal(monkeypatch):
+def test_a_bar_on_a_terminal(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)  # a process that is to be silent shows no bar
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True

@@ -82,4 +82,6 @@ def _no_model(path: Path) -> str:
             "COLMAP's model is binary; write it as text: colmap model_converter --input_path DIR --output_path DIR "
             "--output_type TXT"
         )
+    if (path / "transforms.json").is_file():
+        return f"is a folder; nerfstudio's cameras are a file of it: give {path / 'transforms.json'}"
     return f"a folder must hold COLMAP's text model ({colmap.CAMERAS}, {colmap.IMAGES}), or give a file of it"

@@ -143,9 +143,8 @@ class Ledger:
         if record is None:
             return ["not done yet"]
         then = record["depends"]
-        changed = [_change(key, then, now) for key in {**then, **now} if then.get(key) != now.get(key)]
-        if changed:
-            return changed
+        if changes := _changes(then, now):
+            return changes
         faults = []
         for output in unit.outputs:
             found = self._identities.content(self.root / output)
@@ -185,9 +184,27 @@ def _maker(path: str, remade: dict[str, str]) -> str | None:
     return None
 
 
-def _change(key: str, then: dict[str, Any], now: dict[str, Any]) -> str:
-    if key not in then or key not in now:
-        return f"{'now' if key in now else 'no longer'} made from {key}"
-    if key.startswith("config.") and then[key] is not None and now[key] is not None:
-        return f"{key} changed from {then[key]} to {now[key]}"
+def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What tells two sets of dependencies apart; made another way, a unit has many that the other had not."""
+    gone = [key for key in then if key not in now and then[key] is not None]
+    new = [key for key in now if key not in then and now[key] is not None]
+    changed = [_change(key, then[key], now[key]) for key in then if key in now and then[key] != now[key]]
+    found = (("no longer made from", gone), ("now made from", new))
+    return [*changed, *(f"{words} {_listed(keys)}" for words, keys in found if keys)]
+
+
+def _change(key: str, then: Any, now: Any) -> str:
+    if key.startswith("config.") and then is not None and now is not None:
+        return f"{key} changed from {_shown(then)} to {_shown(now)}"
     return f"{key} changed"
+
+
+def _shown(value: Any) -> str:
+    return "''" if value == "" else f"{value}"
+
+
+def _listed(names: list[str], shown: int = 3) -> str:
+    rest = len(names) - shown
+    if rest < 2:
+        return ", ".join(names)
+    return f"{', '.join(names[:shown])} and {rest} others"

@@ -185,6 +185,10 @@ BAD = {
     "bytes": (_text(b"\xff\xfe\x00\x01"), "is neither text nor .npz"),
     "LFS": (_text("version https://git-lfs.github.com/spec/v1\n"), "is a pointer of Git LFS"),
     "empty folder": (lambda folder: (folder / "f").mkdir(), "must hold COLMAP's text model"),
+    "nerfstudio's folder": (
+        lambda folder: ((folder / "f").mkdir(), (folder / "f" / "transforms.json").write_text("{}")),
+        "is a folder; nerfstudio's cameras are a file of it: give .*/f/transforms.json",
+    ),
     "no rotation": (_json({"frames": [{"transform_matrix": SHEARED}]}), "frame 0: transform_matrix holds no rotation"),
     "mirrored": (_json({"frames": [{"transform_matrix": MIRRORED}]}), "mirrors the scene"),
     "not finite": (_text('{"frames": [{"transform_matrix": [[NaN,0,0,0],[0,1,0,0],[0,0,1,0]]}]}'), "not finite"),

@@ -115,6 +115,32 @@ def test_weights_count_by_content(tmp_path):
         assert reasons == ("no longer made from the weights of vae", "now made from config.seed")
 
 
+def test_a_unit_made_another_way_is_told_in_a_line_to_read(tmp_path):
+    def stage(settings):
+        keys = ("seed", "caption") if settings.caption else ("seed", "fps", "start", "height", "width", "num_frames")
+        return (Unit(settings=keys, outputs=("o",)),)
+
+    work = Stage("s", 1, stage, write_all)
+    with Ledger.opened(tmp_path / "run", make_settings(tmp_path, caption="")) as ledger:
+        assert run_stage(work, ledger)
+    now = make_settings(tmp_path, caption="a dog", seed=1)
+    with Ledger.opened(tmp_path / "run", now) as ledger:
+        assert ledger.judge(work, work.units(now)[0]).reasons == (
+            "config.seed changed from 0 to 1",
+            "no longer made from config.fps, config.start, config.height and 2 others",
+            "now made from config.caption",
+        )
+
+
+def test_an_empty_setting_is_seen_in_the_reason(tmp_path):
+    work = Stage("s", 1, lambda _: (Unit(settings=("caption",), outputs=("o",)),), write_all)
+    with Ledger.opened(tmp_path / "run", make_settings(tmp_path, caption="")) as ledger:
+        assert run_stage(work, ledger)
+    with Ledger.opened(tmp_path / "run", make_settings(tmp_path, caption="a dog")) as ledger:
+        (verdict,) = ledger.survey(work, {})
+        assert verdict.reasons == ("config.caption changed from '' to a dog",)
+
+
 @pytest.mark.parametrize("what", ["input", "external", "weights"])
 def test_what_is_replaced_while_it_is_worked_on_is_noticed(tmp_path, what):
     """Not even a stage that reads first and is overtaken later may record what it did not read."""
