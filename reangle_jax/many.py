@@ -64,7 +64,8 @@ def read(path: Path) -> list[Clip]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give a text file with a clip on each line") from None
+        why = getattr(error, "strerror", None) or "not UTF-8"
+        raise InputError(f"{path} cannot be read ({why}): give a text file with a clip on each line") from None
     clips: dict[str, Clip] = {}
     for number, line in enumerate(lines, 1):
         try:

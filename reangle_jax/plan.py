@@ -61,7 +61,8 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
             seconds, time, memory = 0.0, "seconds", "small"
         total += seconds * len(todo) / max(1, len(units))
         open_units += len(todo)
-        states = list(dict.fromkeys(reason for verdict in todo for reason in verdict.reasons[:2])) or ["done"]
+        states = list(dict.fromkeys(reason for verdict in todo for reason in verdict.reasons[:2]))
+        states = states or ["done" if units else "nothing to do"]
         states += [f"redone if what it reads changes: {', '.join([*waits][:2])}"] if waits else []
         state = "; ".join(states)
         if each is not None and limit and each.peak_bytes > limit:

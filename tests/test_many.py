@@ -53,7 +53,7 @@ def test_the_commands(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "cannot be read"),
+        (None, "clips.txt cannot be read (No such file or directory): give a text file"),
         ("# nothing\n", "holds no clips"),
         ("a --x\na --y\n", "line 2: there is a clip a above"),
         ("../a\n", "is no name of a folder"),

@@ -161,7 +161,8 @@ def _check_done(run: Path, record: dict[str, Any], output: str) -> None:
         path = waiting.pop()
         maker = next((entry for entry in record["stages"].values() if _makes(entry, path)), None)
         if maker is None:
-            raise InputError(f"{run}: {output} is not finished, for {path} is to be made anew: {_MEND}")
+            why = "" if path == output else f", for {path} is to be made anew"
+            raise InputError(f"{run}: {output} is not finished{why}: {_MEND}")
         for key, was in maker["depends"].items():
             if key.removeprefix("config.") in settings and settings[key.removeprefix("config.")] != was:
                 raise InputError(f"{run}: {output} is not finished, for {key} was {was} when it was made: {_MEND}")

@@ -359,7 +359,7 @@ def stages(frames, **settings):
         ),
         ("run.json", stages("1", caption="a cube"), "for config.caption was a ball when it was made: let the run end"),
         ("run.json", stages("1", start=3), "for config.start was 0 when it was made"),
-        ("run.json", stages(None), "for views/left_10/frames.npz is to be made anew"),
+        ("run.json", stages(None), "left_10/frames.npz is not finished: let the run end first"),
     ],
 )
 def test_runs_that_are_damaged_or_half_done_are_refused(standing, tmp_path, capsys, file, change, words):
