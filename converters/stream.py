@@ -254,9 +254,9 @@ class Writer:
         for move in moves:
             if self.arrays[move.path][1] == np.int8:
                 steps, scale = quantised.quantise(move.rule.forward(raw).astype(np.float32))
-                writing.put(move.path, move.index, steps)
+                writing.put(move.path, move.index, np.asarray(steps))
                 # It follows its kernel: the tensor counts as written when both are.
-                writing.put(_scale_of(move.path), move.index, scale, move.name)
+                writing.put(_scale_of(move.path), move.index, np.asarray(scale), move.name)
             else:
                 writing.put(move.path, move.index, move.rule.forward(cast), move.name)
 
