@@ -95,7 +95,7 @@ def test_what_processes_run_together_brings_arrays_to_the_host_whole(name):
 class TestMesh:
     """Devices of several processes, of which only the number counts."""
 
-    def devices(self, processes, each, platform="tpu"):
+    def devices(self, processes, each, platform="gpu"):
         return [
             types.SimpleNamespace(process_index=p, platform=platform, id=each * p + k)
             for p in range(processes)

@@ -138,7 +138,7 @@ def test_list(capsys):
             [f"{MODEL}/vae", "--source=/dev/null", "--check"],
             "/dev/null: is neither a file nor a folder; check --source",
         ),
-        ([MODEL, "--source=x", "--out=y", "--dtype=int8"], "--dtype=int8"),
+        ([MODEL, "--source=x", "--out=y", "--dtype=int4"], "--dtype=int4"),
         ([MODEL, "--source=x", "--out=gs://bucket/y"], "--out: gs://bucket/y is an address"),
         ([MODEL, "--sauce=x"], "unrecognized arguments: --sauce=x (see --help)"),
         ([MODEL, "--source"], "expected one argument (see --help)"),

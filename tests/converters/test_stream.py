@@ -303,8 +303,8 @@ def test_values_that_are_none_are_refused_by_name(published, tmp_path, dtype, va
 
 
 def test_dtypes_that_weights_have():
-    with pytest.raises(InputError, match="--dtype=int8: weights are stored as float32, float16, bfloat16"):
-        stream.stored_dtype("int8")
+    with pytest.raises(InputError, match="--dtype=int4: weights are stored as float32, float16, bfloat16, int8"):
+        stream.stored_dtype("int4")
 
 
 def test_the_rotated_kernels_rows_move_as_its_columns_did(rng):

@@ -206,7 +206,7 @@ def test_modules(rng, case, measured):
     def first_block(model, x, time):
         graphdef, state = nnx.split(model.blocks.layers)
         block = nnx.merge(graphdef, jax.tree.map(lambda array: array[0], state))
-        return block(x, time, model.rope(latents.shape, length), length)
+        return block(x, time, model.rope(latents.shape, length), length, x.shape[1])
 
     close("block", apply(ours, first_block, x, time), torch.cat([words, video], 1))
     before = seen["norm_final"][0][0].numpy()
