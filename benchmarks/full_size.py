@@ -119,7 +119,7 @@ def main() -> int:
     args = parser().parse_args()
     try:
         figures, faults = compile_program(args)
-    except Exception as error:
+    except Exception as error:  # the compiler's, of no name of its own; any other goes on
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         faults = [f"does not fit: {str(error).splitlines()[0][:300]}"]

@@ -83,6 +83,13 @@ def backbone(weights: Path, *, rank: int = 2, alpha: float = 2.0) -> CogVideoXBa
     return CogVideoXBackbone("tiny", folders, Clip(FRAMES, HEIGHT, WIDTH, "off"), rank, alpha)
 
 
+def write_forms(root: Path, model: nnx.Module, config: Any) -> Path:
+    """Writes a model as the converters write it, ``orbax``, and as the small family is kept, ``safetensors``."""
+    save_sharded(root / "orbax", model, config)
+    checkpoints.save_model(root / "safetensors", model, config)
+    return root
+
+
 def save_sharded(folder: Path, model: nnx.Module, config: Any) -> None:
     """Writes a model's base parameters and its config as the converters do: ``params/`` in chunks, and a manifest."""
     variables = checkpoints.parameter_paths(checkpoints.base_parameters(model))

@@ -32,7 +32,7 @@ def run_stage(stage: Stage, ledger: Ledger, *, stop: Stop | None = None, team: T
     """
     try:
         return _run(stage, ledger, stop or Stop(), team)
-    except Exception:
+    except Exception:  # whatever it is: what a run is for is done, and none of it may be lost for a page
         if not stage.optional:
             raise
         words = "%s could not be made; all that comes before it is done, and the same command tries it again"

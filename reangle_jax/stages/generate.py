@@ -68,10 +68,11 @@ def _generate(settings: Settings, folder: Path, work: Work) -> None:
     backbone = chosen_models.backbone(settings)
     waiting = [unit for unit in work.todo if not _latents(work, unit).exists()]
     if waiting:
-        texts = [view_paths.prompt(settings, folder, unit.view) for unit in waiting]
-        text = backbone.embed(["", *texts])
-        conditions = _conditions(settings, folder, backbone, waiting)
-        _sample(settings, folder, work, backbone, waiting, text, conditions)
+        views = list(dict.fromkeys(unit.view for unit in waiting))  # once, though a view may have an untuned video too
+        empty, *prompts = backbone.embed(["", *(view_paths.prompt(settings, folder, view) for view in views)])
+        conditions = _conditions(settings, folder, backbone, views)
+        given = dict(zip(views, zip(prompts, conditions, strict=True), strict=True))
+        _sample(settings, folder, work, backbone, waiting, empty, given)
     _decode(settings, folder, work, backbone)
 
 
@@ -84,13 +85,13 @@ def _latents(work: Work, unit: Unit) -> Path:
     return work.scratch(unit) / "latents.npz"
 
 
-def _conditions(settings: Settings, folder: Path, backbone: Backbone, units: list[Unit]) -> list[np.ndarray]:
-    """Each unit's first frame, encoded."""
+def _conditions(settings: Settings, folder: Path, backbone: Backbone, views: list[str]) -> list[np.ndarray]:
+    """Each view's first frame, encoded."""
     sampler, coder = _sampler(settings, backbone), backbone.load_coder(decodes=False)
-    images = [pictures.read(folder / view_file(unit.view, "first_frame.png"))[None] for unit in units]
+    images = [pictures.read(folder / view_file(view, "first_frame.png"))[None] for view in views]
     return [
-        mesh.on_host(sampler.condition(coder, image, key=named_key(settings.seed, "generate", unit.view)))
-        for unit, image in zip(units, images, strict=True)
+        mesh.on_host(sampler.condition(coder, image, key=named_key(settings.seed, "generate", view)))
+        for view, image in zip(views, images, strict=True)
     ]
 
 
@@ -100,10 +101,10 @@ def _sample(
     work: Work,
     backbone: Backbone,
     units: list[Unit],
-    text: np.ndarray,
-    conditions: list[np.ndarray],
+    empty: np.ndarray,
+    given: dict[str, tuple[np.ndarray, np.ndarray]],
 ) -> None:
-    """Keeps the latents of each unit in its scratch."""
+    """Keeps the latents of each unit in its scratch; ``given`` are a view's embedded prompt and its condition."""
     learnt = folder / "lora" if settings.finetune.steps or not settings.loras else None
     backbone, tuned = backbone.load_adapters(learnt, [lora_files.choice(text) for text in settings.loras])
     # Zeros change nothing: the untuned model.
@@ -119,16 +120,16 @@ def _sample(
         at_once = max(1, mesh.room() // _halves(settings))
         for group in _groups(units, at_once):
             # One program serves all: the last group is filled up, by devices that would have nothing to do.
-            rows = [units.index(unit) for unit in (group * at_once)[:at_once]]
-            views = [units[row].view for row in rows]
+            views = [unit.view for unit in (group * at_once)[:at_once]]
+            prompts, conditions = zip(*(given[view] for view in views), strict=True)
             bar.set(view=", ".join(unit.name for unit in group))
             latents = sampler.denoise(
                 tuned if ADAPTERS in group[0].inputs else fresh,
                 base,
                 jnp.concatenate([_noise(settings, folder, backbone, sampler, view) for view in views]),
-                jnp.concatenate([jnp.asarray(conditions[row]) for row in rows]),
-                text[1:][rows],
-                text[[0] * at_once],
+                jnp.concatenate([jnp.asarray(condition) for condition in conditions]),
+                np.stack(prompts),
+                np.stack([empty] * at_once),
                 # The untuned model starts from the same noise: the two differ by the adapters alone.
                 key=jnp.stack([jax.random.fold_in(named_key(settings.seed, "generate", view), 1) for view in views]),
                 on_step=functools.partial(stepped, len(group)),
@@ -159,12 +160,13 @@ def _noise(
 ) -> Float[Array, "1 t h w C"]:
     """What a view's video begins with."""
     shared = settings.sample.shared_noise
-    own, common = (
-        sampler.noise((1, settings.height, settings.width), key=named_key(settings.seed, "generate", name))
-        for name in (view, "all views")
-    )
+
+    def of(name: str) -> Array:
+        return sampler.noise((1, settings.height, settings.width), key=named_key(settings.seed, "generate", name))
+
     if shared != "warped":
-        return common if shared == "same" else own
+        return of("all views" if shared == "same" else view)
+    own, common = of(view), of("all views")
     z = files.load_npz(folder / _CARRIED[0])["depth"]
     source, target = (cameras.load_cameras(folder / name)[0] for name in (_CARRIED[1], view_file(view, "cameras.json")))
     # The frame that each latent one begins with; those that fill up the clip at its front stand for its first.

@@ -16,7 +16,7 @@ from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.quantised import dequantise, quantise
-from tests.networks import TRANSFORMER_SMALL, fill_randomly, save_sharded
+from tests.networks import TRANSFORMER_SMALL, fill_randomly, write_forms
 
 CONFIG = dataclasses.replace(TRANSFORMER_SMALL, num_attention_heads=4, lora_rank=2, lora_alpha=2.0)
 INT8 = dataclasses.replace(CONFIG, kernel_dtype="int8")
@@ -36,10 +36,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def folders(model, tmp_path_factory):
-    root = tmp_path_factory.mktemp("forms")
-    save_sharded(root / "orbax", model, CONFIG)
-    checkpoints.save_model(root / "safetensors", model, CONFIG)
-    return root
+    return write_forms(tmp_path_factory.mktemp("forms"), model, CONFIG)
 
 
 def bases(tree):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from reangle_jax.data import files
+from reangle_jax.export.command import main
 from reangle_jax.geometry import cameras as cam
 from reangle_jax.geometry.trajectories import parse_view, view_cameras
 from tests.geometry import analytic_scene
@@ -46,3 +47,9 @@ def moving(tmp_path_factory):
 @pytest.fixture(scope="session")
 def standing(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("runs") / "standing", "static")
+
+
+def export(run, out, layout, *arguments):
+    """Exports a run, which must succeed."""
+    assert main([str(run), "--format", layout, "--out", str(out), *arguments]) == 0
+    return out

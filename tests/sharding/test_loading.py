@@ -14,7 +14,7 @@ from reangle_jax import mesh as meshes
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from tests.networks import TRANSFORMER_SMALL, fill_randomly, save_sharded
+from tests.networks import TRANSFORMER_SMALL, fill_randomly, save_sharded, write_forms
 
 pytestmark = pytest.mark.sharding
 CONFIG = dataclasses.replace(TRANSFORMER_SMALL, num_attention_heads=4)
@@ -34,10 +34,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def folders(model, tmp_path_factory):
-    root = tmp_path_factory.mktemp("forms")
-    save_sharded(root / "orbax", model, CONFIG)
-    checkpoints.save_model(root / "safetensors", model, CONFIG)
-    return root
+    return write_forms(tmp_path_factory.mktemp("forms"), model, CONFIG)
 
 
 @jax.jit

@@ -167,7 +167,9 @@ def test_every_control_and_picture_has_a_name(page):
 class TestStage:
     @pytest.fixture
     def run(self, tmp_path, monkeypatch):
-        words = lambda run: f"{run.settings.caption} {run.metrics['mean']['tuned']['psnr']}"  # noqa: E731
+        def words(run):
+            return f"{run.settings.caption} {run.metrics['mean']['tuned']['psnr']}"
+
         monkeypatch.setattr(report, "page", words)
         settings = made_settings()
         return enter(write_run(tmp_path, settings), settings)
