@@ -180,7 +180,7 @@ def float_stacks(text: str, *, layers: int, width: int, ways: int) -> list[str]:
         width: of a token: kernels are 512, ``width``, 4 or 6 times as long and wide.
         ways: over how many devices they may be divided.
     """
-    sides = {side // way for side in (512, width, 4 * width, 6 * width) for way in (1, ways)}
+    sides = {side // way for side in _sides(width) for way in (1, ways)}
     found = {
         match[0]
         for match in re.finditer(r"\b(?:bf16|f32)\[(\d+),(\d+),(\d+)\]", text)
@@ -189,6 +189,11 @@ def float_stacks(text: str, *, layers: int, width: int, ways: int) -> list[str]:
         and int(match[2]) * int(match[3]) * ways >= width * width
     }
     return [f"a stack of int8 kernels as floats: {array}" for array in sorted(found)]
+
+
+def _sides(width: int) -> set[int]:
+    """How long and wide a block's kernels are."""
+    return {512, width, 4 * width, 6 * width}
 
 
 def unexpected(report: Report, *, layers: int, width: int, tokens: int, whole_keys: bool) -> list[str]:
@@ -210,6 +215,8 @@ def unexpected(report: Report, *, layers: int, width: int, tokens: int, whole_ke
             continue
         if layers > 1 and each.shape[:1] == (layers,) and elements >= layers * width * width:
             faults.append(f"a whole base in one gather: {words}")
+        elif each.shape[:-2] == (1,) and {*each.shape[-2:]} <= _sides(width) - {tokens}:
+            continue  # one block's kernel, which is gathered where it is used: it may be as large as a short video
         elif elements >= tokens * width and any(size >= tokens for size in each.shape) and not whole_keys:
             faults.append(f"a gathered activation: {words}")
     return list(collections.Counter(faults))

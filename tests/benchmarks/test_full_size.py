@@ -79,6 +79,14 @@ def test_gathers_that_no_layout_should_have(shape, whole_keys, fault):
     assert [words.partition(":")[0] for words in faults] == ([fault] if fault else [])
 
 
+@pytest.mark.parametrize(
+    ("shape", "fault"), [("1,512,18432", 0), ("1,3072,3072", 0), ("1,2026,3072", 1), ("2032,3072", 1)]
+)
+def test_a_blocks_kernel_is_no_activation_of_a_short_video(shape, fault):
+    found = report(TEXT.replace("bf16[8,16]{1,0}) all-gather-start", f"bf16[{shape}]{{1,0}}) all-gather-start"))
+    assert len(compiled.unexpected(found, layers=2, width=3072, tokens=2026, whole_keys=False)) == fault
+
+
 def test_stacks_of_kernels_as_floats_are_found():
     kept = "s8[42,3072,12288] bf16[3072,12288] f32[42,3072,128] bf16[42,2222,3072] bf16[42,18432]"
     sizes = {"layers": 42, "width": 3072, "ways": 8}
