@@ -33,6 +33,7 @@ const ready = (video) => (video.readyState >= 2 ? Promise.resolve() : Promise.ra
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 /** The middle of a frame, so that no rounding shows its neighbour. */
 const middle = (frame) => (frame + 0.5) * frameTime;
+const frameAt = (time) => Math.floor(time / frameTime);
 
 async function seek(video, time) {
   await ready(video);
@@ -42,21 +43,22 @@ async function seek(video, time) {
   await done;
 }
 
-/** Brings all videos to one time, then lets them go on together if they were playing. */
+/** Brings all videos to one time, then lets them go on together if they were playing; the last time asked for counts. */
 function gather(time) {
-  state.wanted = time;
+  state.wanted = { time };
   state.gathering ??= (async () => {
-    let at;
+    let wanted;
     do {
-      at = state.wanted;
+      wanted = state.wanted;
       videos.forEach((video) => video.pause());
-      await Promise.all(videos.map((video) => seek(video, at)));
-    } while (at !== state.wanted);
-    show(Math.floor(at / frameTime));
-    if (state.playing) {
-      videos.forEach((video) => { video.playbackRate = rate(); });
-      await Promise.allSettled(videos.filter((video) => !video.error).map((video) => video.play()));
-    }
+      await Promise.all(videos.map((video) => seek(video, wanted.time)));
+      if (wanted !== state.wanted) continue;
+      show(frameAt(wanted.time));
+      if (state.playing) {
+        videos.forEach((video) => { video.playbackRate = rate(); });
+        await Promise.allSettled(videos.filter((video) => !video.error).map((video) => video.play()));
+      }
+    } while (wanted !== state.wanted);
   })().finally(() => { state.gathering = null; });
   return state.gathering;
 }
@@ -78,7 +80,8 @@ function show(frame) {
 
 function step(by) {
   pause();
-  gather(middle(clamp(state.frame + by, 0, run.frames - 1)));
+  const from = state.gathering ? frameAt(state.wanted.time) : state.frame; // two quick presses are two steps
+  gather(middle(clamp(from + by, 0, run.frames - 1)));
 }
 
 function pause() {
@@ -113,12 +116,12 @@ function tick() {
     return;
   }
   videos.forEach((video, k) => { video.playbackRate = rate() * (1 - clamp(3 * drifts[k], -0.2, 0.2)); });
-  show(Math.floor(now / frameTime));
+  show(frameAt(now));
 }
 
 /** What lies over the outputs: their warps, the untuned model's videos, or the input. */
 async function compare(kind) {
-  const at = state.gathering ? state.wanted : master.currentTime;
+  const at = state.gathering ? state.wanted.time : master.currentTime;
   for (const video of $$("video.over[data-view]")) {
     video.src = address(kind === "input" ? "input" : `${video.dataset.view}-${kind}`);
     video.setAttribute("aria-label", `${video.dataset.label}: ${kind}`);
