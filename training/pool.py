@@ -66,6 +66,7 @@ class ImagePool:
         clip_names: one name per clip.
         stamps: cut-outs [N, 128, 128, 4]; RGBA with straight (not premultiplied) alpha, centred, aspect kept.
         stamp_names: what each cut-out shows, for captions (for example ``zebra``).
+        home: the folder that it was read from and whether it is the held-out split; other processes get that alone.
     """
 
     photos: tuple[np.ndarray, ...]
@@ -74,6 +75,12 @@ class ImagePool:
     clip_names: tuple[str, ...]
     stamps: UInt8[np.ndarray, "N 128 128 4"]
     stamp_names: tuple[str, ...]
+    home: tuple[str, bool] | None = None
+
+    def __reduce__(self) -> tuple:
+        if self.home is not None:
+            return _read_again, self.home
+        return ImagePool, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def random_photo(self, rng: np.random.Generator) -> Picture:
         """A whole photograph, mirrored half of the time."""
@@ -152,9 +159,14 @@ def load_pool(cache: str | os.PathLike[str] = ".cache/pool") -> Pools:
             clip_names=clip_names,
             stamps=stamps[chosen],
             stamp_names=tuple(manifest["stamps"][i] for i in chosen),
+            home=(str(root.absolute()), heldout),
         )
 
     return Pools(split(False), split(True))
+
+
+def _read_again(cache: str, heldout: bool) -> ImagePool:
+    return load_pool(cache)[heldout]
 
 
 def build_pool(cache: str | os.PathLike[str], sources: tuple[Source, ...] = SOURCES) -> dict:

@@ -7,6 +7,7 @@ sequence that fetches an example when it is asked for, as many of them as there 
 
 import contextlib
 import itertools
+import operator
 import os
 import shutil
 import tempfile
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import grain
-import numpy as np
 import tensorflow_datasets as tfds
 
 from reangle_jax.errors import InputError
@@ -55,10 +55,18 @@ def _feature(value: Any) -> Any:
 
 
 class Stored(Sequence[Example]):
-    """Examples on disk, in order; each is read when it is asked for."""
+    """Examples on disk, in order; each is read when it is asked for.
 
-    def __init__(self, data: grain.MapDataset[Example]):
-        self._data = data
+    Args:
+        data: the examples.
+        way: how they were come by, a function and its arguments: another process does the same.
+    """
+
+    def __init__(self, data: grain.MapDataset[Example], way: tuple[Callable, tuple]):
+        self._data, self._way = data, way
+
+    def __reduce__(self) -> tuple:
+        return self._way
 
     def __len__(self) -> int:
         return len(self._data)
@@ -68,11 +76,13 @@ class Stored(Sequence[Example]):
     @overload
     def __getitem__(self, index: slice) -> "Stored[Example]": ...
     def __getitem__(self, index: int | slice) -> Any:
-        return Stored(self._data[index]) if isinstance(index, slice) else self._data[range(len(self))[index]]
+        if isinstance(index, slice):
+            return Stored(self._data[index], (operator.getitem, (self, index)))
+        return self._data[range(len(self))[index]]
 
     def map(self, function: Callable[[Example], Example]) -> "Stored[Example]":
         """The same with a function applied to each when it is read."""
-        return Stored(self._data.map(function))
+        return Stored(self._data.map(function), (Stored.map, (self, function)))
 
 
 def _name(kind: type) -> str:
@@ -125,16 +135,5 @@ def read(root: str | os.PathLike, kind: type[Example], command: str, fields: Seq
         found |= dict.fromkeys(left)
         return build(**{name: x.decode() if isinstance(x, bytes) else x for name, x in found.items()})
 
-    return Stored(grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources]).map(example))
-
-
-def batches(
-    make_batch: Callable[[np.random.Generator, int], Any], seed: int, first: int = 0
-) -> Iterator[tuple[int, Any]]:
-    """Batches by step number, each from its own generator and made ahead in threads: resuming repeats none."""
-
-    def make(step: int) -> tuple[int, Any]:
-        return step, make_batch(np.random.default_rng([seed, step]), step)
-
-    steps = grain.MapDataset.range(first, 2**31).map(make)
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+    data = grain.MapDataset.concatenate([grain.MapDataset.source(source) for source in sources]).map(example)
+    return Stored(data, (read, (str(Path(root).absolute()), kind, command, tuple(fields))))

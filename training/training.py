@@ -18,7 +18,7 @@ import optax.contrib
 
 from reangle_jax import learning
 from reangle_jax.stopping import Stop
-from training import commands, records
+from training import commands, feeding
 
 Batch = Any
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -43,6 +43,7 @@ class TrainConfig:
         log_every: steps between two lines of the log.
         save_every: seconds between two checkpoints.
         adam: matrices with one of these in their path are AdamW's too.
+        workers: processes that make the batches, which they do not change; 0: a thread.
     """
 
     steps: int
@@ -57,12 +58,13 @@ class TrainConfig:
     log_every: int = 25
     save_every: float = 120.0
     adam: tuple[str, ...] = ()
+    workers: int = 0
 
     @classmethod
     def of(cls, args: argparse.Namespace, **more: Any) -> "TrainConfig":
         """As the flags of `command_line` say."""
         flags = {"steps": args.steps, "minutes": args.minutes, "learning_rate": args.rate, "seed": args.seed}
-        return cls(**flags, **more)
+        return cls(**flags, workers=args.workers, **more)
 
     def rate(self, progress: float, step: int) -> float:
         """The learning rate at a fraction of the schedule."""
@@ -80,6 +82,7 @@ def command_line(doc: str | None, *, steps: int, out: str, rate: float) -> argpa
     parser.add_argument("--minutes", type=float, default=None, help="end the schedule after this many minutes instead")
     parser.add_argument("--rate", type=float, default=rate, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead; 0: a thread")
     parser.add_argument("--out", default=out, help="where the weights go when training ends")
     return parser
 
@@ -185,7 +188,7 @@ class Schedule:
     def over(self, done: int, history: learning.History) -> bool:
         """Whether training ends after so many steps."""
         if self._batches is None:
-            self._batches = records.batches(self.make_batch, self.config.seed, done)
+            self._batches = feeding.batches(self.make_batch, self.config.seed, done, self.config.workers)
             self._begun -= history["seconds"][-1] if done else 0.0
         self._done = done
         return self.progress >= 1
@@ -240,7 +243,7 @@ def train(
     Args:
         loss: (parameters, batch, key) -> (loss, further numbers for the log). Compiled once for each batch shape.
         parameters: a pytree of arrays: where training starts when ``workdir`` is empty.
-        make_batch: (generator, step) -> batch of NumPy arrays; called ahead of time in a thread.
+        make_batch: (generator, step) -> batch of NumPy arrays; called ahead of time, in a thread or in ``workers``.
         config: the schedule.
         workdir: holds the checkpoints and ``log.jsonl``; the same call goes on where it stopped.
         evaluate: held-out numbers of the mean parameters, computed at each checkpoint and at the end.

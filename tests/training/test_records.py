@@ -1,5 +1,6 @@
 """Examples on disk: read as written, in parts, goes on where it stopped; TensorFlow stays away."""
 
+import pickle
 import subprocess
 import sys
 from typing import NamedTuple
@@ -27,6 +28,10 @@ def write(folder, *parts):
     return [records.write(folder, Clip, first, map(clip, range(first, first + 3))) for first in parts]
 
 
+def renamed(example):
+    return example._replace(prompt="new")
+
+
 def equal(a, b):
     return all(
         np.array_equal(x, y) and getattr(x, "dtype", str) == getattr(y, "dtype", str) for x, y in zip(a, b, strict=True)
@@ -44,6 +49,16 @@ def test_parts_are_read_as_written_and_in_order(tmp_path):
     assert alone == (None, None, clip(1).prompt)
     # The files are array_record's, as any reader of TensorFlow Datasets takes them.
     assert len(list(tmp_path.glob("*/clip/1.0.0/clip-train.array_record-00000-of-00001"))) == 2
+
+
+def test_other_processes_open_them_again(tmp_path):
+    write(tmp_path, 0, 3)
+    found = records.read(tmp_path, Clip, "")[2:].map(renamed)
+    sent = pickle.dumps(found)
+    assert len(sent) < 500  # their place, not the examples
+    again = pickle.loads(sent)
+    assert len(again) == 4
+    assert all(equal(a, clip(k + 2)._replace(prompt="new")) for k, a in enumerate(again))
 
 
 def test_none_is_refused_with_the_command(tmp_path):
@@ -70,37 +85,6 @@ def test_a_part_is_there_whole_or_not_at_all(tmp_path):
     assert records.write(tmp_path, Clip, 0, iter(())) is False
 
 
-def test_batches_follow_from_seed_and_step_alone(tmp_path):
-    write(tmp_path, 0, 3)
-    found = records.read(tmp_path, Clip, "")
-
-    def make_batch(rng, step):
-        return step, np.stack([found[int(k)].frames for k in rng.integers(len(found), size=2)])
-
-    def first(count, seed, start=0):
-        steps = records.batches(make_batch, seed, start)
-        return [next(steps) for _ in range(count)]
-
-    whole, resumed = first(6, seed=1), first(3, seed=1, start=3)
-    assert [number for number, _ in whole] == [step for _, (step, _) in whole] == list(range(6))
-    for a, b in zip(whole[3:], resumed, strict=True):
-        assert a[0] == b[0]
-        np.testing.assert_array_equal(a[1][1], b[1][1])
-    assert not all(np.array_equal(a[1][1], b[1][1]) for a, b in zip(whole, first(6, seed=2), strict=True))
-
-
-def test_an_error_in_a_batch_reaches_the_loop():
-    def make_batch(rng, step):
-        if step == 2:
-            raise FloatingPointError("in step 2")
-        return step
-
-    steps = records.batches(make_batch, 0)
-    assert [next(steps), next(steps)] == [(0, 0), (1, 1)]
-    with pytest.raises(FloatingPointError, match="in step 2"):
-        next(steps)
-
-
 @pytest.mark.slow
 def test_tensorflow_is_never_imported(tmp_path):
     code = """
@@ -109,7 +93,6 @@ from tests.training.test_records import Clip, write
 from training import dataset, records, views
 write(sys.argv[1], 0)
 assert len(records.read(sys.argv[1], Clip, "")[0].frames) == 3
-assert len(next(records.batches(lambda rng, step: rng.integers(9, size=2), 0))[1]) == 2
 assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "torch")]
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
