@@ -161,13 +161,15 @@ def _is_backward(line: str) -> bool:
 
 
 def _attention_seconds(line: str, peak: float, share: float) -> float:
-    """Of a splash kernel: two products forward, five backward, of its largest operand's heads."""
+    """Of a splash kernel: two products forward, five backward, of its heads and its longest operand's tokens."""
     shapes = [shape for shape, _ in _arrays(line) if len(shape) >= 3 and shape[-1] in (64, 128)]
     if not shapes:
         return 0.0
-    *heads, tokens, _ = max(shapes, key=lambda shape: math.prod(shape[:-1]))
+    tokens = max(shape[-2] for shape in shapes)
+    # Backward, the queries' gradient comes in one partial sum for each block of keys, which are no further heads.
+    heads = min(math.prod(shape[:-2]) for shape in shapes if shape[-2] == tokens)
     channels = min(shape[-1] for shape in shapes)  # queries and keys may be wider, to mask their padding
-    flops = (5 if _is_backward(line) else 2) * 2.0 * math.prod(heads) * tokens**2 * channels
+    flops = (5 if _is_backward(line) else 2) * 2.0 * heads * tokens**2 * channels
     return flops / peak / min(0.85, share * channels / 64)
 
 

@@ -61,6 +61,12 @@ def test_loops_count_as_often_as_they_run(said):
     assert figures["collectives"]["all-gather"]["count"] == 42
 
 
+def test_partial_sums_of_a_backward_kernel_are_no_heads():
+    gradients = "(f32[5,6,512,64], bf16[6,512,64], bf16[6,512,64])"
+    text = TEXT.replace("kernel.1 = (bf16[6,512,64], f32[6,512])", f"splash_dkv.1 = {gradients}")
+    assert report(text).attention_s == pytest.approx(42 * 5 * 2 * 6 * 512**2 * 64 / (0.5 * 197e12))
+
+
 @pytest.mark.parametrize(
     ("shape", "whole_keys", "fault"),
     [
