@@ -211,7 +211,7 @@ class Pair:
     def __init__(self, case: Case, folder: Path):
         write_weights(folder, case)
         data = training_set(case)
-        self.ours, self.theirs = Ours(folder, case, data), Theirs(folder, case, data)
+        self.ours, self.theirs = Ours(folder, case, data), Theirs.of_folder(folder, case, data)
         self.case, self.numbers = case, 0
         rng, dtype = np.random.default_rng(3), jnp.dtype(case.transformer.param_dtype)
         text = (2, case.transformer.max_text_seq_length, case.transformer.text_embed_dim)
@@ -223,8 +223,7 @@ class Pair:
         """The next step's random numbers for either side."""
         key = jax.random.fold_in(jax.random.key(4), self.numbers)
         self.numbers += 1
-        tensors = {name: self.theirs.tensor(value) for name, value in draws(self.case, key).items()}
-        return key, tensors | {name: tensors[name].long() for name in ("pick", "t")}
+        return key, self.theirs.drawn(draws(self.case, key))
 
     def differences(self) -> dict[str, float]:
         """Largest relative differences after `CHECKED` steps: losses, the adapters' change, sampled latents."""

@@ -88,7 +88,7 @@ def compile_program(args: argparse.Namespace) -> tuple[dict, list[str]]:
     case = Case(args.base, args.remat, args.rank, args.videos or mesh.shape[meshes.DATA], args.short)
     start = time.perf_counter()
     with meshes.use(mesh, base=args.layout), compiling_for("tpu"):
-        lowered = PROGRAMS[args.program](case, mesh).lower()
+        lowered = PROGRAMS[args.program](case, mesh).trace().lower()
         traced = time.perf_counter() - start
         compiled = lowered.compile()
     report = of_compiler.read(compiled, devices[0].device_kind)

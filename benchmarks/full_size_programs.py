@@ -1,6 +1,7 @@
-"""The full-size programs, traced with shapes in place of arrays, laid out on a mesh as a run lays them out."""
+"""The full-size programs and the shapes that they are called with, laid out on a mesh as a run lays them out."""
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,28 @@ from reangle_jax.stages import finetune
 VIDEOS = 7  # the input and six warps
 
 
+class Program(NamedTuple):
+    """A jitted function and what it is called with.
+
+    Attributes:
+        function: jitted.
+        arguments: shapes, laid out on the mesh.
+        static: keyword arguments that are part of the program.
+        fixed: values of arguments that decide what is computed, by their place.
+        following: from a call's arguments and what it gave to the next call's arguments.
+    """
+
+    function: Any
+    arguments: tuple[Any, ...]
+    static: Mapping[str, Any] = {}
+    fixed: Mapping[int, Any] = {}
+    following: Callable[[tuple[Any, ...], Any], tuple[Any, ...]] = lambda arguments, result: arguments
+
+    def trace(self) -> Any:
+        """The program of these arguments, as ``jax.jit`` traces it."""
+        return self.function.trace(*self.arguments, **self.static)
+
+
 class Case(NamedTuple):
     """What is compiled.
 
@@ -62,6 +85,11 @@ class Case(NamedTuple):
         )
         small = {"num_layers": 2, "sample_frames": 9, "sample_height": 40, "sample_width": 60} if self.short else {}
         return checkpoints.as_kept(dataclasses.replace(full, **small), self.base)
+
+    @property
+    def vae(self) -> VAEConfig:
+        """Its autoencoder, as it is converted."""
+        return dataclasses.replace(VAEConfig.cogvideox_5b(), param_dtype="bfloat16")
 
     @property
     def clip(self) -> Clip:
@@ -102,7 +130,7 @@ def key(mesh: Mesh) -> Any:
 
 def video_networks(case: Case, mesh: Mesh) -> tuple[networks.Network, networks.Network, nnx.State]:
     """The transformer, its autoencoder and the adapters."""
-    config, autoencoder = case.transformer, dataclasses.replace(VAEConfig.cogvideox_5b(), param_dtype="bfloat16")
+    config, autoencoder = case.transformer, case.vae
     execution = Execution.chosen(config.param_dtype, Choice(remat=case.remat))
     model = nnx.eval_shape(lambda: Transformer(config, execution=execution, rngs=nnx.Rngs(0)))
     graphdef, lora, base = nnx.split(model, nnx.LoRAParam, ...)
@@ -113,7 +141,7 @@ def video_networks(case: Case, mesh: Mesh) -> tuple[networks.Network, networks.N
     return transformer, coder._replace(state=placed(coder.state, mesh)), placed(lora, mesh)
 
 
-def trace_finetune(case: Case, mesh: Mesh) -> Any:
+def finetuning(case: Case, mesh: Mesh) -> Program:
     """The fine-tuning step of the paper's settings."""
     transformer, vae, lora = video_networks(case, mesh)
     values = settings_module.get_default()
@@ -130,7 +158,8 @@ def trace_finetune(case: Case, mesh: Mesh) -> Any:
         first=array(mesh, VIDEOS, clip.height, clip.width, 3, dtype=jnp.uint8),
     )
     state = placed(jax.eval_shape(lambda lora: learning.init(lora, optimiser), lora), mesh)
-    return step.trace(state, transformer.state, encoder.state, data, key(mesh))
+    arguments = (state, transformer.state, encoder.state, data, key(mesh))
+    return Program(step, arguments, following=lambda given, result: (result[0], *given[1:]))
 
 
 def sampler(case: Case, mesh: Mesh) -> tuple[Sampler, networks.Network, networks.Network, nnx.State]:
@@ -149,7 +178,7 @@ def sampler(case: Case, mesh: Mesh) -> tuple[Sampler, networks.Network, networks
     return made, transformer, vae, lora
 
 
-def trace_sample(case: Case, mesh: Mesh) -> Any:
+def sampling(case: Case, mesh: Mesh) -> Program:
     """One guided step of sampling, its two passes in one batch."""
     made, transformer, _, lora = sampler(case, mesh)
     count, config = case.videos, case.transformer
@@ -158,16 +187,17 @@ def trace_sample(case: Case, mesh: Mesh) -> Any:
     text = array(mesh, 2 * count, config.max_text_seq_length, config.text_embed_dim, dtype=jnp.bfloat16, divided=True)
     state = placed(jax.eval_shape(samplers.init_state, latents), mesh)
     number = array(mesh, dtype=jnp.int32)
-    return made._step.trace(state, number, key(mesh), lora, transformer.state, condition, text)
+    arguments = (state, number, key(mesh), lora, transformer.state, condition, text)
+    return Program(made._step, arguments, following=lambda given, result: (result, *given[1:]))
 
 
-def trace_decode(case: Case, mesh: Mesh) -> Any:
+def decoding(case: Case, mesh: Mesh) -> Program:
     """The frames of one video's latents."""
     made, _, vae, _ = sampler(case, mesh)
-    return made._decode.trace(vae.state, array(mesh, 1, *case.latents, dtype=jnp.bfloat16))
+    return Program(made._decode, (vae.state, array(mesh, 1, *case.latents, dtype=jnp.bfloat16)))
 
 
-def trace_candidates(case: Case, mesh: Mesh) -> Any:
+def choosing(case: Case, mesh: Mesh) -> Program:
     """A round of candidates of stochastic control at 480x720, one a device: evaluated, decoded, the best kept.
 
     What chooses among them here is a mean of colours: the score itself is another program.
@@ -193,13 +223,14 @@ def trace_candidates(case: Case, mesh: Mesh) -> Any:
     )
     step = Coefficients(*[scalar] * len(Coefficients._fields))
     best = Best(scalar, number, state, state)
-    return painter._control._round.trace(
-        best, state, state, number, number, step, key(mesh), arguments, scalar,
-        scores=lambda _, pictures: pictures.mean((1, 2)),
-    )  # fmt: skip
+    return Program(
+        painter._control._round,
+        (best, state, state, number, number, step, key(mesh), arguments, scalar),
+        static={"scores": lambda _, pictures: pictures.mean((1, 2))},
+    )
 
 
-def trace_score(case: Case, mesh: Mesh) -> Any:
+def scoring(case: Case, mesh: Mesh) -> Program:
     """MEt3R of 25 candidates against up to six views of 256x256 (DUSt3R-512-DPT, FeatUp over DINO ViT-S/16)."""
     del case
     builds = (
@@ -210,13 +241,14 @@ def trace_score(case: Case, mesh: Mesh) -> Any:
     metric, states = Met3r(*graphs), placed(states, mesh)
     candidates, finished = (array(mesh, n, 256, 256, 3) for n in (25, 6))
     views = placed(jax.eval_shape(metric.describe, states, finished), mesh)
-    return jax.jit(metric.against).trace(states, candidates, views, array(mesh, dtype=jnp.int32))
+    arguments = (states, candidates, views, array(mesh, dtype=jnp.int32))
+    return Program(jax.jit(metric.against), arguments, fixed={3: finished.shape[0]})
 
 
 PROGRAMS = {
-    "finetune": trace_finetune,
-    "sample": trace_sample,
-    "candidates": trace_candidates,
-    "decode": trace_decode,
-    "score": trace_score,
+    "finetune": finetuning,
+    "sample": sampling,
+    "candidates": choosing,
+    "decode": decoding,
+    "score": scoring,
 }

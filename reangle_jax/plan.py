@@ -17,13 +17,14 @@ from reangle_jax.needs import Needs
 from reangle_jax.run import Ledger, Stage
 from reangle_jax.scoring import needs as of_score
 
-# Sustained FLOP/s of one device in our kind of work: the bf16 peak times the utilisation that scale's targets expect.
-_RATES = {
-    "H100": 989e12 * 0.37,
-    "A100": 312e12 * 0.42,
-    "v5 lite": 197e12 * 0.29,
-    "v5p": 459e12 * 0.3,
-    "v6 lite": 918e12 * 0.13,
+# A device's peak in bfloat16, FLOP/s, and the share of it that is sustained in our kind of work (docs: scale).
+_CHIPS = {
+    "H100": (989e12, 0.37),
+    "H200": (989e12, 0.37),
+    "A100": (312e12, 0.42),
+    "v5 lite": (197e12, 0.29),
+    "v5p": (459e12, 0.3),
+    "v6 lite": (918e12, 0.13),
 }
 _CPU_RATE = 5e10  # float32, per core
 
@@ -127,7 +128,13 @@ def rate() -> float:
     kind = measure.devices()["kind"]
     if jax.default_backend() == "cpu":
         return _CPU_RATE * (os.cpu_count() or 1)
-    return next((rate for name, rate in _RATES.items() if name in kind), 1e14)
+    return next((peak * share for name, (peak, share) in _CHIPS.items() if name in kind), 1e14)
+
+
+def chip_peak() -> float | None:
+    """FLOP/s of one device in bfloat16 by its data sheet; None for one that is not listed."""
+    kind = measure.devices()["kind"]
+    return next((peak for name, (peak, _) in _CHIPS.items() if name in kind), None)
 
 
 def sharing(settings: Settings) -> dict[str, int]:

@@ -23,7 +23,7 @@ def test_a_round_of_candidates_is_divided(platform):
     name, impl, call = PLATFORMS[platform]
     mesh = meshes.make_mesh(f"data:{DEVICES}")
     with meshes.use(mesh), compiling_for(platform):
-        traced = full_size_programs.trace_candidates(full_size_programs.Case(), mesh)
+        traced = full_size_programs.choosing(full_size_programs.Case(), mesh).trace()
         lowered = traced.lower(lowering_platforms=(name,)).as_text()
     given = sum(x.size for x in jax.tree.leaves(traced.in_avals) if x.dtype == "bfloat16")
     assert given == PARAMETERS
