@@ -44,14 +44,15 @@ class CameraPath(NamedTuple):
     camera_to_world: Float[np.ndarray, "T 4 4"]
 
 
-def random_scene(rng: np.random.Generator, pool: ImagePool | None = None) -> tuple[Scene, str]:
+def random_scene(rng: np.random.Generator, pool: ImagePool | None = None, *, close: bool = False) -> tuple[Scene, str]:
     """A random scene and a short sentence that says what is seen.
 
     Args:
         rng: decides everything; equal generators and pools give equal scenes.
         pool: photographs and cut-outs; without it every texture is noise or a pattern and billboards are blobs.
+        close: a room with high walls near by, and all things in one heap in its middle.
     """
-    builder = _Builder(rng, pool)
+    builder = _Builder(rng, pool, close)
     ground_word, wall_word = builder.room()
     phrases = builder.things()
     arrays = {name: jnp.asarray(value) for name, value in builder.values.items()}
@@ -103,8 +104,8 @@ def _rotation(pitch: float, yaw: float, roll: float) -> np.ndarray:
 class _Builder:
     """Fills the slots of one scene."""
 
-    def __init__(self, rng: np.random.Generator, pool: ImagePool | None):
-        self.rng, self.pool = rng, pool
+    def __init__(self, rng: np.random.Generator, pool: ImagePool | None, close: bool = False):
+        self.rng, self.pool, self.close = rng, pool, close
         n = NUM_OBJECTS
         vector, scalar = (n, 3), (n,)
         zeros = {"velocity": vector, "swing": vector, "position": vector, "offset": (n, 2)}
@@ -154,12 +155,13 @@ class _Builder:
             repeat=2 * extent / metres,
             tint=tint,
         )
-        distance = rng.uniform(6.0, 12.0)
+        distance = rng.uniform(4.0, 7.5) if self.close else rng.uniform(6.0, 12.0)
         aspect = 1.5
-        if rng.random() < 0.9:
+        if self.close or rng.random() < 0.9:
             # A photograph once across what the camera sees and a little more; patterns repeat at a size of their own.
             half = distance * rng.uniform(0.7, 1.1)
             high = half / aspect * rng.uniform(0.8, 1.2) if rng.random() < 0.75 else rng.uniform(0.8, 1.6)
+            high = max(high, 1.6) if self.close else high
             wide = half * rng.choice([1.0, 3.0], p=[0.3, 0.7])
             period = 2 * half if photo_wall else rng.uniform(2.0, 6.0)
             self.put(
@@ -174,7 +176,7 @@ class _Builder:
             )
         else:
             wall_word = "open"
-        if rng.random() < 0.3:
+        if rng.random() < (0.6 if self.close else 0.3):
             sign, high = rng.choice([-1, 1]), rng.uniform(0.8, 3.0)
             near, far = rng.uniform(1.5, 4.0), distance
             self.put(
@@ -199,7 +201,10 @@ class _Builder:
         makers = {"ball": self.ball, "box": self.box, "billboard": self.billboard, "column": self.column}
         self.cutouts()
         phrases = []
-        for turn in range(int(rng.integers(3, 9))):
+        if self.close:
+            depth = rng.uniform(2.3, 3.4)
+            self.heap = (rng.normal() * 0.15 * depth, depth)
+        for turn in range(int(rng.integers(6, 12) if self.close else rng.integers(3, 9))):
             kind = str(kinds[turn]) if turn < 2 else str(rng.choice(["ball", "box", "billboard", "column"]))
             if not free[kind]:
                 continue
@@ -215,6 +220,8 @@ class _Builder:
 
     def place(self, *, near: bool) -> tuple[float, float]:
         """A free spot on the ground: x and depth; the subject's is near depth 4."""
+        if self.close:
+            return self.heap[0] + self.rng.normal() * 0.5, max(1.8, self.heap[1] + self.rng.normal() * 0.35)
         spot = (0.0, 4.0)
         for _ in range(20):
             depth = self.rng.uniform(3.5, 4.6) if near else self.rng.uniform(2.9, 7.5)

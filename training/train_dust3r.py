@@ -147,9 +147,9 @@ def disagreement(
 
 
 def loss(
-    parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef: nnx.GraphDef, agree: bool = False
+    parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef: nnx.GraphDef, agree: bool | Array = False
 ) -> tuple[Array, dict]:
-    """The loss of one batch; each pair is used both ways."""
+    """The loss of one batch; each pair is used both ways. ``agree`` may be a share of the way to the last part."""
     del key
     model = nnx.merge(graphdef, parameters)
     network = model.dust3r
@@ -166,14 +166,17 @@ def loss(
         value += jnp.mean(view.confidence * error - ALPHA * jnp.log(view.confidence))
         relative_error += 0.5 * jnp.mean(error)
     K = jnp.concatenate([batch["K"], batch["K"]])
-    if agree:
-        apart = disagreement((predicted[0].points, predicted[1].points), truth, K)
-        return value + AGREE_WEIGHT * apart, {"error": relative_error, "apart": apart}
-    target, valid = matches(*truth, K, network.config.patch_size)
-    projected = model.match(tokens).reshape(2 * count, -1, MATCH_WIDTH)
-    other = jnp.concatenate([projected[count:], projected[:count]])
-    match, right = match_loss(projected, other, target, valid)
-    return value + MATCH_WEIGHT * match, {"error": relative_error, "match": match, "matched": right}
+    numbers = {"error": relative_error}
+    if agree is not False:
+        numbers["apart"] = disagreement((predicted[0].points, predicted[1].points), truth, K)
+        value += agree * AGREE_WEIGHT * numbers["apart"]
+    if agree is not True:
+        target, valid = matches(*truth, K, network.config.patch_size)
+        projected = model.match(tokens).reshape(2 * count, -1, MATCH_WIDTH)
+        other = jnp.concatenate([projected[count:], projected[:count]])
+        numbers["match"], numbers["matched"] = match_loss(projected, other, target, valid)
+        value += (1.0 - agree) * MATCH_WEIGHT * numbers["match"]
+    return value, numbers
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -45,6 +45,7 @@ TIME_SHIFT, TIME_SPREAD = 0.5, 1.2  # of the times' logits
 TEXT_DROPOUT = 0.1
 CONTROL_SCALE = (0.8, 1.1)
 GUIDANCE = (1.0, 8.0)
+EXECUTION = Execution("mapped")
 # Matrices that are not worth Muon's work: they see one vector a picture.
 ADAM = ("embedders", "['norm']['linear']", "['head']['linear']")
 
@@ -173,9 +174,10 @@ def loss(
     return jnp.sum(weights * error) / jnp.sum(weights), {"in_holes": jnp.sum(hole * error) / jnp.sum(hole)}
 
 
-def build(config: FluxConfig, control: ControlNetConfig, seed: int) -> tuple[FluxTransformer, FluxControlNet]:
+def build(
+    config: FluxConfig, control: ControlNetConfig, seed: int, execution: Execution = EXECUTION
+) -> tuple[FluxTransformer, FluxControlNet]:
     """Both networks, computed in float32."""
-    execution = Execution("mapped")
     rngs = nnx.Rngs(seed)
     return FluxTransformer(config, execution=execution, rngs=rngs), FluxControlNet(
         control, execution=execution, rngs=rngs

@@ -22,6 +22,7 @@ from training.scenes import random_scene, render, source_cameras
 
 VIEWS = 4
 PART = 64
+FOCALS = (0.6, 1.7)  # shortest and longest focal length of varied views, in widths of the picture
 
 
 class Views(NamedTuple):
@@ -57,12 +58,21 @@ def random_cameras(rng: np.random.Generator, pivot: float) -> Float32[np.ndarray
     return poses.astype(np.float32)
 
 
-def render_views(index: int, pool: ImagePool | None) -> Views:
-    """Scene ``index``: the same for the same pool, wherever it is rendered."""
-    rng = np.random.default_rng([11, index])
-    scene, _ = random_scene(rng, pool)
+def render_views(index: int, pool: ImagePool | None, *, varied: bool = False) -> Views:
+    """Scene ``index``: the same for the same pool, wherever it is rendered.
+
+    Args:
+        index: its number.
+        pool: for its textures.
+        varied: half the scenes are close ones (`random_scene`), and lenses are of all lengths.
+    """
+    rng = np.random.default_rng([12 if varied else 11, index])
+    close = varied and rng.random() < 0.5
+    scene, _ = random_scene(rng, pool, close=close)
     K = source_cameras(rng, VIEWS, HEIGHT, WIDTH).K
-    poses = random_cameras(rng, float(rng.uniform(*PIVOT)))
+    if varied:
+        K[:, [0, 1], [0, 1]] = WIDTH * np.exp(rng.uniform(*np.log(FOCALS)))
+    poses = random_cameras(rng, float(rng.uniform(2.3, 3.5) if close else rng.uniform(*PIVOT)))
     times = jnp.full(VIEWS, rng.uniform(), jnp.float32)
     rgb, depth = render(scene, jnp.asarray(K), jnp.asarray(poses), times, HEIGHT, WIDTH)
     images = np.asarray(jnp.clip(jnp.round(rgb * 255), 0, 255).astype(jnp.uint8))

@@ -1,0 +1,114 @@
+"""Batches drawn on the device, and the bank that they are drawn from."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from reangle_jax.errors import InputError
+from training import device_batches, make_bank, train_dust3r
+from training.device_batches import cut_out, depth_batch, hats, hole_batch, pair_batch
+
+matches = jax.jit(train_dust3r.matches, static_argnums=3)
+truth = jax.jit(train_dust3r.true_points)
+
+
+def stamps(count=2):
+    """White squares, their borders transparent."""
+    result = np.zeros((count, 32, 32, 4), np.uint8)
+    result[:, 8:24, 12:20] = 255
+    return result
+
+
+def grey_is_near(count=4):
+    """Pictures whose grey is their inverse depth."""
+    ramp = np.linspace(20, 200, 96)[None, None, :] + np.linspace(0, 40, 64)[None, :, None]
+    images = np.repeat(np.broadcast_to(ramp, (count, 64, 96))[..., None], 3, axis=-1).astype(np.uint8)
+    return {"images": jnp.asarray(images), "inverse_depth": jnp.asarray(images[..., 0] / 255, jnp.float16)}
+
+
+def test_hats_resize_a_line():
+    line = jnp.arange(12.0) ** 2
+    np.testing.assert_allclose(hats(jnp.float32(0), jnp.float32(12), 12, 12) @ line, line, atol=1e-5)
+    half = hats(jnp.float32(2), jnp.float32(8), 12, 4)
+    np.testing.assert_allclose(half.sum(1), 1, atol=1e-6)
+    # Between pixels 2 and 3, 4 and 5, ...; the triangle of a square is its value and a spread of a half more.
+    np.testing.assert_allclose(half @ jnp.arange(12.0), [2.5, 4.5, 6.5, 8.5], atol=1e-5)
+    # Outside there is nothing.
+    np.testing.assert_array_equal(hats(jnp.float32(-8), jnp.float32(4), 12, 4, inside=False), 0)
+
+
+def test_cut_outs_lose_their_borders():
+    found = cut_out(stamps())
+    assert found["stamps"].shape == (2, device_batches.SIDE, device_batches.SIDE, 4)
+    assert (found["stamps"][:, 4:-4, 4:-4] == 255).all()
+    np.testing.assert_allclose(found["ratios"], 2.0)
+
+
+def test_depth_goes_with_its_picture_and_cut_outs_stand_before_it(monkeypatch):
+    bank = grey_is_near() | {name: jnp.asarray(x) for name, x in cut_out(stamps()).items()}
+    bank |= {"real_images": bank["images"], "real_inverse_depth": 0 * bank["inverse_depth"]}
+    seen = {}
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(device_batches, "STANDING", share)
+        draw = jax.jit(functools.partial(depth_batch, count=8, size=(42, 63), labelled=2))
+        seen[share] = jax.device_get(draw(bank, jax.random.key(0)))
+    plain, standing = seen[0.0], seen[1.0]
+    np.testing.assert_array_equal(plain["exact"], [True] * 6 + [False] * 2)
+    assert (plain["inverse_depth"][6:] == 0).all()
+    for image, inverse in zip(plain["images"][:6], plain["inverse_depth"][:6], strict=True):
+        assert np.corrcoef(image.mean(-1).reshape(-1), inverse.reshape(-1))[0, 1] > 0.9
+    changed = standing["inverse_depth"][:6] != plain["inverse_depth"][:6]
+    assert 0.02 < changed.mean() < 0.9
+    # What stands is no farther than what it hides, but for the margin in which it may stand on it.
+    assert (standing["inverse_depth"][:6] >= 0.97**3 * plain["inverse_depth"][:6] - 1e-4).all()
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_pairs_stay_true_when_cropped_and_mirrored(views, square):
+    bank = {name: jnp.asarray(np.stack([getattr(v, name) for v in views])) for name in views[0]._fields}
+    draw = jax.jit(functools.partial(pair_batch, count=8, square=square))
+    batch = draw(bank, jax.random.key(1), same=0.0)
+    assert batch["images"].shape == (2, 8, 128, 128 if square else 192, 3)
+    first, second = truth(batch)
+    target, valid = matches(first[:8], second[:8], batch["K"], 8)
+    assert np.asarray(valid).mean() > 0.5  # a wrong camera finds hardly a spot at its depth
+    patches = np.asarray(batch["images"][:, :, 4::8, 4::8], float).reshape(2, 8, -1, 3)
+    here = np.take_along_axis(patches[0], np.asarray(target)[..., None], 1)
+    apart = np.abs(here - patches[1]).mean(-1)[np.asarray(valid)]
+    other = np.abs(np.roll(here, 5, 1) - patches[1]).mean(-1)[np.asarray(valid)]
+    assert np.median(other) > 1.2 * np.median(apart)
+    # The same picture twice, each in a light of its own.
+    same = jax.device_get(draw(bank, jax.random.key(1), same=1.0))
+    np.testing.assert_array_equal(same["poses"][0], same["poses"][1])
+    np.testing.assert_array_equal(same["depth"][0], same["depth"][1])
+
+
+def test_windows_lie_about_a_hole():
+    known = np.ones((3, 16, 24), bool)
+    known[:, 10, 20] = False
+    place = np.arange(16 * 24, dtype=np.float32).reshape(1, 16, 24, 1) * np.ones((3, 1, 1, 2), np.float32)
+    bank = {"picture": place, "warp": place, "known": known, "number": np.ones(3, np.int32)}
+    bank["tokens"] = np.stack([np.zeros((4, 5)), np.ones((4, 5))]).astype(np.float32)
+    batch = hole_batch(jax.tree.map(jnp.asarray, bank), jax.random.key(0), 6, (8, 12), 0.0)
+    assert batch["picture"].shape == (6, 8, 12, 2)
+    assert (batch["text"] == 1).all()
+    assert (np.sum(~np.asarray(batch["known"]), (1, 2)) == 1).all()
+    np.testing.assert_array_equal(batch["picture"][~np.asarray(batch["known"])], 10 * 24 + 20)
+
+
+def test_a_bank_is_made_read_and_repeated(tmp_path, monkeypatch, views):
+    monkeypatch.setattr(make_bank, "load_pool", lambda cache: type("Pools", (), {"train": None}))
+    monkeypatch.setattr(make_bank, "render_views", lambda k, pool, varied: views[k % 2])
+    known = type("Found", (), {"picture": views[0].images[0], "warp": views[0].images[1], "visible": np.ones(3, bool)})
+    monkeypatch.setattr(make_bank, "random_holes", lambda *rest: known)
+    moments = iter((0.0, 2.0))
+    monkeypatch.setattr(make_bank.time, "time", lambda: next(moments))
+    make_bank.worker(0, str(tmp_path), "", 1.0, part=2)
+    found = make_bank.read(tmp_path, "views", 5)
+    np.testing.assert_array_equal(found["images"], np.stack([views[k].images for k in (0, 1, 0, 1, 0)]))
+    assert make_bank.read(tmp_path, "holes")["picture"].shape[0] == 2 * make_bank.HOLES
+    with pytest.raises(InputError, match="has no labels"):
+        make_bank.read(tmp_path, "labels")

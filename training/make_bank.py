@@ -1,0 +1,126 @@
+"""A bank of examples for a short training on an accelerator (`training.train_bank`), made by many processes at once.
+
+``python -m training.make_bank --out DIR --seconds S --workers N [--teacher COMMAND]``
+
+Each process turns between rendered views (`training.views`, every other scene a varied one) and pictures with holes
+(`training.holes`) and writes them part by part as plain .npz, whole or absent, until its time is up. Others cut
+photographs and video frames for a teacher to label: a module with ``label(uint8 [N, H, W, 3]) -> inverse depth
+[N, H, W]``, up to scale and shift, that ``--teacher`` names.
+"""
+
+import importlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from reangle_jax.errors import InputError
+from training import commands
+from training.dataset import HEIGHT, WIDTH
+from training.holes import random_holes
+from training.pool import load_pool
+from training.views import Views, render_views
+
+PART = 32  # scenes
+HOLES = 2  # pictures with holes for each scene
+STRIDE = 1_000_000  # between the numbers of two workers' scenes
+
+
+def write(folder: Path, name: str, arrays: dict[str, Any]) -> None:
+    """Writes one part, whole or not at all."""
+    partial = folder / f".{name}.npz"
+    np.savez(partial, **arrays)
+    os.replace(partial, folder / f"{name}.npz")
+
+
+def read(folder: str | os.PathLike, kind: str, count: int | None = None) -> dict[str, np.ndarray]:
+    """All parts of a kind (``views``, ``holes``, ``labels``), joined.
+
+    Args:
+        folder: of the bank.
+        kind: of the examples.
+        count: so many examples, the first ones again and again if there are fewer: a bank that has grown meanwhile then
+            needs no other program.
+
+    Raises:
+        InputError: there are none.
+    """
+    parts = [dict(np.load(path)) for path in sorted(Path(folder).glob(f"{kind}_*.npz"))]
+    if not parts:
+        raise InputError(f"{folder} has no {kind}: run python -m training.make_bank --out {folder}")
+    found = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
+    total = len(next(iter(found.values())))
+    print(f"{total} {kind}", flush=True)
+    return {name: x[np.arange(count) % total] for name, x in found.items()} if count else found
+
+
+def stacked(examples: Sequence[Any], fields: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some fields of examples, each along a new first axis."""
+    return {name: np.stack([getattr(example, name) for example in examples]) for name in fields}
+
+
+def worker(number: int, out: str, cache: str, ends: float, part: int = PART) -> None:
+    """Renders and makes holes until the time ``ends``."""
+    cv2.setNumThreads(1)
+    pool, turn = load_pool(cache).train, 0
+    while time.time() < ends:
+        first = number * STRIDE + turn * part
+        views = [render_views(k, pool, varied=k % 2 == 0) for k in range(first, first + part)]
+        write(Path(out), f"views_{number}_{turn:05d}", stacked(views, Views._fields))
+        holes = [random_holes(HOLES * first + k, pool, None, views) for k in range(HOLES * part)]
+        write(Path(out), f"holes_{number}_{turn:05d}", stacked(holes, ("picture", "warp", "visible")))
+        turn += 1
+
+
+def labeller(number: int, out: str, cache: str, ends: float, teacher: str, part: int = 64) -> None:
+    """Has a teacher label crops until the time ``ends``."""
+    cv2.setNumThreads(1)
+    label: Callable[[np.ndarray], np.ndarray] = importlib.import_module(teacher).label
+    pool, turn = load_pool(cache).train, 0
+    while time.time() < ends:
+        rng = np.random.default_rng([17, number, turn])
+        large = np.stack([pool.random_crop(rng, 2 * HEIGHT, 2 * WIDTH) for _ in range(part)])
+        images, labels = (
+            np.stack([cv2.resize(x, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for x in many])
+            for many in (large, label(large).astype(np.float32))
+        )
+        arrays = {"images": images, "inverse_depth": labels.astype(np.float16)}
+        write(Path(out), f"labels_{number}_{turn:05d}", arrays)
+        turn += 1
+
+
+def main() -> None:
+    """The command."""
+    parser = commands.parser(__doc__)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
+    parser.add_argument("--teacher", default=None, help="a module that labels pictures, in further processes")
+    parser.add_argument("--labellers", type=int, default=2, help="how many label, with --teacher")
+    parser.add_argument("--part", type=int, default=PART, help="scenes a file")
+    args = parser.parse_args()
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    ends = time.time() + args.seconds
+    spawn = multiprocessing.get_context("spawn")
+    jobs = [spawn.Process(target=worker, args=(n, args.out, args.cache, ends, args.part)) for n in range(args.workers)]
+    if args.teacher:
+        rest = args.out, args.cache, ends, args.teacher
+        jobs += [spawn.Process(target=labeller, args=(n, *rest)) for n in range(args.labellers)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    for kind in ("views", "holes", "labels"):
+        print(f"{kind}: {len(list(Path(args.out).glob(f'{kind}_*.npz')))} parts", flush=True)
+    if any(job.exitcode for job in jobs):
+        raise InputError(f"--out {args.out}: a worker failed, see above; what the others made is there")
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,188 @@
+"""Short trainings on an accelerator, from a bank of examples (`training.make_bank`) that lies on the device whole.
+
+``python -m training.train_bank NETWORK --bank DIR --workdir DIR [--init FOLDER] [--minutes M] --out FOLDER``
+
+NETWORK is ``depth``, ``dust3r`` or ``flux`` (transformer and ControlNet). Losses and networks are those of
+`training.train_depth`, `training.train_dust3r` and `training.train_flux`; batches are drawn and altered in the step
+itself (`training.device_batches`). ``--init`` starts from weights of the same sizes. DUSt3R's encoder is told what
+matches at first and its points are drawn together (``--agree`` there) in the last part. The weights so far are written
+at every checkpoint.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array
+
+from reangle_jax import checkpoints, tiny
+from reangle_jax.arrays import to_unit
+from reangle_jax.models.depth_anything import DepthAnythingConfig
+from reangle_jax.models.dust3r import Dust3rConfig
+from reangle_jax.models.flux.autoencoder import Autoencoder
+from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
+from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
+from reangle_jax.nn.execution import Execution
+from reangle_jax.painters.flux.conditions import known_cells
+from reangle_jax.prompts import embed_prompts
+from training import commands, make_bank, train_depth, train_dust3r, train_flux, training
+from training.depth_frames import INPUT
+from training.device_batches import cut_out, depth_batch, hole_batch, pair_batch
+from training.dust3r_pairs import SAME
+from training.pool import load_pool
+
+LABELLED = 0.25  # share of the depth network's frames
+WHOLE = 8  # pictures that the small FLUX sees whole, one for so many windows
+AGREE_FROM = 0.5  # of DUSt3R's schedule
+WIDE = {"encoder_width": 128, "encoder_depth": 6, "encoder_heads": 4, "decoder_width": 128, "decoder_heads": 4}
+BATCH = {"depth": 64, "dust3r": 64, "flux": 64}
+
+
+def depth(args: Any) -> tuple[Callable, Any, dict[str, Any], Callable]:
+    """Loss, parameters, what the device holds and how weights are saved."""
+    views = make_bank.read(args.bank, "views", args.capacity)
+    images, depths = (views[name].reshape(-1, *views[name].shape[2:]) for name in ("images", "depth"))
+    bank = {"images": images, "inverse_depth": (1.0 / np.maximum(depths.astype(np.float32), 0.05)).astype(np.float16)}
+    labelled = 0
+    if list(Path(args.bank).glob("labels_*.npz")):
+        labels = make_bank.read(args.bank, "labels", args.capacity)
+        bank |= {"real_" + name: x for name, x in labels.items()}
+        labelled = round(LABELLED * args.batch)
+    bank |= cut_out(load_pool(args.cache).train.stamps)
+    tiny_config = DepthAnythingConfig.tiny()
+    config = dataclasses.replace(tiny_config, patch_size=7, native_grid=tiny_config.short_side // 7)
+    model = train_depth.initial_model(config, args.seed, images)
+    if args.init:
+        train_depth.carry_over(model, args.init)
+    graphdef, parameters = nnx.split(model)
+
+    def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
+        batch = depth_batch(batch, key, args.batch, INPUT, labelled)
+        return train_depth.loss(parameters, batch, key, graphdef=graphdef)
+
+    def save(mean: Any) -> None:
+        checkpoints.save_model(args.out, nnx.merge(graphdef, mean), config, dtype=np.float16)
+
+    return loss, parameters, bank, save
+
+
+def dust3r(args: Any) -> tuple[Callable, Any, dict[str, Any], Callable]:
+    """The same of DUSt3R: half of a batch's pairs are squares."""
+    bank = make_bank.read(args.bank, "views", args.capacity)
+    config = dataclasses.replace(Dust3rConfig.tiny(), **(WIDE if args.wide else {}))
+    if args.init:
+        model = train_dust3r.Trained(config, rngs=nnx.Rngs(args.seed))
+        train_dust3r.start_from(args.init, model)
+    else:
+        model = train_dust3r.initial_model(config, args.seed, bank["images"][:512, 0])
+    graphdef, parameters = nnx.split(model)
+
+    def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
+        agree = batch["late"]
+        same = SAME + agree * (train_dust3r.SAME_AGREE - SAME)
+        parts = []
+        for square in (False, True):
+            key, one = jax.random.split(key)
+            pairs = pair_batch(batch, one, args.batch // 2, same, square=square)
+            parts.append(train_dust3r.loss(parameters, pairs, one, graphdef=graphdef, agree=agree))
+        return jax.tree.map(lambda *x: sum(x) / len(x), *parts)
+
+    def save(mean: Any) -> None:
+        checkpoints.save_model(args.out, nnx.merge(graphdef, mean).dust3r, config, dtype=np.float16)
+
+    return loss, parameters, bank, save
+
+
+def encoded(holes: dict[str, np.ndarray], folder: Path, count: int = 64) -> dict[str, np.ndarray]:
+    """Pictures with holes through an autoencoder: `train_flux.Latents`' fields, stacked."""
+    config = checkpoints.load_config(folder, AutoencoderConfig)
+    graphdef, state = nnx.split(checkpoints.load_into(Autoencoder(config, rngs=nnx.Rngs(0)), folder))
+
+    @jax.jit
+    def encode(state: nnx.State, picture: Array, warp: Array, visible: Array) -> dict[str, Array]:
+        network = nnx.merge(graphdef, state)
+        latents = [network.scale_latents(network.encode(to_unit(x))[0]).astype(jnp.float16) for x in (picture, warp)]
+        known = known_cells(visible, config.spatial_compression_ratio)
+        return {"picture": latents[0], "warp": latents[1], "known": known}
+
+    total = len(holes["picture"])
+    parts = []
+    for first in range(0, total, count):
+        index = np.arange(first, first + count) % total  # the last part is as large as the others
+        parts.append(jax.device_get(encode(state, *(holes[name][index] for name in ("picture", "warp", "visible")))))
+    return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
+
+
+def flux(args: Any) -> tuple[Callable, Any, dict[str, Any], Callable]:
+    """The same of the small FLUX: windows and, fewer, whole pictures."""
+    bank: dict[str, Any] = encoded(make_bank.read(args.bank, "holes", args.capacity), tiny.WEIGHTS / "flux_autoencoder")
+    tokens = embed_prompts(tiny.WEIGHTS / "text_encoder", [""], train_flux.TEXT_LENGTH).astype(np.float16)
+    bank |= {"tokens": tokens, "number": np.zeros(len(bank["known"]), np.int32)}
+    configs = FluxConfig.tiny(), ControlNetConfig.tiny()
+    networks = train_flux.build(*configs, args.seed, Execution("plain"))
+    names = "transformer", "controlnet"
+    if args.init:
+        for network, name in zip(networks, names, strict=True):
+            checkpoints.load_into(network, Path(args.init).with_name(f"flux_{name}"))
+    graphdefs, states = zip(*(nnx.split(network) for network in networks), strict=True)
+    whole = bank["known"].shape[1:]
+
+    def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
+        parts = []
+        shapes = ((args.batch, tuple(n // 2 for n in whole)), (max(1, args.batch // WHOLE), whole))
+        for k, (count, window) in enumerate(shapes):
+            draw, noise = jax.random.split(jax.random.fold_in(key, k))
+            some = hole_batch(batch, draw, count, window, train_flux.TEXT_DROPOUT)
+            parts.append(train_flux.loss(parameters, some, noise, graphdefs=graphdefs))
+        return jax.tree.map(lambda a, b: 0.67 * a + 0.33 * b, *parts)
+
+    def save(mean: Any) -> None:
+        for name, graph, config in zip(names, graphdefs, configs, strict=True):
+            folder = Path(args.out).with_name(f"flux_{name}")
+            checkpoints.save_model(folder, nnx.merge(graph, mean[name]), config, dtype=np.float16)
+
+    return loss, dict(zip(names, states, strict=True)), bank, save
+
+
+def main() -> None:
+    """The command."""
+    parser = training.command_line(__doc__, steps=6_000, out="", rate=1e-3)
+    parser.add_argument("network", choices=tuple(BATCH))
+    parser.add_argument("--bank", required=True, help="the examples' folder (training.make_bank)")
+    parser.add_argument("--init", default=None, help="a weights folder to start from")
+    parser.add_argument("--batch", type=int, default=None, help="frames, pairs or windows a step")
+    parser.add_argument("--capacity", type=int, default=None, help="examples of each kind, whatever the bank has")
+    parser.add_argument("--wide", action="store_true", help="a DUSt3R twice as wide")
+    parser.add_argument("--decay", type=float, default=0.6, help="share of the schedule over which the rate falls")
+    args = parser.parse_args()
+    args.batch = args.batch or BATCH[args.network]
+    name = "flux_transformer" if args.network == "flux" else args.network
+    args.out = args.out or str(Path(args.workdir) / "weights" / name)
+    loss, parameters, bank, save = {"depth": depth, "dust3r": dust3r, "flux": flux}[args.network](args)
+    bank = jax.device_put(bank)
+    print({name: x.shape for name, x in bank.items()}, flush=True)
+    begun, late = time.monotonic(), [jax.device_put(np.float32(x)) for x in (0, 1)]
+
+    def batch(rng: np.random.Generator, step: int) -> dict[str, Array]:
+        del rng
+        passed = (time.monotonic() - begun) / (60 * args.minutes) if args.minutes else step / args.steps
+        return bank | {"late": late[passed > AGREE_FROM]}
+
+    def evaluate(mean: Any) -> dict[str, float]:
+        save(mean)
+        print(f"weights written after {time.monotonic() - begun:.0f} s", flush=True)
+        return {}
+
+    more: dict[str, Any] = {"weight_decay": 1e-2, "adam": train_flux.ADAM} if args.network == "flux" else {}
+    config = training.TrainConfig.of(args, save_every=60.0, decay=args.decay, ema=0.998, log_every=100, **more)
+    save(training.train(loss, parameters, batch, config, args.workdir, evaluate=evaluate))
+
+
+if __name__ == "__main__":
+    commands.run(main)
