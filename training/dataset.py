@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float16, UInt8
+from jaxtyping import Float16, Float32, UInt8
 
 from reangle_jax.geometry.trajectories import parse_view, view_cameras
 from training import commands, records
 from training.pool import ImagePool, load_pool
 from training.records import Stored
-from training.scenes import random_scene, render, source_cameras
+from training.scenes import Scene, random_scene, render, source_cameras
 
 FRAMES, HEIGHT, WIDTH = 17, 128, 192
 PART = 32
@@ -50,21 +50,36 @@ def random_view(rng: np.random.Generator) -> str:
     return "+".join(f"{n}:{share * MOTIONS[n] * rng.uniform(0.4, 1.0):.3f}" for n in names)
 
 
-def render_clip(index: int, pool: ImagePool | None) -> Clip:
-    """Clip ``index`` of the dataset: the same for the same pool, wherever it is rendered."""
+class Shot(NamedTuple):
+    """What a clip is rendered from: all but the prompt are arguments of `render`."""
+
+    scene: Scene
+    K: Float32[np.ndarray, "T 3 3"]
+    camera_to_world: Float32[np.ndarray, "T 4 4"]
+    times: Float32[np.ndarray, " T"]
+    prompt: str
+
+
+def random_shot(index: int, pool: ImagePool | None) -> Shot:
+    """What there is to see in clip ``index`` of the dataset, when, and from where."""
     rng = np.random.default_rng([7, index])
     scene, caption = random_scene(rng, pool)
     spelling = random_view(rng)
     path = source_cameras(rng, FRAMES, HEIGHT, WIDTH)
-    prompt, poses = caption, jnp.asarray(path.camera_to_world)
+    prompt, poses = caption, path.camera_to_world
     if spelling:
         view = parse_view(spelling)
         prompt = view.prompt_prefix + caption
-        poses = view_cameras(view, path.K[0], float(rng.uniform(*PIVOT)), FRAMES).camera_to_world
+        poses = np.asarray(view_cameras(view, path.K[0], float(rng.uniform(*PIVOT)), FRAMES).camera_to_world)
     # Some clips are slow, some fast, and a few stand still: only the camera moves.
     start, speed = rng.uniform(0, 0.5), rng.choice([0.0, 0.25, 0.5], p=[0.15, 0.35, 0.5])
-    times = jnp.asarray(np.linspace(start, start + speed, FRAMES), jnp.float32)
-    rgb, depth = render(scene, jnp.asarray(path.K), poses, times, HEIGHT, WIDTH)
+    return Shot(scene, path.K, poses, np.linspace(start, start + speed, FRAMES).astype(np.float32), prompt)
+
+
+def render_clip(index: int, pool: ImagePool | None) -> Clip:
+    """Clip ``index`` of the dataset: the same for the same pool, wherever it is rendered."""
+    *shot, prompt = random_shot(index, pool)
+    rgb, depth = render(shot[0], *map(jnp.asarray, shot[1:]), HEIGHT, WIDTH)
     frames = np.asarray(jnp.clip(jnp.round(rgb * 255), 0, 255).astype(jnp.uint8))
     return Clip(frames, np.asarray(depth, np.float16), prompt)
 

@@ -9,11 +9,12 @@ encoded once, with its mirror image (left and right change places in its prompt)
 ``--inherit FOLDER`` begins with what fits of a transformer made for another autoencoder.
 """
 
+import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,8 @@ from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.nn.choices import IMPLEMENTATIONS, Choice
+from reangle_jax.nn.execution import Execution
 from training import commands, records, training
 from training.dataset import FRAMES, HEIGHT, PART, WIDTH, Clip, load_clips
 from training.movers import moving_things
@@ -112,11 +115,12 @@ def _undescribed(frames: UInt8[np.ndarray, "T H W 3"]) -> Clip:
     return Clip(frames, frames[..., 0].astype(np.float16), "")  # its depth is not asked for
 
 
-def fitting(vae: VAEConfig) -> TransformerConfig:
-    """The small transformer for an autoencoder: its tokens are always 16 pixels a side."""
+def fitting(vae: VAEConfig, **shape: int) -> TransformerConfig:
+    """The small transformer for an autoencoder: its tokens are always 16 pixels a side; further fields as given."""
     ratio = vae.spatial_compression_ratio
     return dataclasses.replace(
         TransformerConfig.tiny(),
+        **shape,
         in_channels=2 * vae.latent_channels,
         out_channels=vae.latent_channels,
         patch_size=TOKEN // ratio,
@@ -157,16 +161,26 @@ def load_latents(folder: Path, text_folder: str) -> dict[str, np.ndarray]:
     return {"video": np.stack(video), "image": np.stack(image), "text": text}
 
 
-def make_batch(
-    rng: np.random.Generator, step: int, *, data: dict[str, np.ndarray], empty: np.ndarray, size: int
-) -> dict[str, np.ndarray]:
-    """A batch of latents, image conditions and text embeddings, some of the last two blanked."""
+def resident(data: dict[str, np.ndarray], empty: np.ndarray) -> dict[str, jax.Array]:
+    """Encoded clips on the device, where every step picks its own, and the empty prompt's embedding beside them."""
+    return jax.device_put({**data, "empty": empty})
+
+
+def make_batch(rng: np.random.Generator, step: int, *, data: dict[str, jax.Array], size: int) -> dict[str, Any]:
+    """Which clips, noised first frames and prompts a step takes; some of the last two blanked (`gathered`)."""
     del step
-    pick = rng.integers(len(data["video"]), size=size)
-    image = data["image"][pick, rng.integers(NOISED_IMAGES, size=size)]
-    image[rng.random(size) < CONDITION_DROPOUT] = 0
-    text = data["text"][pick]
-    text[rng.random(size) < TEXT_DROPOUT] = empty
+    chosen = {"pick": rng.integers(len(data["video"]), size=size), "image": rng.integers(NOISED_IMAGES, size=size)}
+    chosen = {name: value.astype(np.int32) for name, value in chosen.items()}
+    blank = {"no_image": rng.random(size) < CONDITION_DROPOUT, "no_text": rng.random(size) < TEXT_DROPOUT}
+    return {"data": data, **chosen, **blank}
+
+
+def gathered(batch: dict[str, Any]) -> dict[str, jax.Array]:
+    """The latents, image conditions and text embeddings of a batch."""
+    data, pick = batch["data"], batch["pick"]
+    image, text = data["image"][pick, batch["image"]], data["text"][pick]
+    image = jnp.where(batch["no_image"][:, None, None, None], jnp.zeros_like(image), image)
+    text = jnp.where(batch["no_text"][:, None, None], data["empty"][None], text)
     return {"video": data["video"][pick], "image": image, "text": text}
 
 
@@ -175,8 +189,9 @@ def _draw(moments: jax.Array, key: jax.Array) -> jax.Array:
     return mean + deviation * jax.random.normal(key, mean.shape)
 
 
-def loss(parameters: nnx.State, batch: dict[str, jax.Array], key: jax.Array, *, graphdef: nnx.GraphDef):
-    """The v-loss, and its values in the quarters of the schedule."""
+def loss(parameters: nnx.State, batch: dict[str, Any], key: jax.Array, *, graphdef: nnx.GraphDef):
+    """The v-loss."""
+    batch = gathered(batch)
     keys = jax.random.split(key, 4)
     z = _draw(batch["video"], keys[0])
     image = _draw(batch["image"], keys[1])
@@ -191,36 +206,55 @@ def loss(parameters: nnx.State, batch: dict[str, jax.Array], key: jax.Array, *, 
     return masked_v_loss(v, SCHEDULE.velocity(z, eps, t), None), {}
 
 
-def main() -> None:
-    """The command."""
+def command_line() -> argparse.ArgumentParser:
+    """The command's flags."""
     parser = training.command_line(__doc__, steps=20_000, out=str(WEIGHTS), rate=1e-3)
     parser.add_argument("--scenes", required=True, help="a folder of rendered clips (training.dataset)")
     parser.add_argument("--heldout-scenes", required=True, help="the same for clips that are never trained on")
     parser.add_argument("--vae", default=str(WEIGHTS.with_name("vae")))
     parser.add_argument("--text", default=str(WEIGHTS.with_name("text_encoder")))
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=TransformerConfig.tiny().num_attention_heads, help="of 64 each")
+    parser.add_argument("--layers", type=int, default=TransformerConfig.tiny().num_layers)
+    parser.add_argument("--dtype", default="auto", help="what is computed in: float32 or bfloat16; auto: as stored")
+    parser.add_argument("--attention", default="auto", help=f"one of {', '.join(('auto', *IMPLEMENTATIONS))}")
+    parser.add_argument("--ema", type=float, default=0.998, help="decay of the mean that is kept")
+    parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
     parser.add_argument("--inherit", default=None, help="a weights folder of another shape: what fits is taken")
     parser.add_argument("--encode-only", action="store_true", help="make the latents and stop")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """The command."""
+    args = command_line().parse_args()
     pools, workdir = load_pool(args.cache), Path(args.workdir)
     encode_all(args.vae, args.scenes, pools.train, workdir / "latents")
     encode_all(args.vae, args.heldout_scenes, pools.heldout, workdir / "latents_heldout")
     if args.encode_only:
         return
     data, unseen = (load_latents(workdir / name, args.text) for name in ("latents", "latents_heldout"))
+    fit(args, data, unseen)
+
+
+def fit(args: argparse.Namespace, data: dict[str, np.ndarray], unseen: dict[str, np.ndarray]) -> None:
+    """Trains on encoded clips as the flags say, and writes the weights."""
     length = TransformerConfig.tiny().max_text_seq_length
     empty = networks.embed_prompts(Path(args.text), [""], length)[0].astype(np.float16)
     print(f"{len(data['video'])} clips with their mirror images", flush=True)
-
-    config = fitting(checkpoints.load_config(args.vae, VAEConfig))
-    model = Transformer(config, rngs=nnx.Rngs(args.seed))
+    config = fitting(
+        checkpoints.load_config(args.vae, VAEConfig), num_attention_heads=args.heads, num_layers=args.layers
+    )
+    execution = Execution.chosen(config.param_dtype, Choice(attention=args.attention, dtype=args.dtype))
+    model = Transformer(config, execution=execution, rngs=nnx.Rngs(args.seed))
     if args.inherit:
         source = Transformer(checkpoints.load_config(args.inherit, TransformerConfig), rngs=nnx.Rngs(0))
         checkpoints.load_into(source, args.inherit)
         print(f"inherited {len(inherit(model, source))} arrays", flush=True)
     graphdef, parameters = nnx.split(model)
-    draw = partial(make_batch, empty=empty, size=args.batch)
-    batches = [draw(np.random.default_rng([2, k]), k, data=unseen) for k in range(8)]
+    draw = partial(make_batch, size=args.batch)
+    held_out = resident(unseen, empty)
+    batches = [jax.device_put(draw(np.random.default_rng([2, k]), k, data=held_out)) for k in range(8)]
     measure = jax.jit(partial(loss, graphdef=graphdef))
 
     def evaluate(mean: nnx.State) -> dict[str, float]:
@@ -230,8 +264,9 @@ def main() -> None:
     mean = training.train(
         partial(loss, graphdef=graphdef),
         parameters,
-        partial(draw, data=data),
-        training.TrainConfig.of(args, ema=0.998, weight_decay=1e-2),
+        partial(draw, data=resident(data, empty)),
+        # A step's choice is nothing that other processes would have to make.
+        training.TrainConfig.of(args, ema=args.ema, weight_decay=1e-2, save_every=args.save_every, workers=0),
         args.workdir,
         evaluate=evaluate,
     )

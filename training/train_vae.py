@@ -27,6 +27,7 @@ from reangle_jax.arrays import to_unit
 from reangle_jax.data.video import fit
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.nn.execution import Execution
 from training import commands, training
 from training.dataset import Clip, load_clips
 from training.movers import moving_things
@@ -115,11 +116,11 @@ def loss(
     """Reconstruction error and divergence of one batch; nothing is propagated into the encoder if ``decoder_only``."""
     vae = nnx.merge(graphdef, parameters)
     video = to_unit(batch)
-    mean, logvar = vae.encode(video)
+    mean, logvar = (x.astype(jnp.float32) for x in vae.encode(video))
     if decoder_only:
         mean, logvar = jax.lax.stop_gradient((mean, logvar))
     latents = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
-    output = vae.decode(latents)
+    output = vae.decode(latents).astype(jnp.float32)
     error = output - video
     divergence = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar)
     weights = moving_weights(video)
@@ -139,8 +140,9 @@ def held_out_clips(pool: ImagePool, count: int = 4) -> np.ndarray:
 def _reconstruct(graphdef: nnx.GraphDef, parameters: nnx.State, clip: jax.Array):
     vae = nnx.merge(graphdef, parameters)
     video = to_unit(clip)[None]
-    mean, logvar = vae.encode(video)
-    return psnr(jnp.clip(vae.decode(mean), -1, 1), video), jnp.mean(jnp.square(mean) + jnp.exp(logvar))
+    mean, logvar = (x.astype(jnp.float32) for x in vae.encode(video))
+    output = vae.decode(mean).astype(jnp.float32)
+    return psnr(jnp.clip(output, -1, 1), video), jnp.mean(jnp.square(mean) + jnp.exp(logvar))
 
 
 def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, clips: np.ndarray) -> dict[str, float]:
@@ -198,6 +200,8 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=None, help="of each resolution, finest first")
     parser.add_argument("--latent-channels", type=int, default=None)
     parser.add_argument("--inherit", default=None, help="a weights folder of another shape: what fits is taken")
+    parser.add_argument("--batch", type=int, default=1, help="clips a step; of images alone 6 and 8 times as many")
+    parser.add_argument("--dtype", default="float32", help="what is computed in: float32 or bfloat16")
     parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
     args = parser.parse_args()
 
@@ -207,7 +211,7 @@ def main() -> None:
     elif args.widths or args.latent_channels:
         widths, channels = args.widths or config.block_out_channels, args.latent_channels or config.latent_channels
         config = dataclasses.replace(config, block_out_channels=tuple(widths), latent_channels=channels)
-    vae = VAE(config, rngs=nnx.Rngs(args.seed))
+    vae = VAE(config, execution=Execution(dtype=args.dtype), rngs=nnx.Rngs(args.seed))
     if args.init:
         checkpoints.load_into(vae, args.init)
     elif args.inherit:
@@ -223,10 +227,11 @@ def main() -> None:
     if args.images:
         parameters, trainable = still_start(parameters) if not args.init else (parameters, still_freedom(parameters))
     clips = held_out_clips(pools.heldout)
+    shapes = tuple((args.batch * count, *rest) for count, *rest in (IMAGES if args.images else SHAPES))
     mean = training.train(
         partial(loss, graphdef=graphdef, decoder_only=args.freeze_encoder),
         parameters,
-        partial(make_batch, pool=pools.train, scenes=scenes, shapes=IMAGES if args.images else SHAPES),
+        partial(make_batch, pool=pools.train, scenes=scenes, shapes=shapes),
         training.TrainConfig.of(args, save_every=args.save_every),
         args.workdir,
         evaluate=lambda mean: evaluate(graphdef, mean, clips),

@@ -64,7 +64,7 @@ class TrainConfig:
     def of(cls, args: argparse.Namespace, **more: Any) -> "TrainConfig":
         """As the flags of `command_line` say."""
         flags = {"steps": args.steps, "minutes": args.minutes, "learning_rate": args.rate, "seed": args.seed}
-        return cls(**flags, workers=args.workers, **more)
+        return cls(**(flags | {"workers": args.workers} | more))
 
     def rate(self, progress: float, step: int) -> float:
         """The learning rate at a fraction of the schedule."""

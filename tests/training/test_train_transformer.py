@@ -8,6 +8,7 @@ from flax import nnx
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from training import train_transformer
 from training.train_transformer import fitting, inherit
 
 
@@ -15,6 +16,8 @@ def test_it_fits_its_autoencoder_in_as_many_tokens():
     assert fitting(VAEConfig.tiny()) == TransformerConfig.tiny()
     finer = fitting(dataclasses.replace(VAEConfig.tiny(), block_out_channels=(16, 32, 48), latent_channels=12))
     assert (finer.in_channels, finer.out_channels, finer.patch_size) == (24, 12, 4)
+    wide = fitting(VAEConfig.tiny(), num_attention_heads=6, num_layers=5)
+    assert (wide.inner_dim, wide.num_layers, wide.patch_size) == (384, 5, 2)
     assert finer.num_video_tokens(5, 32, 48) == TransformerConfig.tiny().num_video_tokens(5, 16, 24) == 480
 
 
@@ -27,3 +30,33 @@ def test_it_inherits_all_but_what_meets_the_latents():
     assert not {"patch_embed.proj.kernel", "head.proj_out.kernel", "head.proj_out.bias"} & {*taken}
     ours, theirs = (m.blocks.layers.ff.up.kernel[...] for m in (model, source))
     assert np.array_equal(ours, theirs)
+
+
+def test_a_step_picks_its_clips_on_the_device(monkeypatch):
+    monkeypatch.setattr(train_transformer, "CONDITION_DROPOUT", 0.5)
+    monkeypatch.setattr(train_transformer, "TEXT_DROPOUT", 0.5)
+    number = np.arange(1, 6, dtype=np.float16)
+    data = {
+        "video": np.tile(number[:, None, None, None, None], (1, 5, 2, 3, 4)),
+        "image": number[:, None, None, None, None] + np.array([0, 0.5], np.float16)[None, :, None, None, None],
+        "text": np.tile(number[:, None, None], (1, 7, 2)),
+    }
+    held = train_transformer.resident(data, np.full((7, 2), -1, np.float16))
+    batch = train_transformer.make_batch(np.random.default_rng(0), 0, data=held, size=64)
+    assert all(x is y for x, y in zip(batch["data"].values(), held.values(), strict=True))
+    found = {name: np.asarray(x) for name, x in train_transformer.gathered(batch).items()}
+    assert {name: x.shape for name, x in found.items()} == {
+        "video": (64, 5, 2, 3, 4),
+        "image": (64, 1, 1, 1),
+        "text": (64, 7, 2),
+    }
+    video, image, text = (x.reshape(64, -1)[:, 0] for x in found.values())
+    assert set(video) == set(number)
+    blank = image == 0
+    assert 0.3 < blank.mean() < 0.7
+    assert set((image - video)[~blank]) == {0, 0.5}
+    bare = text == -1
+    assert 0.3 < bare.mean() < 0.7
+    np.testing.assert_array_equal(text[~bare], video[~bare])
+    assert (bare & ~blank).any()
+    assert (blank & ~bare).any()
