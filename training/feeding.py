@@ -9,11 +9,12 @@ import concurrent.futures
 import itertools
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
-from unittest import mock
 
 import numpy as np
 
@@ -23,12 +24,18 @@ Result = TypeVar("Result")
 _function: Callable[[Any], Any] | None = None  # of a worker process
 
 
-def _begin(function: Callable[[Any], Any]) -> None:
-    """A worker's start: it works alone, leaves signals to its parent, and goes when the parent is gone."""
+def _begin(function: bytes) -> None:
+    """A worker's start: on the CPU, in one thread, deaf to the terminal, and gone when its parent is.
+
+    The devices are its parent's. So the function is pickled by itself: what it holds may want one at once.
+    """
     import cv2  # late: who asks for no processes needs it not
 
     global _function
-    _function = function
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+    _function = pickle.loads(function)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -52,16 +59,13 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
     if workers:
         spawn = multiprocessing.get_context("spawn")  # a fork would copy JAX's threads half
         pool: concurrent.futures.Executor = concurrent.futures.ProcessPoolExecutor(
-            workers, spawn, initializer=_begin, initargs=(function,)
+            workers, spawn, initializer=_begin, initargs=(pickle.dumps(function),)
         )
     else:
         pool = concurrent.futures.ThreadPoolExecutor(1)
 
     def submit(item: Item) -> concurrent.futures.Future[Result]:
-        if not workers:
-            return pool.submit(function, item)
-        with mock.patch.dict(os.environ, JAX_PLATFORMS="cpu"):  # it may start a process
-            return pool.submit(_apply, item)
+        return pool.submit(_apply if workers else function, item)
 
     rest = iter(items)
     try:
