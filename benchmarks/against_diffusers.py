@@ -1,7 +1,9 @@
 """The fine-tuning step and the sampling step against diffusers + peft on PyTorch: equal weights, equal draws, in turn.
 
-    python -m benchmarks.against_diffusers [--size small] [--repeats 9]
-    python -m benchmarks.against_diffusers --size full     # one GPU of 80 GB; 30 GB of disk for the random weights
+    python -m benchmarks.against_diffusers [--repeats 9]
+
+The networks are the small family's. At full size each side has a command of its own, which draws its weights on the
+device: ``python -m benchmarks.full_size_run`` and ``python -m benchmarks.diffusers_steps``.
 
 Random weights are written in our layout and turned into the published one by ``python -m converters --to-torch``; the
 adapters travel as the file that a run exports. Fine-tuning is the whole step: latents and noised first frame drawn,
@@ -9,9 +11,8 @@ that frame encoded, the masked v-loss, its gradient, the clip, AdamW. PyTorch ge
 made before the clock runs. Sampling is one guided DDIM step, both passes in one batch.
 
 First the losses of three successive steps, what they did to the adapters, and the latents after three sampling steps
-are compared in float32 (for the full size on two blocks of the small one; then they are shown as it is, in bfloat16);
-then each program is called once to warm up, and all take turns: A B C A B C. PyTorch's step comes twice, as diffusers
-has it and with gradient checkpointing, which is what our ``remat`` does; at full size only the latter fits.
+are compared in float32; then each program is called once to warm up, and all take turns: A B C A B C. PyTorch's step
+comes twice, as diffusers has it and with gradient checkpointing, which is what our ``remat`` does.
 
 Memory: on a GPU what torch says of its peak and XLA's plan of ours, weights included; on a CPU how far resident memory
 rises during a step of torch's, and XLA's plan of the temporaries of ours.
@@ -96,13 +97,12 @@ class Case:
         return dataclasses.replace(config.parse(settings).finetune, rank=self.rank, learning_rate=1e-3)
 
 
-def case(size: str, layers: int | None = None) -> Case:
+def case(size: str) -> Case:
     """``small`` is the family that comes with the package, ``full`` CogVideoX-5B-I2V at 49 frames of 480x720."""
     transformer, vae = TransformerConfig.tiny(), VAEConfig.tiny()
     if size == "full":
         transformer = TransformerConfig.cogvideox_5b_i2v()
         vae = dataclasses.replace(VAEConfig.cogvideox_5b(), param_dtype="bfloat16")
-    transformer = dataclasses.replace(transformer, num_layers=layers or transformer.num_layers)
     return Case(transformer, vae, 128 if size == "full" else 64)
 
 
@@ -260,32 +260,20 @@ def resident_rise(call: Call) -> float:
 def main() -> None:
     """Compares, then prints a line for each program and side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("small", "full"), default="small")
-    parser.add_argument("--layers", type=int, default=None, help="fewer blocks, for a quick look")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh.make_mesh("data:1")):
-        small = arguments.size == "small"
-        with jax.default_matmul_precision("highest"):  # as PyTorch multiplies float32
-            pair = Pair(case("small", arguments.layers if small else 2), Path(folder) / "small")
-            found = pair.differences()
-            show("float32", found)
-            assert found["loss"] < 1e-5, "the losses differ: the two do not compute the same"
-            assert found["adapters"] < 1e-2, "the adapters' change differs"
-            assert found["latents"] < 1e-4, "the latents differ"
-            if small:
-                return compare(pair, arguments)
-        pair = Pair(case("full", arguments.layers), Path(folder) / "full")
-        show("bfloat16, full size", pair.differences())
-        compare(pair, arguments)
+    highest = jax.default_matmul_precision("highest")  # as PyTorch multiplies float32
+    with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh.make_mesh("data:1")), highest:
+        pair = Pair(case("small"), Path(folder))
+        found = pair.differences()
+        print("float32: relative difference of", ", ".join(f"{k} {v:.1e}" for k, v in found.items()), flush=True)
+        assert found["loss"] < 1e-5, "the losses differ: the two do not compute the same"
+        assert found["adapters"] < 1e-2, "the adapters' change differs"
+        assert found["latents"] < 1e-4, "the latents differ"
+        compare(pair, arguments.repeats)
 
 
-def show(what: str, found: dict[str, float]) -> None:
-    """Prints how far the sides differ."""
-    print(f"{what}: relative difference of", ", ".join(f"{k} {v:.1e}" for k, v in found.items()), flush=True)
-
-
-def compare(pair: Pair, arguments: argparse.Namespace) -> None:
+def compare(pair: Pair, repeats: int) -> None:
     """Times both sides in turn."""
     ours, theirs = pair.ours, pair.theirs
 
@@ -302,11 +290,10 @@ def compare(pair: Pair, arguments: argparse.Namespace) -> None:
         return functools.partial(one.sample, latents, 1, *both)
 
     recomputed = f"{theirs.name}, gradient checkpointing"
-    plain = [] if arguments.size == "full" else [theirs.name]
     device, threads = jax.devices()[0].device_kind, torch.get_num_threads()
-    print(f"{arguments.size}, {device}, {threads} threads, median of {arguments.repeats}; in brackets against ours:")
-    take_turns("finetune", tune, [ours.name, *plain, recomputed], pair, arguments.repeats)
-    take_turns("sample", sample, [ours.name, theirs.name], pair, arguments.repeats)
+    print(f"{device}, {threads} threads, median of {repeats}; in brackets against ours:")
+    take_turns("finetune", tune, [ours.name, theirs.name, recomputed], pair, repeats)
+    take_turns("sample", sample, [ours.name, theirs.name], pair, repeats)
 
 
 def take_turns(program: str, make: Callable[[str], Call], sides: list[str], pair: Pair, repeats: int) -> None:

@@ -102,6 +102,7 @@ def test_an_int8_base_takes_half_the_memory(monkeypatch):
     ("gib", "remat", "words"),
     [
         (80, "matmuls", "fine-tuning needs 54.1 GiB of 80.0 GiB; none would need"),
+        (59.4, "matmuls", "fine-tuning needs 54.1 GiB of 59.0 GiB; none would need"),  # JAX's share of an 80 GB card
         (40, "attention", "fine-tuning needs 23.4 GiB of 40.0 GiB; matmuls would need 54.1 GiB"),
         (24, "full", "fine-tuning needs 19.1 GiB of 24.0 GiB; attention would need 23.4 GiB"),
         (None, "attention", "this device does not say how much memory it has"),
@@ -109,7 +110,7 @@ def test_an_int8_base_takes_half_the_memory(monkeypatch):
 )
 def test_what_blocks_keep_follows_the_devices_memory(monkeypatch, gib, remat, words):
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
-    monkeypatch.setattr("reangle_jax.measure.device_limit_bytes", lambda: gib and gib * 2**30)
+    monkeypatch.setattr("reangle_jax.measure.device_limit_bytes", lambda: gib and int(gib * 2**30))
     name, why = chosen_models.remat(full_size())
     assert name == remat
     assert why.startswith(words)

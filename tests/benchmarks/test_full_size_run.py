@@ -26,25 +26,25 @@ class Small(Case):
 
 @pytest.fixture
 def on_host(monkeypatch):
-    """How much is drawn on the host: little, so that the device draws too."""
-    monkeypatch.setattr(full_size_run, "_ON_HOST", 256)
+    """How much is drawn on the host: so little that the device draws the largest arrays."""
+    monkeypatch.setattr(full_size_run, "_ON_HOST", 1700)
 
 
 @pytest.mark.usefixtures("optax_promotion", "on_host")
-@pytest.mark.parametrize(
-    ("name", "base"), [("finetune", "auto"), ("finetune", "int8"), ("sample", "auto"), ("decode", "auto")]
-)
+@pytest.mark.parametrize(("name", "base"), [("finetune", "int8"), ("sample", "auto"), ("decode", "auto")])
 def test_steps_are_taken_and_timed(name, base, monkeypatch):
     monkeypatch.setattr(plan, "chip_peak", lambda: 1e9)
     case = Small(base, "matmuls", rank=4, short=True)
-    found = full_size_run.execute(full_size_run.prepare(name, case), 3)
+    prepared = full_size_run.prepare(name, case)
+    assert prepared.values.made
+    found = full_size_run.execute(prepared, 3)
     assert found["finite"]
     assert len(found["steps_s"]) == 3
     assert 0 < sorted(found["steps_s"])[1] == found["step_s"]
     forward = needs.transformer_flops(case.transformer, case.tokens)
     expected = {"finetune": 2.75 * forward, "sample": 2 * forward}.get(name)
     if expected:
-        assert expected <= 1e12 * full_size_run.flops(name, case) / 1e12
+        assert expected <= full_size_run.flops(name, case)
     assert found["share_of_peak"] == pytest.approx(full_size_run.flops(name, case) / found["step_s"] / 1e9, rel=0.1)
     assert found["peak_planned_gib"] >= 0
     assert found["plan_gib"] is None  # the plan is of the full size
