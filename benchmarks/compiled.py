@@ -14,6 +14,7 @@ from typing import Any
 
 GIB = 2.0**30
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
+_CHANNEL = re.compile(rf" (?:{'|'.join(COLLECTIVES)})\(.* channel_id=(\d+)")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 # Cycles a second; peak in bfloat16; share of it that attention with heads of 64 channels reaches, forward and backward:
 # the matrix unit is 128 wide (v6e: 256), so that half (a quarter) of it is the most. Docs: scale.
@@ -110,16 +111,26 @@ def read(compiled: Any, device_kind: str) -> Report:
 
 
 def executed(text: str) -> Iterator[tuple[str, int]]:
-    """Instructions of a compiled program as text, and how often each is executed; the insides of fusions are not."""
+    """Instructions of a compiled program as text, and how often each is executed.
+
+    Of a fusion's inside, only what goes over the wires: a collective that overlaps with computation begins in one
+    fusion, goes on in others and ends in a last one, all of which name it by the same channel.
+    """
     bodies = dict(_computations(text))
     entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
     assert entry is not None, "a compiled program has an entry"
     waiting = [(entry[1], 1)]
     while waiting:
         name, times = waiting.pop()
+        begun = set()
         for line in bodies[name]:
             yield line, times
-            if re.search(r" while\(", line):
+            fused = re.search(r" fusion\(.* calls=%?([\w.\-]+)", line)
+            if fused:
+                channels = {match[1]: inner for inner in bodies[fused[1]] if (match := _CHANNEL.search(inner))}
+                yield from ((inner, times) for channel, inner in channels.items() if channel not in begun)
+                begun |= channels.keys()
+            elif re.search(r" while\(", line):
                 condition, body = re.findall(r"(?:condition|body)=%?([\w.\-]+)", line)
                 waiting.append((body, times * _count(line, bodies[condition])))
             elif re.search(r" (call|conditional|async-start)\(", line):

@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--videos", type=int, help="of a batch; by default one for each group of devices, data")
     parser.add_argument("--rank", type=int, default=128)
     parser.add_argument("--short", action="store_true", help="two blocks and 2,026 tokens")
+    parser.add_argument("--tiles", action="store_true", help="as config.vae_tiles=on")
     parser.add_argument("--limit", type=float, help="GiB that the peak may have")
     parser.add_argument("--json", action="store_true", help="the figures as the last line")
     return parser
@@ -85,7 +86,7 @@ def compile_program(args: argparse.Namespace) -> tuple[dict, list[str]]:
     if not args.mesh and args.program == "candidates":
         text = f"data:{len(devices)}"
     mesh = meshes.make_mesh(text, devices=devices)
-    case = Case(args.base, args.remat, args.rank, args.videos or mesh.shape[meshes.DATA], args.short)
+    case = Case(args.base, args.remat, args.rank, args.videos or mesh.shape[meshes.DATA], args.short, args.tiles)
     start = time.perf_counter()
     with meshes.use(mesh, base=args.layout), compiling_for("tpu"):
         lowered = PROGRAMS[args.program](case, mesh).trace().lower()
@@ -104,7 +105,7 @@ def compile_program(args: argparse.Namespace) -> tuple[dict, list[str]]:
         )
     if args.limit and report.peak > args.limit * of_compiler.GIB:
         faults.append(f"the peak is {report.peak / of_compiler.GIB:.2f} GiB, above --limit={args.limit}")
-    names = ("target", "slices", "program", "base", "layout", "remat", "short")
+    names = ("target", "slices", "program", "base", "layout", "remat", "short", "tiles")
     figures = {name: getattr(args, name) for name in names} | {"mesh": text, "videos": case.videos}
     figures |= report.as_json() | {
         "trace_s": round(traced),

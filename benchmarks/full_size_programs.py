@@ -69,6 +69,7 @@ class Case(NamedTuple):
         rank: of the adapters.
         videos: of a training batch, or sampled at once.
         short: two blocks and 2,026 tokens.
+        tiles: whether the autoencoder codes frames in tiles (`config.vae_tiles`).
     """
 
     base: str = "auto"
@@ -76,6 +77,7 @@ class Case(NamedTuple):
     rank: int = 128
     videos: int = 1
     short: bool = False
+    tiles: bool = False
 
     @property
     def transformer(self) -> TransformerConfig:
@@ -89,7 +91,8 @@ class Case(NamedTuple):
     @property
     def vae(self) -> VAEConfig:
         """Its autoencoder, as it is converted."""
-        return dataclasses.replace(VAEConfig.cogvideox_5b(), param_dtype="bfloat16")
+        config = dataclasses.replace(VAEConfig.cogvideox_5b(), param_dtype="bfloat16")
+        return config.tiled(networks.TILE_SAMPLE) if self.tiles else config
 
     @property
     def clip(self) -> Clip:

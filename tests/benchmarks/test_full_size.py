@@ -67,6 +67,24 @@ def test_partial_sums_of_a_backward_kernel_are_no_heads():
     assert report(text).attention_s == pytest.approx(42 * 5 * 2 * 6 * 512**2 * 64 / (0.5 * 197e12))
 
 
+def test_a_gather_beside_computation_counts_once():
+    """It begins in one fusion and ends in another; both name it."""
+    gather = "  %gather = bf16[8,48]{1,0} all-gather(%p), channel_id=7, dimensions={0}\n"
+    start, done = (
+        f"%async.{name} (p: bf16[1,48]) -> bf16[8,48] {{\n{gather}  ROOT %c = bf16[8,48] custom-call(%gather), "
+        f'custom_call_target="AsyncCollective{name}"\n}}\n\n'
+        for name in ("Start", "Done")
+    )
+    calls = "".join(
+        f"  %async.{n} = bf16[8,48]{{1,0}} fusion(%x), kind=kCustom, calls=%async.{name}\n"
+        for n, name in enumerate(("Start", "Done"))
+    )
+    text = TEXT.replace("%body (p.2", f"{start}{done}%body (p.2").replace("  %kernel.1", f"{calls}  %kernel.1")
+    plain, found = report().collectives, report(text).collectives
+    assert set(found) - set(plain) == {compiled.Collective("all-gather", (8, 48), 768, 42)}
+    assert len(found) == len(plain) + 1
+
+
 @pytest.mark.parametrize(
     ("shape", "whole_keys", "fault"),
     [
