@@ -32,7 +32,7 @@ class Collective:
     Attributes:
         kind: one of ``COLLECTIVES``.
         shape: what a device holds after it: the largest of its arrays.
-        size: that array's bytes.
+        size: bytes of all its arrays.
         times: how often a step executes it.
     """
 
@@ -93,8 +93,11 @@ def read(compiled: Any, device_kind: str) -> Report:
     for line, times in executed(text):
         kind = next((kind for kind in COLLECTIVES if re.search(rf" {kind}(-start)?\(", line)), None)
         if kind:
-            shape, size = max(_arrays(line.partition(f" {kind}")[0]), key=lambda array: array[1])
-            found.append(Collective(kind, shape, size, times))
+            arrays = _arrays(line.partition(f" {kind}")[0])
+            largest = max(arrays, key=lambda array: array[1])
+            # One that is begun here names what it takes, too.
+            size = largest[1] if f"{kind}-start" in line else sum(size for _, size in arrays)
+            found.append(Collective(kind, largest[0], size, times))
         elif 'custom_call_target="tpu_custom_call"' in line:
             attention += times * _attention_seconds(line, peak, backward if _is_backward(line) else forward)
         else:

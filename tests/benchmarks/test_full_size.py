@@ -67,6 +67,11 @@ def test_partial_sums_of_a_backward_kernel_are_no_heads():
     assert report(text).attention_s == pytest.approx(42 * 5 * 2 * 6 * 512**2 * 64 / (0.5 * 197e12))
 
 
+def test_arrays_that_are_summed_together_all_count():
+    text = TEXT.replace("= f32[42,3072,128]{2,1,0} all-reduce(%g)", "= (f32[8,16], f32[16,8]) all-reduce(%g, %h)")
+    assert compiled.Collective("all-reduce", (8, 16), 1024, 1) in report(text).collectives
+
+
 def test_a_gather_beside_computation_counts_once():
     """It begins in one fusion and ends in another; both name it."""
     gather = "  %gather = bf16[8,48]{1,0} all-gather(%p), channel_id=7, dimensions={0}\n"
