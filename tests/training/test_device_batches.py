@@ -50,12 +50,13 @@ def test_cut_outs_lose_their_borders():
 def test_depth_goes_with_its_picture_and_cut_outs_stand_before_it(monkeypatch):
     bank = grey_is_near() | {name: jnp.asarray(x) for name, x in cut_out(stamps()).items()}
     bank |= {"real_images": bank["images"], "real_inverse_depth": 0 * bank["inverse_depth"]}
-    seen = {}
-    for share in (0.0, 1.0):
+
+    @jax.jit
+    def draw(share):  # traced, so that one program serves both shares
         monkeypatch.setattr(device_batches, "STANDING", share)
-        draw = jax.jit(functools.partial(depth_batch, count=8, size=(42, 63), labelled=2))
-        seen[share] = jax.device_get(draw(bank, jax.random.key(0)))
-    plain, standing = seen[0.0], seen[1.0]
+        return depth_batch(bank, jax.random.key(0), count=8, size=(42, 63), labelled=2)
+
+    plain, standing = (jax.device_get(draw(share)) for share in (0.0, 1.0))
     np.testing.assert_array_equal(plain["exact"], [True] * 6 + [False] * 2)
     assert (plain["inverse_depth"][6:] == 0).all()
     for image, inverse in zip(plain["images"][:6], plain["inverse_depth"][:6], strict=True):
@@ -92,7 +93,8 @@ def test_windows_lie_about_a_hole():
     place = np.arange(16 * 24, dtype=np.float32).reshape(1, 16, 24, 1) * np.ones((3, 1, 1, 2), np.float32)
     bank = {"picture": place, "warp": place, "known": known, "number": np.ones(3, np.int32)}
     bank["tokens"] = np.stack([np.zeros((4, 5)), np.ones((4, 5))]).astype(np.float32)
-    batch = hole_batch(jax.tree.map(jnp.asarray, bank), jax.random.key(0), 6, (8, 12), 0.0)
+    draw = jax.jit(functools.partial(hole_batch, count=6, window=(8, 12), dropout=0.0))
+    batch = draw(jax.tree.map(jnp.asarray, bank), jax.random.key(0))
     assert batch["picture"].shape == (6, 8, 12, 2)
     assert (batch["text"] == 1).all()
     assert (np.sum(~np.asarray(batch["known"]), (1, 2)) == 1).all()
