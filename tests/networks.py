@@ -24,7 +24,7 @@ FRAMES = 5
 TEXT_LENGTH = 16
 
 VAE_SMALL = VAEConfig(
-    block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4, scaling_factor=1.0
+    block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4, scaling_factor=1.0
 )
 TRANSFORMER_SMALL = TransformerConfig(
     num_layers=2,
@@ -36,8 +36,9 @@ TRANSFORMER_SMALL = TransformerConfig(
     text_embed_dim=16,
     max_text_seq_length=TEXT_LENGTH,
     sample_frames=FRAMES,
-    sample_height=HEIGHT // 8,
-    sample_width=WIDTH // 8,
+    sample_height=HEIGHT // 4,
+    sample_width=WIDTH // 4,
+    patch_size=4,
     use_learned=True,
 )
 TEXT_SMALL = T5Config(vocab_size=259, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)

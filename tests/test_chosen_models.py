@@ -9,7 +9,7 @@ from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.nn.execution import Execution
 
-TABLE = {"use_learned": True, "sample_frames": 17, "sample_height": 16, "sample_width": 24, "patch_size_t": None}
+TABLE = {"use_learned": True, "sample_frames": 17, "sample_height": 32, "sample_width": 48, "patch_size_t": None}
 
 
 def settings(**changes):

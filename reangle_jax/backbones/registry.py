@@ -71,7 +71,12 @@ _COGVIDEOX = Entry(
     {"transformer": "TransformerConfig", "vae": "VAEConfig", "text_encoder": "T5Config"},
     "reangle_jax.backbones.cogvideox.backbone:CogVideoXBackbone",
 )
-_entries: dict[str, Entry] = dict.fromkeys(["tiny", "cogvideox-5b-i2v", "cogvideox1.5-5b-i2v"], _COGVIDEOX)
+_entries: dict[str, Entry] = {
+    # Its autoencoder keeps finer latents, and its transformer takes 4 x 4 of them to a token: as many tokens.
+    "tiny": dataclasses.replace(_COGVIDEOX, grid=Grid(frames=4, pixels=4, multiple=16)),
+    "cogvideox-5b-i2v": _COGVIDEOX,
+    "cogvideox1.5-5b-i2v": _COGVIDEOX,
+}
 
 
 def register(name: str, entry: Entry) -> None:

@@ -31,7 +31,7 @@ HEADS, VIDEOS = 4, 2  # guidance makes two of one video, too
 MESHES = ["data:2", "u:4", "r:2,u:2"]
 # The platform as kernels and as JAX call it, its kernel, and how that shows in a lowered program.
 PLATFORMS = {"tpu": ("tpu", "splash", "tpu_custom_call"), "gpu": ("cuda", "cudnn", "__cudnn$fmhaSoftmax")}
-LATENTS = (VIDEOS, 2, HEIGHT // 8, WIDTH // 8, 4)
+LATENTS = (VIDEOS, 2, HEIGHT // 4, WIDTH // 4, 4)
 
 
 def abstract(tree, mesh):

@@ -25,7 +25,7 @@ MESHES = ["data:4", "data:2,r:2,u:2"]
 
 def training_set():
     rng = np.random.default_rng(0)
-    shape = (3, 2, HEIGHT // 8, WIDTH // 8)
+    shape = (3, 2, HEIGHT // 4, WIDTH // 4)
     return finetune.TrainingSet(
         mean=jnp.asarray(rng.normal(size=(*shape, 4)), jnp.float32),
         logvar=jnp.full((*shape, 4), -4.0),
@@ -134,7 +134,7 @@ def test_the_small_family_on_a_mesh():
     fill_randomly(model)
     graphdef, lora, base = nnx.split(model, nnx.LoRAParam, ...)
     keys = jax.random.split(jax.random.key(0), 2)
-    latents, text = jax.random.normal(keys[0], (2, 5, 16, 24, 32)), jax.random.normal(keys[1], (2, 96, 128))
+    latents, text = jax.random.normal(keys[0], (2, 5, 32, 48, 24)), jax.random.normal(keys[1], (2, 96, 128))
 
     @jax.jit
     def run(lora, base, latents, text):

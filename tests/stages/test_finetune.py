@@ -59,8 +59,8 @@ def data(backbone, loaded):
 
 
 def test_encoded_set_has_latent_shapes_and_masks(data):
-    assert data.mean.shape == data.logvar.shape == (3, 2, HEIGHT // 8, WIDTH // 8, 4)
-    assert data.mask.shape == (3, 2, HEIGHT // 8, WIDTH // 8)
+    assert data.mean.shape == data.logvar.shape == (3, 2, HEIGHT // 4, WIDTH // 4, 4)
+    assert data.mask.shape == (3, 2, HEIGHT // 4, WIDTH // 4)
     assert float(data.mask[0].min()) == 1.0
     np.testing.assert_array_equal(np.asarray(data.mask[1, 0, 0]), [1, 1, 1, 1, 0, 0, 0, 0])
     np.testing.assert_array_equal(data.text[0], data.text[2])
@@ -99,7 +99,7 @@ def test_fresh_adapters_change_no_bit(backbone, loaded, small_weights):
     plain = load_transformer(small_weights / "transformer", lora_rank=0, lora_alpha=0.0)
     lora = backbone.init_adapters(key=jax.random.key(1))
     keys = jax.random.split(jax.random.key(3), 3)
-    latents, condition = (jax.random.normal(k, (1, 2, 8, 8, 4)) for k in keys[:2])
+    latents, condition = (jax.random.normal(k, (1, 2, 16, 16, 4)) for k in keys[:2])
     text = jax.random.normal(keys[2], (1, TEXT_LENGTH, 16))
     t = jnp.array([500])
     with_lora = conditioning.predictor(backbone.transformer.graphdef)(latents, t, lora, loaded[0], condition, text)

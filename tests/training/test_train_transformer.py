@@ -14,11 +14,11 @@ from training.train_transformer import fitting, inherit
 
 def test_it_fits_its_autoencoder_in_as_many_tokens():
     assert fitting(VAEConfig.tiny()) == TransformerConfig.tiny()
-    finer = fitting(dataclasses.replace(VAEConfig.tiny(), block_out_channels=(16, 32, 48), latent_channels=12))
-    assert (finer.in_channels, finer.out_channels, finer.patch_size) == (24, 12, 4)
-    wide = fitting(VAEConfig.tiny(), num_attention_heads=6, num_layers=5)
-    assert (wide.inner_dim, wide.num_layers, wide.patch_size) == (384, 5, 2)
-    assert finer.num_video_tokens(5, 32, 48) == TransformerConfig.tiny().num_video_tokens(5, 16, 24) == 480
+    coarse = dataclasses.replace(VAEConfig.tiny(), block_out_channels=(16, 32, 48, 64), latent_channels=16)
+    coarser = fitting(coarse, num_attention_heads=4, num_layers=6)
+    assert (coarser.in_channels, coarser.out_channels, coarser.patch_size) == (32, 16, 2)
+    assert (coarser.inner_dim, coarser.num_layers) == (256, 6)
+    assert coarser.num_video_tokens(5, 16, 24) == TransformerConfig.tiny().num_video_tokens(5, 32, 48) == 480
 
 
 def test_it_inherits_all_but_what_meets_the_latents():

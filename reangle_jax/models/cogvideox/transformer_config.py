@@ -139,18 +139,19 @@ class TransformerConfig:
 
     @classmethod
     def tiny(cls) -> "TransformerConfig":
-        """The project's own small image-to-video model: 17 frames of 128x192, 5x16x24 latents of 16 channels."""
+        """The project's own small image-to-video model: 17 frames of 128x192, 5x32x48 latents of 12 channels."""
         return cls(
-            num_layers=6,
-            num_attention_heads=4,
+            num_layers=5,
+            num_attention_heads=6,
             attention_head_dim=64,
-            in_channels=32,
-            out_channels=16,
+            in_channels=24,
+            out_channels=12,
             time_embed_dim=64,
             text_embed_dim=128,
             max_text_seq_length=96,
             sample_frames=17,
-            sample_height=16,
-            sample_width=24,
+            sample_height=32,
+            sample_width=48,
+            patch_size=4,
             use_learned=True,
         )
