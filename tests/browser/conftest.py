@@ -44,7 +44,7 @@ class Browser:
             ActionChains(self.driver).send_keys(key).perform()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # left open, a page that draws would take half a core from the tests after it
 def browser(tmp_path_factory):
     webdriver = pytest.importorskip("selenium.webdriver")
     from selenium.webdriver.chrome.service import Service
