@@ -255,7 +255,7 @@ def base():
 def outputs(base):
     """The transformer's output with adapters."""
     keys = jax.random.split(jax.random.key(0), 2)
-    latents, text = jax.random.normal(keys[0], (1, 2, 8, 8, 8)), jax.random.normal(keys[1], (1, 16, 16))
+    latents, text = jax.random.normal(keys[0], (1, 2, 16, 16, 8)), jax.random.normal(keys[1], (1, 16, 16))
 
     @functools.partial(jax.jit, static_argnums=0)
     def apply(graphdef, state):

@@ -16,12 +16,15 @@ class Small(Case):
 
     @property
     def transformer(self):
-        small = dataclasses.replace(TRANSFORMER_SMALL, lora_rank=self.rank, lora_alpha=1.0, param_dtype="bfloat16")
+        small = dataclasses.replace(
+            TRANSFORMER_SMALL, patch_size=2, sample_height=8, sample_width=8, lora_rank=self.rank, lora_alpha=1.0,
+            param_dtype="bfloat16",
+        )  # fmt: skip
         return checkpoints.as_kept(small, self.base)
 
     @property
     def vae(self):
-        return dataclasses.replace(VAE_SMALL, param_dtype="bfloat16")
+        return dataclasses.replace(VAE_SMALL, block_out_channels=(8, 8, 8, 8), param_dtype="bfloat16")
 
 
 @pytest.fixture

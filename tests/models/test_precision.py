@@ -35,7 +35,7 @@ DENSE = dataclasses.replace(
 PICTURES = AutoencoderConfig((4, 8), 1, latent_channels=4, norm_num_groups=2)
 CLIP = CLIPConfig(vocab_size=32, max_length=16, width=16, mlp_width=32, num_layers=2, num_heads=2)
 VIDEO, LATENTS = Shape((1, 5, 32, 32, 3), jnp.float32), Shape((1, 2, 4, 4, 4), jnp.float32)
-DIFFUSION = (Shape((1, 2, 8, 8, 8), jnp.float32), Shape((1, 16, 16), jnp.float32), Shape((1,), jnp.float32))
+DIFFUSION = (Shape((1, 2, 16, 16, 8), jnp.float32), Shape((1, 16, 16), jnp.float32), Shape((1,), jnp.float32))
 NETWORKS = {
     "dust3r linear": (lambda r: Dust3r(dataclasses.replace(DENSE, head="linear"), rngs=r), PAIR, None),
     "dust3r dpt": (lambda r: Dust3r(dataclasses.replace(DENSE, head="dpt"), rngs=r), PAIR, None),

@@ -40,7 +40,7 @@ def test_a_policy_keeps_what_it_names(remat):
     def loss(lora, base, latents, text, times):
         return jnp.sum(nnx.merge(graphdef, lora, base)(latents, text, times))
 
-    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((VIDEOS, 2, 8, 8, 8), (VIDEOS, 16, 16), (VIDEOS,))]
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((VIDEOS, 2, 16, 16, 8), (VIDEOS, 16, 16), (VIDEOS,))]
     jaxpr = jax.make_jaxpr(jax.grad(loss))(lora, base, *shapes).jaxpr
     loop = next(equation for equation in jaxprs.equations(jaxpr) if equation.primitive.name == "scan")
     kept = [out.aval.size // DEPTH for out in loop.outvars if out.aval.shape[:1] == (DEPTH,)]

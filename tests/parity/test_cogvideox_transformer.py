@@ -53,7 +53,7 @@ CASES = {
     "sincos": (SINCOS, 13, 8, 12),
     "sincos_other_shape": (SINCOS, 2, 6, 10),
     "v1_5": (V1_5, 4, 8, 6),
-    "tiny": (dataclasses.replace(TransformerConfig.tiny(), num_layers=1), 5, 16, 24),
+    "tiny": (dataclasses.replace(TransformerConfig.tiny(), num_layers=1), 5, 32, 48),
 }
 
 

@@ -25,7 +25,7 @@ LENGTH = WORDS + 2 * 3 * 4
 RANK = 8
 CONFIG = dataclasses.replace(
     TRANSFORMER_SMALL, num_attention_heads=8, use_learned=False, use_rotary=True, max_text_seq_length=WORDS,
-    lora_rank=RANK, lora_alpha=8.0,
+    patch_size=2, lora_rank=RANK, lora_alpha=8.0,
 )  # fmt: skip
 WIDTH = CONFIG.inner_dim
 # The last has more devices side by side than heads divide over: keys and values are gathered over all.

@@ -44,7 +44,7 @@ def _apply(split, latents, text, times):
 
 def outputs(model):
     keys = jax.random.split(jax.random.key(0), 2)
-    latents, text = jax.random.normal(keys[0], (4, 2, 8, 8, 8)), jax.random.normal(keys[1], (4, 16, 16))
+    latents, text = jax.random.normal(keys[0], (4, 2, 16, 16, 8)), jax.random.normal(keys[1], (4, 16, 16))
     times = jnp.array([0.0, 10.0, 500.0, 999.0])
     return np.asarray(_apply(nnx.split(model), *meshes.split_batch((latents, text, times))))
 

@@ -62,7 +62,7 @@ def test_encoded_set_has_latent_shapes_and_masks(data):
     assert data.mean.shape == data.logvar.shape == (3, 2, HEIGHT // 4, WIDTH // 4, 4)
     assert data.mask.shape == (3, 2, HEIGHT // 4, WIDTH // 4)
     assert float(data.mask[0].min()) == 1.0
-    np.testing.assert_array_equal(np.asarray(data.mask[1, 0, 0]), [1, 1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(np.asarray(data.mask[1, 0, 0]), [1] * 8 + [0] * 8)
     np.testing.assert_array_equal(data.text[0], data.text[2])
 
 

@@ -24,7 +24,7 @@ def test_it_fits_its_autoencoder_in_as_many_tokens():
 def test_it_inherits_all_but_what_meets_the_latents():
     small = dataclasses.replace(TransformerConfig.tiny(), num_layers=1, num_attention_heads=1)
     source = Transformer(small, rngs=nnx.Rngs(0))
-    model = Transformer(dataclasses.replace(small, in_channels=24, out_channels=12), rngs=nnx.Rngs(1))
+    model = Transformer(dataclasses.replace(small, in_channels=32, out_channels=16), rngs=nnx.Rngs(1))
     taken = inherit(model, source)
     assert "patch_embed.text_proj.kernel" in taken
     assert not {"patch_embed.proj.kernel", "head.proj_out.kernel", "head.proj_out.bias"} & {*taken}
