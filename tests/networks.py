@@ -24,7 +24,7 @@ FRAMES = 5
 TEXT_LENGTH = 16
 
 VAE_SMALL = VAEConfig(
-    block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4, latent_channels=4, scaling_factor=1.0
+    block_out_channels=(8, 8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=4, scaling_factor=1.0
 )
 TRANSFORMER_SMALL = TransformerConfig(
     num_layers=2,

@@ -72,6 +72,7 @@ def original(config):
         sample_width=config.sample_width,
         sample_height=config.sample_height,
         sample_frames=config.sample_frames,
+        patch_size=config.patch_size,
         patch_size_t=config.patch_size_t,
         max_text_seq_length=config.max_text_seq_length,
         use_rotary_positional_embeddings=config.use_rotary,
