@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from reangle_jax import chosen_models, config, tiny
+from reangle_jax import checkpoints, chosen_models, config, tiny
+from reangle_jax.backbones import registry
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
@@ -28,6 +29,15 @@ def test_learned_positions_allow_one_size_only():
     with pytest.raises(InputError, match=r"set config\.width=192"):
         check(num_frames=17, height=128, width=208)
     check(TABLE | {"use_learned": False}, num_frames=21, height=64, width=64)
+
+
+def test_the_bundled_weights_are_the_small_familys():
+    vae = checkpoints.load_config(tiny.WEIGHTS / "vae", VAEConfig)
+    assert dataclasses.replace(vae, scaling_factor=1.0) == dataclasses.replace(VAEConfig.tiny(), scaling_factor=1.0)
+    assert checkpoints.load_config(tiny.WEIGHTS / "transformer", TransformerConfig) == TransformerConfig.tiny()
+    grid = registry.entry("tiny").grid
+    assert grid.pixels == vae.spatial_compression_ratio
+    assert grid.multiple == grid.pixels * TransformerConfig.tiny().patch_size
 
 
 def test_the_choice_of_execution_reaches_the_networks():
