@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from reangle_jax import checkpoints, config
+from reangle_jax import checkpoints, config, mesh
 from reangle_jax.backbones.cogvideox import lora, networks, sampling
 from reangle_jax.data import files
 from reangle_jax.errors import InputError, NotFiniteError
@@ -137,6 +138,34 @@ def test_each_network_is_in_memory_only_while_it_is_needed(folder, small_weights
     assert seen["before load_into"] < sizes["encoder"] + spare
     held.note("end")
     assert seen["end"] < spare
+
+
+@pytest.mark.slow
+def test_views_beside_each_other_are_as_each_alone(folder, small_weights, tmp_path, monkeypatch):
+    """Room for two: three views and their untuned videos are four groups, the half-full ones filled up."""
+    three = settings(small_weights, views=(*VIEWS, "up:5"), evaluate__untuned=True)
+    go(folder, three, finetune, first_frames)
+    shutil.copytree(folder, other := tmp_path / "other")
+    go(folder, three, generate)
+    groups, real = [], sampling.Sampler.denoise
+
+    def denoise(self, adapters, base, noise, *rest, **options):
+        groups.append(len(noise))
+        return real(self, adapters, base, noise, *rest, **options)
+
+    monkeypatch.setattr(sampling.Sampler, "denoise", denoise)
+    monkeypatch.setattr(mesh, "room", lambda: 2)
+    go(other, three, generate)
+    assert groups == [2, 2, 2, 2]
+    found = sorted(
+        path.relative_to(folder) for path in folder.glob("views/*/*.npz") if path.stem in ("frames", "untuned")
+    )
+    assert len(found) == 6
+    for path in found:
+        one, both = (files.load_npz(root / path)["frames"].astype(int) for root in (folder, other))
+        assert np.abs(one - both).max() <= 1, path  # rounding
+    videos = [files.load_npz(other / path)["frames"] for path in found]
+    assert all((a != b).any() for a, b in itertools.combinations(videos, 2))
 
 
 class Killer:
