@@ -36,3 +36,23 @@ def test_a_round_of_candidates_is_divided(platform):
     for line in calls:
         queries = next(map(int, shape.split("x")) for shape in re.findall(r"tensor<([\dx]+)xbf16>", line))
         assert math.prod(queries) == 24 * tokens * 128  # of one candidate
+
+
+@pytest.mark.parametrize(("text", "heads", "share"), [("u:4", 24 // 4, 1), ("r:2,u:2", 24 // 2, 2)])
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_one_candidate_is_divided(platform, text, heads, share):
+    """A device attends with its heads and its share of the queries; keys and values are gathered over ``r`` alone."""
+    name, impl, call = PLATFORMS[platform]
+    mesh = meshes.make_mesh(text)
+    with meshes.use(mesh), compiling_for(platform):
+        traced = full_size_programs.choosing(full_size_programs.Case(), mesh).trace()
+        lowered = traced.lower(lowering_platforms=(name,)).as_text()
+    # The picture's tokens are filled up to what four devices divide; the text's are divided as they are.
+    queries = (padded_length(TOKENS) if impl == "splash" else 512 + 4 * -(-30 * 45 // 4)) // share
+    calls = [line for line in lowered.splitlines() if call in line]
+    assert 1 <= len(calls) <= 3
+    for line in calls:
+        shape = next(map(int, shape.split("x")) for shape in re.findall(r"tensor<([\dx]+)xbf16>", line))
+        assert math.prod(shape) == heads * queries * 128
+    assert "all_to_all" in lowered
+    assert ("all_gather" in lowered) == (share > 1)
