@@ -252,7 +252,7 @@ def flops(name: str, case: Case) -> float | None:
     frame = case.clip.height * case.clip.width
     encode, decode = needs.vae_flops(case.vae, frame)
     if name == "finetune":
-        return case.videos * (forward * needs.passes("none") + encode)
+        return case.videos * (forward * needs.PASSES["none"] + encode)
     return {"sample": 2 * case.videos * forward, "decode": decode * case.clip.num_frames}.get(name)
 
 

@@ -32,7 +32,7 @@ _CODING = 7 * 4
 # What a block keeps for the backward pass, in arrays as large as what enters it, and the operations of a training step
 # over those of a forward pass (docs: scale): the base is frozen, and has no gradient.
 _KEPT = {"full": 1.0, "attention": 2.0, "matmuls": 9.2, "none": 48.0}
-_PASSES = {"full": 3.6, "attention": 3.1, "matmuls": 2.8, "none": 2.75}
+PASSES = {"full": 3.6, "attention": 3.1, "matmuls": 2.8, "none": 2.75}
 _FULL = {"vae": VAEConfig.cogvideox_5b, "text_encoder": T5Config.t5_v1_1_xxl}
 # What is published under each name.
 _PUBLISHED: dict[str, dict[str, Callable[[], Any]]] = {
@@ -82,7 +82,7 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
             # Beside the float32 adapters lie their gradient and AdamW's two moments.
             "train": base + 4.0 * adapters + encoder + demand.batch_size * max(kept + 20 * block + 2 * logits, one),
         },
-        demand.steps * demand.batch_size * forward * passes(execution.remat) + encode * demand.videos,
+        demand.steps * demand.batch_size * forward * PASSES[execution.remat] + encode * demand.videos,
     )
     guided = 2 if demand.guided else 1
     sample = Needs(
@@ -133,15 +133,6 @@ def text_encoder_bytes(config: T5Config) -> int:
 def transformer_flops(c: TransformerConfig, tokens: int) -> float:
     """Operations of one forward pass."""
     return c.num_layers * (24.0 * tokens * c.inner_dim**2 + 4.0 * tokens**2 * c.inner_dim)
-
-
-def passes(remat: str) -> float:
-    """Operations of a training step of the adapters, over those of a forward pass.
-
-    Args:
-        remat: what blocks keep; with ``none`` nothing is computed again.
-    """
-    return _PASSES[remat]
 
 
 def vae_flops(c: VAEConfig, pixels: int) -> tuple[float, float]:
