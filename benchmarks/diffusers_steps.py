@@ -7,7 +7,6 @@ PyTorch's allocator gave out: what stands beside ``python -m benchmarks.full_siz
 blocks (``enable_gradient_checkpointing``): otherwise it needs more than any one device has.
 """
 
-import argparse
 import contextlib
 import functools
 import json
@@ -23,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 import peft
 import torch
+
+from training import commands
 
 GUIDANCE, SAMPLING_STEPS = 6.0, 40
 GIB = 2.0**30
@@ -232,13 +233,13 @@ def _call(theirs: Theirs, program: str) -> Any:
 
 def main() -> None:
     """Prints the figures of one program as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--program", choices=("finetune", "sample"), default="finetune")
     parser.add_argument("--size", choices=("small", "full"), default="full")
-    parser.add_argument("--steps", type=int, default=5, help="that are timed, after one")
+    parser.add_argument("--steps", type=commands.positive, default=5, help="that are timed, after one")
     args = parser.parse_args()
     print(json.dumps(timed(args.size, args.program, args.steps)))
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main)

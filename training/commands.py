@@ -12,6 +12,23 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return commands.Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
+def positive(text: str) -> int:
+    """A flag's whole number from 1 on."""
+    return _from(1, text)
+
+
+def count(text: str) -> int:
+    """A flag's whole number from 0 on."""
+    return _from(0, text)
+
+
+def _from(least: int, text: str) -> int:
+    number = int(text) if text.lstrip("-").isdecimal() else None
+    if number is None or number < least:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} on")
+    return number
+
+
 def answer(main: Callable[[], None]) -> int:
     """Does a command's work and gives its exit code, as `reangle_jax.commands.answer` has them."""
 

@@ -99,12 +99,13 @@ def main() -> None:
     parser = commands.parser(__doc__)
     parser.add_argument("--out", required=True)
     parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=commands.positive, default=os.cpu_count() or 1)
     parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
     parser.add_argument("--teacher", default=None, help="a module that labels pictures, in further processes")
-    parser.add_argument("--labellers", type=int, default=2, help="how many label, with --teacher")
-    parser.add_argument("--part", type=int, default=PART, help="scenes a file")
+    parser.add_argument("--labellers", type=commands.positive, default=2, help="how many label, with --teacher")
+    parser.add_argument("--part", type=commands.positive, default=PART, help="scenes a file")
     args = parser.parse_args()
+    load_pool(args.cache)  # says what is missing, once
     Path(args.out).mkdir(parents=True, exist_ok=True)
     ends = time.time() + args.seconds
     spawn = multiprocessing.get_context("spawn")

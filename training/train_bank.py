@@ -156,8 +156,10 @@ def main() -> None:
     parser.add_argument("network", choices=tuple(BATCH))
     parser.add_argument("--bank", required=True, help="the examples' folder (training.make_bank)")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
-    parser.add_argument("--batch", type=int, default=None, help="frames, pairs or windows a step")
-    parser.add_argument("--capacity", type=int, default=None, help="examples of each kind, whatever the bank has")
+    parser.add_argument("--batch", type=commands.positive, default=None, help="frames, pairs or windows a step")
+    parser.add_argument(
+        "--capacity", type=commands.positive, default=None, help="examples of each kind, whatever the bank has"
+    )
     parser.add_argument("--wide", action="store_true", help="a DUSt3R twice as wide")
     parser.add_argument("--decay", type=float, default=0.6, help="share of the schedule over which the rate falls")
     args = parser.parse_args()

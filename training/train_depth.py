@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")
     parser.add_argument("--init", default=None, help="a weights folder to start from; then all frames have full size")
     parser.add_argument("--patch", type=int, choices=(7, 14), default=14, help="pixels a token and side")
-    parser.add_argument("--batch", type=int, default=12, help="frames a step")
+    parser.add_argument("--batch", type=commands.positive, default=12, help="frames a step")
     args = parser.parse_args()
 
     pools, folder = load_pool(args.cache), Path(args.frames)

@@ -113,7 +113,7 @@ def main() -> None:
     """The command."""
     parser = training.command_line(__doc__, steps=5_000, out=str(WEIGHTS), rate=3e-3)
     parser.add_argument("--scenes", default=None, help="a folder of rendered clips (training.dataset)")
-    parser.add_argument("--batch", type=int, default=8, help="crops a step")
+    parser.add_argument("--batch", type=commands.positive, default=8, help="crops a step")
     args = parser.parse_args()
     config = AutoencoderConfig.tiny()
     network = Autoencoder(config, rngs=nnx.Rngs(args.seed))

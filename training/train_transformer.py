@@ -213,11 +213,13 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--heldout-scenes", required=True, help="the same for clips that are never trained on")
     parser.add_argument("--vae", default=str(WEIGHTS.with_name("vae")))
     parser.add_argument("--text", default=str(WEIGHTS.with_name("text_encoder")))
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=TransformerConfig.tiny().num_attention_heads, help="of 64 each")
-    parser.add_argument("--layers", type=int, default=TransformerConfig.tiny().num_layers)
-    parser.add_argument("--dtype", default="auto", help="what is computed in: float32 or bfloat16; auto: as stored")
-    parser.add_argument("--attention", default="auto", help=f"one of {', '.join(('auto', *IMPLEMENTATIONS))}")
+    parser.add_argument("--batch", type=commands.positive, default=8)
+    parser.add_argument(
+        "--heads", type=commands.positive, default=TransformerConfig.tiny().num_attention_heads, help="of 64 each"
+    )
+    parser.add_argument("--layers", type=commands.positive, default=TransformerConfig.tiny().num_layers)
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="what is computed in")
+    parser.add_argument("--attention", choices=("auto", *IMPLEMENTATIONS), default="auto")
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the mean that is kept")
     parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
     parser.add_argument("--inherit", default=None, help="a weights folder of another shape: what fits is taken")

@@ -197,11 +197,15 @@ def main() -> None:
     parser.add_argument("--freeze-encoder", action="store_true", help="train the decoder alone")
     parser.add_argument("--images", action="store_true", help="first part: single images, taps on the past at rest")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
-    parser.add_argument("--widths", type=int, nargs="+", default=None, help="of each resolution, finest first")
-    parser.add_argument("--latent-channels", type=int, default=None)
+    parser.add_argument(
+        "--widths", type=commands.positive, nargs="+", default=None, help="of each resolution, finest first"
+    )
+    parser.add_argument("--latent-channels", type=commands.positive, default=None)
     parser.add_argument("--inherit", default=None, help="a weights folder of another shape: what fits is taken")
-    parser.add_argument("--batch", type=int, default=1, help="clips a step; of images alone 6 and 8 times as many")
-    parser.add_argument("--dtype", default="float32", help="what is computed in: float32 or bfloat16")
+    parser.add_argument(
+        "--batch", type=commands.positive, default=1, help="clips a step; of images alone 6 and 8 times as many"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what is computed in")
     parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
     args = parser.parse_args()
 

@@ -78,11 +78,13 @@ def command_line(doc: str | None, *, steps: int, out: str, rate: float) -> argpa
     parser = commands.parser(doc)
     parser.add_argument("--workdir", required=True, help="checkpoints and the log; the same command goes on from here")
     parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
-    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--steps", type=commands.positive, default=steps)
     parser.add_argument("--minutes", type=float, default=None, help="end the schedule after this many minutes instead")
     parser.add_argument("--rate", type=float, default=rate, help="the highest learning rate")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=0, help="processes that make batches ahead; 0: a thread")
+    parser.add_argument(
+        "--workers", type=commands.count, default=0, help="processes that make batches ahead; 0: a thread"
+    )
     parser.add_argument("--out", default=out, help="where the weights go when training ends")
     return parser
 

@@ -98,7 +98,7 @@ def command_line(doc: str | None, *, steps: int, out: str, batch: int) -> argpar
     parser = training.command_line(doc, steps=steps, out=out, rate=2e-3)
     parser.add_argument("--views", required=True, help="rendered views to train on (training.views)")
     parser.add_argument("--held-out", required=True, help="rendered views for the figures")
-    parser.add_argument("--batch", type=int, default=batch, help="pairs or pictures a step")
+    parser.add_argument("--batch", type=commands.positive, default=batch, help="pairs or pictures a step")
     return parser
 
 

@@ -49,5 +49,6 @@ def test_steps_are_taken_and_timed(name, base, monkeypatch):
     if expected:
         assert expected <= full_size_run.flops(name, case)
     assert found["share_of_peak"] == pytest.approx(full_size_run.flops(name, case) / found["step_s"] / 1e9, rel=0.1)
-    assert found["peak_planned_gib"] >= 0
+    # A peak that leaves the temporaries out, as XLA's for CPUs does, is none.
+    assert found["peak_planned_gib"] is None or found["peak_planned_gib"] >= found["temporaries_gib"]
     assert found["plan_gib"] is None  # the plan is of the full size

@@ -130,6 +130,9 @@ def test_a_signal_keeps_every_step(tmp_path):
             "error: none has no clip records: run python -m training.dataset --out none --clips COUNT",
         ),
         (["--workdir", "w"], "error: the following arguments are required: --scenes (see --help)"),
+        (["--workers=-1"], "error: argument --workers: -1 is no whole number from 0 on (see --help)"),
+        (["--steps", "0"], "error: argument --steps: 0 is no whole number from 1 on (see --help)"),
+        (["--steps", "few"], "error: argument --steps: few is no whole number from 1 on (see --help)"),
     ],
 )
 def test_unusable_input_is_answered_in_one_line(tmp_path, arguments, words, monkeypatch, capfd):

@@ -108,11 +108,10 @@ def read_header(
     faults = _unknown(path, found, others) + _unsupported(described)
     twice = [pair for pair in found.values() if len(pair) > 1]
     faults += [f"{twice[0][1].name} is the same as {twice[0][0].name}, one of {len(twice)} pairs"] if twice else []
-    faults += [
-        f"{tensor.name}: the transformer has {layers} layers"
-        for (k, _, _), (tensor, *_) in found.items()
-        if k >= layers
-    ]
+    beyond = [tensor.name for (k, _, _), (tensor, *_) in found.items() if k >= layers]
+    if beyond:
+        others = f" (so {len(beyond)} of its tensors)" if beyond[1:] else ""
+        faults.append(f"{beyond[0]}: the transformer has {layers} layers{others}")
     adapters = {}
     for target in dict.fromkeys(target for _, target, kind in found if kind != "alpha"):
         for layer in range(layers):
