@@ -7,7 +7,8 @@
 
 The programs are those of ``benchmarks/full_size.py``. Their weights are drawn on the device, one array at a time, so
 that nothing is downloaded, converted or read: what is measured does not depend on what they are. ``--short`` (two
-blocks, 2,026 tokens) is for a quick look.
+blocks, 2,026 tokens) is for a quick look. ``--kernels 20`` takes one more step under JAX's profiler and says which
+kernels its time went to.
 
 The step's time is the median of ``--steps``, after one to warm up. Memory stands thrice: what XLA planned for the
 program, the most that the device's allocator gave out while it ran (None where devices do not count, or where drawing
@@ -34,6 +35,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import DictKey, GetAttrKey
 
+from benchmarks import kernels
 from benchmarks.full_size_programs import PROGRAMS, Case, Program
 from reangle_jax import chosen_models, config, measure, plan
 from reangle_jax import mesh as meshes
@@ -209,13 +211,14 @@ def prepare(name: str, case: Case, *, text: str = "auto", layout: str = "divided
     return Prepared(name, case, program, compiled, values, mesh, figures)
 
 
-def execute(prepared: Prepared, steps: int, seconds: float = math.inf) -> dict[str, Any]:
+def execute(prepared: Prepared, steps: int, seconds: float = math.inf, kernels_told: int = 0) -> dict[str, Any]:
     """Runs a program once to warm up, then so many times, or as often as the time allows.
 
     Args:
         prepared: from `prepare`.
         steps: at most, at least one.
         seconds: after which no other step is begun.
+        kernels_told: how many of the dearest kernels of one more step are among the figures.
 
     Returns:
         All figures.
@@ -232,6 +235,9 @@ def execute(prepared: Prepared, steps: int, seconds: float = math.inf) -> dict[s
             arguments = prepared.program.following(arguments, result)
         after = measure.device_bytes("peak_bytes_in_use")
         finite = all(map(_finite, jax.tree.leaves(result)))
+        told = []
+        if kernels_told:
+            told = kernels.slowest(lambda: prepared.compiled(*arguments), prepared.compiled.as_text(), kernels_told)
     step = statistics.median(took[1:])
     operations, peak = flops(prepared.name, prepared.case), plan.chip_peak()
     share = operations and peak and operations / step / peak / prepared.mesh.size
@@ -246,6 +252,7 @@ def execute(prepared: Prepared, steps: int, seconds: float = math.inf) -> dict[s
         "tflop": operations and round(operations / 1e12, 1),
         "share_of_peak": share and round(share, 3),
         "finite": finite,
+        **({"kernels": [kernel._asdict() for kernel in told]} if told else {}),
     }
 
 
@@ -276,6 +283,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--videos", type=commands.positive, default=1, help="of a batch")
     parser.add_argument("--rank", type=commands.positive, default=128)
     parser.add_argument("--steps", type=commands.positive, default=5, help="that are timed, after one")
+    parser.add_argument("--kernels", type=commands.positive, default=0, help="how many of the dearest are told")
     parser.add_argument("--short", action="store_true", help="two blocks and 2,026 tokens")
     parser.add_argument("--json", action="store_true", help="the figures as the last line")
     return parser
@@ -285,8 +293,11 @@ def main() -> None:
     """Prints the figures of one program."""
     args = parser().parse_args()
     case = Case(args.base, args.remat, args.rank, args.videos, args.short)
-    found = execute(prepare(args.program, case, text=args.mesh, layout=args.layout), args.steps)
+    prepared = prepare(args.program, case, text=args.mesh, layout=args.layout)
+    found = execute(prepared, args.steps, kernels_told=args.kernels)
     print(in_words(found))
+    if args.kernels:
+        print(kernels.in_words([kernels.Kernel(**kernel) for kernel in found["kernels"]]))
     if args.json:
         print(json.dumps(found))
 
