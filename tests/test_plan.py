@@ -98,6 +98,19 @@ def test_an_int8_base_takes_half_the_memory(monkeypatch):
     assert least["finetune"].phases["train"] < 16 * 2**30
 
 
+@pytest.mark.parametrize(("base", "peak"), [("bfloat16", 32.2), ("int8", 19.2)])
+def test_static_mode_with_25_candidates_fits_80_gb(monkeypatch, base, peak):
+    """The pair and the autoencoder with the score beside them, GiB; no stage needs more."""
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    settings = full_size(mode="static", base_dtype=base)
+    needs, painter = plan.estimate(settings), chosen_models.painter(settings)
+    alone = painter.needs(chosen_models.painting(settings), chosen_models.editing(settings))["first_frames"]
+    assert settings.first_frames.candidates == 25
+    assert needs["first_frames"].peak_bytes / 2**30 == pytest.approx(peak, abs=0.1)
+    assert 2 < (needs["first_frames"].phases["paint"] - alone.phases["paint"]) / 2**30 < 4  # the score
+    assert needs["first_frames"].peak_bytes == max(each.peak_bytes for each in needs.values()) < 0.5 * 80e9
+
+
 @pytest.mark.parametrize(
     ("gib", "remat", "words"),
     [

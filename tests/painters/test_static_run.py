@@ -365,6 +365,14 @@ def test_flux_paints_and_edits_in_its_place(inputs, again, until, tmp_path):
     np.testing.assert_array_equal(made[far], warp[far])
 
 
+def killed(inputs, place, workdir, *arguments):
+    """The command in a process of its own, killed at a place."""
+    return subprocess.run(
+        [sys.executable, KILLED, place, f"--config={inputs / 'config.py'}", f"--workdir={workdir}", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
 # Where a start is stopped, its exit code, and what the next one must say.
 STOPS = (
     ("first_warps/left:12", -9, "do first_warps/left_12: not done yet"),
@@ -378,13 +386,9 @@ STOPS = (
 
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_with_the_same_pictures(inputs, whole, tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     expected = None
     for place, code, says in STOPS:
-        result = subprocess.run(
-            [sys.executable, KILLED, place, f"--config={inputs / 'config.py'}", f"--workdir={tmp_path / 'run'}"],
-            env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        result = killed(inputs, place, tmp_path / "run")
         assert result.returncode == code, f"{place}: {result.stderr[-2000:]}"
         assert expected is None or expected in result.stderr, f"{place}: {result.stderr[-2000:]}"
         expected = says
@@ -395,3 +399,16 @@ def test_killed_anywhere_it_ends_with_the_same_pictures(inputs, whole, tmp_path)
             files.load_npz(run / "views" / name / "frames.npz")["frames"] for run in (tmp_path / "run", whole)
         )
         np.testing.assert_array_equal(made, known)
+
+
+@pytest.mark.slow
+def test_killed_while_it_edits_it_ends_with_the_same_pictures(inputs, again, until, tmp_path):
+    until("first_warps")
+    subprocess.run(["cp", "-a", again, tmp_path / "unbroken"], check=True)
+    edit = "--config.edit.caption=red"
+    assert killed(inputs, "first_warps: edit 3", again, edit).returncode == -9
+    assert not (again / "input/edited.png").exists()
+    for folder in (again, tmp_path / "unbroken"):
+        assert call(inputs, folder, edit) == 0
+    for name in ("input/edited.png", *(f"views/{name}/first_warp.png" for name in VIEWS.values())):
+        assert (again / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
