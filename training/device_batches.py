@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from training.depth_frames import STANDING
 from training.dust3r_pairs import SAME
 
+STANDING = 0.5  # share of the frames before which cut-outs are stood
 SIDE = 96  # of the cut-outs, pixels
 CUTOUTS = 3  # at most, before a picture
 LARGE = 0.25  # share of the cut-outs that fill much of the picture
@@ -59,7 +59,12 @@ def depth_example(
     cutouts: dict[str, Array],
     size: tuple[int, int],
 ) -> tuple[UInt8[Array, "h w 3"], Float[Array, "h w"]]:
-    """`depth_frames._augment` and `depth_frames.stand` on the device; cut-outs in other colours take ``other``'s."""
+    """A random crop of a frame, mirrored half of the time, with colours, blur and noise changed.
+
+    Before half of them cut-outs stand upright, as a rule persons' shapes on the ground: the inverse depth is all over
+    what the ground has where the foot is, and what is nearer hides them. That holds in any unit, and after any shift.
+    Any colours will do, for the outline and the foot tell: some take ``other``'s.
+    """
     u = iter(jax.random.uniform(key, (16 + 12 * CUTOUTS,)))
     height, width = image.shape[:2]
 
@@ -112,10 +117,19 @@ def _shifted(x: Array, by: int, axis: int) -> Array:
     return jnp.take(x, index, axis)
 
 
+def altered(frames: dict[str, Array], key: Array, cutouts: dict[str, Array], size: tuple[int, int]) -> dict[str, Array]:
+    """Each of the frames as `depth_example` makes it: ``images`` and ``inverse_depth``; what else there is stays."""
+    example = jax.vmap(lambda key, image, inverse, other: depth_example(key, image, inverse, other, cutouts, size))
+    images = frames["images"]
+    keys = jax.random.split(key, len(images))
+    images, inverse = example(keys, images, frames["inverse_depth"], images[::-1])
+    return frames | {"images": images, "inverse_depth": inverse}
+
+
 def depth_batch(
     bank: dict[str, Array], key: Array, count: int, size: tuple[int, int], labelled: int = 0
 ) -> dict[str, Array]:
-    """A batch as `depth_frames.make_batch` gives it, ``labelled`` of its frames a teacher's.
+    """A batch for `train_depth.depth_loss`, ``labelled`` of its frames a teacher's.
 
     Args:
         bank: ``images`` [N, H, W, 3] and ``inverse_depth`` [N, H, W], exact; the same of a teacher's with ``real_``
@@ -125,20 +139,13 @@ def depth_batch(
         size: of the pictures.
         labelled: of the frames.
     """
-    keys = jax.random.split(key, 4)
-
-    def draw(key: Array, count: int, images: Array, inverse: Array) -> tuple[Array, Array]:
-        index = jax.random.randint(key, (count,), 0, len(images))
-        return images[index], inverse[index]
-
-    images, inverse = draw(keys[0], count - labelled, bank["images"], bank["inverse_depth"])
-    if labelled:
-        real = draw(keys[1], labelled, bank["real_images"], bank["real_inverse_depth"])
-        images, inverse = (jnp.concatenate(pair) for pair in zip((images, inverse), real, strict=True))
-    cutouts = {name: bank[name] for name in ("stamps", "ratios")}
-    example = jax.vmap(lambda key, image, inverse, other: depth_example(key, image, inverse, other, cutouts, size))
-    images, inverse = example(jax.random.split(keys[2], count), images, inverse, images[::-1])
-    return {"images": images, "inverse_depth": inverse, "exact": jnp.arange(count) < count - labelled}
+    keys = jax.random.split(key, 3)
+    parts = []
+    for kind, one, many in (("", keys[0], count - labelled), ("real_", keys[1], labelled))[: 2 if labelled else 1]:
+        index = jax.random.randint(one, (many,), 0, len(bank[kind + "images"]))
+        parts.append({name: bank[kind + name][index] for name in ("images", "inverse_depth")})
+    frames = jax.tree.map(lambda *x: jnp.concatenate(x), *parts) | {"exact": jnp.arange(count) < count - labelled}
+    return altered(frames, keys[2], {name: bank[name] for name in ("stamps", "ratios")}, size)
 
 
 def pair_batch(

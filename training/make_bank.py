@@ -1,10 +1,11 @@
 """A bank of examples for a short training on an accelerator (`training.train_bank`), made by many processes at once.
 
-``python -m training.make_bank --out DIR --seconds S --workers N [--teacher COMMAND]``
+``python -m training.make_bank --out DIR --seconds S --workers N [--kinds KIND ...] [--teacher COMMAND]``
 
-Each process turns between rendered views (`training.views`, every other scene a varied one) and pictures with holes
-(`training.holes`) and writes them part by part as plain .npz, whole or absent, until its time is up. Others cut
-photographs and video frames for a teacher to label: a module with ``label(uint8 [N, H, W, 3]) -> inverse depth
+Each process turns between the kinds asked for and writes them part by part as plain .npz, whole or absent, until its
+time is up: rendered ``views`` (`training.views`), pictures with ``holes`` (`training.holes`) made of them, and
+``frames`` with their depth (`training.depth_frames`); every other scene is a varied one. Others cut photographs and
+video frames for a teacher to label: a module with ``label(uint8 [N, H, W, 3]) -> inverse depth
 [N, H, W]``, up to scale and shift, that ``--teacher`` names.
 """
 
@@ -21,13 +22,15 @@ import numpy as np
 
 from reangle_jax.errors import InputError
 from training import commands
-from training.dataset import HEIGHT, WIDTH
+from training.depth_frames import STORED, Frames, render_scene
 from training.holes import random_holes
 from training.pool import load_pool
 from training.views import Views, render_views
 
 PART = 32  # scenes
+KINDS = ("views", "holes", "frames")
 HOLES = 2  # pictures with holes for each scene
+FRAMES_SEED = 13
 STRIDE = 1_000_000  # between the numbers of two workers' scenes
 
 
@@ -44,13 +47,19 @@ def read(folder: str | os.PathLike, kind: str, count: int | None = None) -> dict
     Args:
         folder: of the bank.
         kind: of the examples.
-        count: so many examples, the first ones again and again if there are fewer: a bank that has grown meanwhile then
-            needs no other program.
+        count: so many examples: the newest parts', again and again if there are fewer. A bank that has grown meanwhile
+            then needs no other program.
 
     Raises:
         InputError: there are none.
     """
-    parts = [dict(np.load(path)) for path in sorted(Path(folder).glob(f"{kind}_*.npz"))]
+    parts: list[dict[str, np.ndarray]] = []
+    have = 0
+    for path in sorted(Path(folder).glob(f"{kind}_*.npz"), key=lambda path: (-path.stat().st_mtime, path)):
+        if count and have >= count:
+            break
+        parts.append(dict(np.load(path)))
+        have += len(next(iter(parts[-1].values())))
     if not parts:
         raise InputError(f"{folder} has no {kind}: run python -m training.make_bank --out {folder}")
     found = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
@@ -64,16 +73,25 @@ def stacked(examples: Sequence[Any], fields: Sequence[str]) -> dict[str, np.ndar
     return {name: np.stack([getattr(example, name) for example in examples]) for name in fields}
 
 
-def worker(number: int, out: str, cache: str, ends: float, part: int = PART) -> None:
+def worker(
+    number: int, out: str, cache: str, ends: float, part: int = PART, kinds: Sequence[str] = ("views", "holes")
+) -> None:
     """Renders and makes holes until the time ``ends``."""
     cv2.setNumThreads(1)
     pool, turn = load_pool(cache).train, 0
     while time.time() < ends:
         first = number * STRIDE + turn * part
-        views = [render_views(k, pool, varied=k % 2 == 0) for k in range(first, first + part)]
-        write(Path(out), f"views_{number}_{turn:05d}", stacked(views, Views._fields))
-        holes = [random_holes(HOLES * first + k, pool, None, views) for k in range(HOLES * part)]
-        write(Path(out), f"holes_{number}_{turn:05d}", stacked(holes, ("picture", "warp", "visible")))
+        name, numbers = f"{number}_{turn:05d}", range(first, first + part)
+        if "frames" in kinds:
+            frames = [render_scene(FRAMES_SEED, k, pool, varied=k % 2 == 0) for k in numbers]
+            joined = {field: np.concatenate([getattr(f, field) for f in frames]) for field in Frames._fields}
+            write(Path(out), f"frames_{name}", joined)
+        views = [render_views(k, pool, varied=k % 2 == 0) for k in numbers if {"views", "holes"} & set(kinds)]
+        if "views" in kinds:
+            write(Path(out), f"views_{name}", stacked(views, Views._fields))
+        if "holes" in kinds:
+            holes = [random_holes(HOLES * first + k, pool, None, views) for k in range(HOLES * part)]
+            write(Path(out), f"holes_{name}", stacked(holes, ("picture", "warp", "visible")))
         turn += 1
 
 
@@ -84,9 +102,9 @@ def labeller(number: int, out: str, cache: str, ends: float, teacher: str, part:
     pool, turn = load_pool(cache).train, 0
     while time.time() < ends:
         rng = np.random.default_rng([17, number, turn])
-        large = np.stack([pool.random_crop(rng, 2 * HEIGHT, 2 * WIDTH) for _ in range(part)])
+        large = np.stack([pool.random_crop(rng, 2 * STORED[0], 2 * STORED[1]) for _ in range(part)])
         images, labels = (
-            np.stack([cv2.resize(x, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA) for x in many])
+            np.stack([cv2.resize(x, STORED[::-1], interpolation=cv2.INTER_AREA) for x in many])
             for many in (large, label(large).astype(np.float32))
         )
         arrays = {"images": images, "inverse_depth": labels.astype(np.float16)}
@@ -101,6 +119,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--workers", type=commands.positive, default=os.cpu_count() or 1)
     parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["views", "holes"])
     parser.add_argument("--teacher", default=None, help="a module that labels pictures, in further processes")
     parser.add_argument("--labellers", type=commands.positive, default=2, help="how many label, with --teacher")
     parser.add_argument("--part", type=commands.positive, default=PART, help="scenes a file")
@@ -109,15 +128,16 @@ def main() -> None:
     Path(args.out).mkdir(parents=True, exist_ok=True)
     ends = time.time() + args.seconds
     spawn = multiprocessing.get_context("spawn")
-    jobs = [spawn.Process(target=worker, args=(n, args.out, args.cache, ends, args.part)) for n in range(args.workers)]
+    rest = args.out, args.cache, ends, args.part, args.kinds
+    jobs = [spawn.Process(target=worker, args=(n, *rest)) for n in range(args.workers)]
     if args.teacher:
-        rest = args.out, args.cache, ends, args.teacher
-        jobs += [spawn.Process(target=labeller, args=(n, *rest)) for n in range(args.labellers)]
+        labels = args.out, args.cache, ends, args.teacher
+        jobs += [spawn.Process(target=labeller, args=(n, *labels)) for n in range(args.labellers)]
     for job in jobs:
         job.start()
     for job in jobs:
         job.join()
-    for kind in ("views", "holes", "labels"):
+    for kind in (*args.kinds, "labels"):
         print(f"{kind}: {len(list(Path(args.out).glob(f'{kind}_*.npz')))} parts", flush=True)
     if any(job.exitcode for job in jobs):
         raise InputError(f"--out {args.out}: a worker failed, see above; what the others made is there")

@@ -6,10 +6,13 @@ NETWORK is ``depth``, ``dust3r`` or ``flux`` (transformer and ControlNet). Losse
 `training.train_depth`, `training.train_dust3r` and `training.train_flux`; batches are drawn and altered in the step
 itself (`training.device_batches`). ``--init`` starts from weights of the same sizes. DUSt3R's encoder is told what
 matches at first and its points are drawn together (``--agree`` there) in the last part. The weights so far are written
-at every checkpoint.
+at every checkpoint; ``--refresh`` reads a bank that grows. On a GPU products are rounded to TF32 and convolutions are
+products (`reangle_jax.nn.products`).
 """
 
+import concurrent.futures
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +26,11 @@ from jaxtyping import Array
 
 from reangle_jax import checkpoints, tiny
 from reangle_jax.arrays import to_unit
-from reangle_jax.models.depth_anything import DepthAnythingConfig
 from reangle_jax.models.dust3r import Dust3rConfig
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
+from reangle_jax.nn import products
 from reangle_jax.nn.execution import Execution
 from reangle_jax.painters.flux.conditions import known_cells
 from reangle_jax.prompts import embed_prompts
@@ -37,27 +40,53 @@ from training.device_batches import cut_out, depth_batch, hole_batch, pair_batch
 from training.dust3r_pairs import SAME
 from training.pool import load_pool
 
-LABELLED = 0.25  # share of the depth network's frames
+LABELLED = 1 / 3  # share of the depth network's frames
 WHOLE = 8  # pictures that the small FLUX sees whole, one for so many windows
 AGREE_FROM = 0.5  # of DUSt3R's schedule
 WIDE = {"encoder_width": 128, "encoder_depth": 6, "encoder_heads": 4, "decoder_width": 128, "decoder_heads": 4}
 BATCH = {"depth": 64, "dust3r": 64, "flux": 64}
 
 
-def depth(args: Any) -> tuple[Callable, Any, dict[str, Any], Callable]:
-    """Loss, parameters, what the device holds and how weights are saved."""
-    views = make_bank.read(args.bank, "views", args.capacity)
-    images, depths = (views[name].reshape(-1, *views[name].shape[2:]) for name in ("images", "depth"))
-    bank = {"images": images, "inverse_depth": (1.0 / np.maximum(depths.astype(np.float32), 0.05)).astype(np.float16)}
-    labelled = 0
-    if list(Path(args.bank).glob("labels_*.npz")):
-        labels = make_bank.read(args.bank, "labels", args.capacity)
-        bank |= {"real_" + name: x for name, x in labels.items()}
-        labelled = round(LABELLED * args.batch)
-    bank |= cut_out(load_pool(args.cache).train.stamps)
-    tiny_config = DepthAnythingConfig.tiny()
-    config = dataclasses.replace(tiny_config, patch_size=7, native_grid=tiny_config.short_side // 7)
-    model = train_depth.initial_model(config, args.seed, images)
+Load = Callable[[], dict[str, np.ndarray]]
+
+
+class Bank:
+    """What the device holds of a bank that may be growing.
+
+    Args:
+        load: reads it.
+        every: seconds after which it is read again, beside the steps; None: once.
+    """
+
+    def __init__(self, load: Load, every: float | None):
+        self.load, self.every = load, every
+        self.read, self.arrays = time.monotonic(), jax.device_put(load())
+        self._reader = concurrent.futures.ThreadPoolExecutor(1)
+        self._next: concurrent.futures.Future | None = None
+
+    def newest(self) -> dict[str, Array]:
+        """The arrays as they were read last."""
+        if self._next is not None and self._next.done():
+            self.arrays, self._next = self._next.result(), None
+            self.read = time.monotonic()
+        if self.every and self._next is None and time.monotonic() - self.read > self.every:
+            self._next = self._reader.submit(lambda: jax.device_put(self.load()))
+        return self.arrays
+
+
+def depth(args: Any) -> tuple[Callable, Any, Load, Callable]:
+    """Loss, parameters, what the device is to hold and how weights are saved."""
+    cutouts = cut_out(load_pool(args.cache).train.stamps)
+    labelled = round(LABELLED * args.batch) if list(Path(args.bank).glob("labels_*.npz")) else 0
+
+    def load() -> dict[str, np.ndarray]:
+        few = args.capacity and max(1, args.capacity // 4)
+        labels = make_bank.read(args.bank, "labels", few) if labelled else {}
+        scenes = make_bank.read(args.bank, "frames", args.capacity)
+        return scenes | cutouts | {"real_" + name: x for name, x in labels.items()}
+
+    config = train_depth.sized(7, args.wide)
+    model = train_depth.initial_model(config, args.seed, make_bank.read(args.bank, "frames", 512)["images"])
     if args.init:
         train_depth.carry_over(model, args.init)
     graphdef, parameters = nnx.split(model)
@@ -69,18 +98,18 @@ def depth(args: Any) -> tuple[Callable, Any, dict[str, Any], Callable]:
     def save(mean: Any) -> None:
         checkpoints.save_model(args.out, nnx.merge(graphdef, mean), config, dtype=np.float16)
 
-    return loss, parameters, bank, save
+    return loss, parameters, load, save
 
 
-def dust3r(args: Any) -> tuple[Callable, Any, dict[str, Any], Callable]:
+def dust3r(args: Any) -> tuple[Callable, Any, Load, Callable]:
     """The same of DUSt3R: half of a batch's pairs are squares."""
-    bank = make_bank.read(args.bank, "views", args.capacity)
+    load = functools.partial(make_bank.read, args.bank, "views", args.capacity)
     config = dataclasses.replace(Dust3rConfig.tiny(), **(WIDE if args.wide else {}))
     if args.init:
         model = train_dust3r.Trained(config, rngs=nnx.Rngs(args.seed))
         train_dust3r.start_from(args.init, model)
     else:
-        model = train_dust3r.initial_model(config, args.seed, bank["images"][:512, 0])
+        model = train_dust3r.initial_model(config, args.seed, make_bank.read(args.bank, "views", 512)["images"][:, 0])
     graphdef, parameters = nnx.split(model)
 
     def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
@@ -96,7 +125,7 @@ def dust3r(args: Any) -> tuple[Callable, Any, dict[str, Any], Callable]:
     def save(mean: Any) -> None:
         checkpoints.save_model(args.out, nnx.merge(graphdef, mean).dust3r, config, dtype=np.float16)
 
-    return loss, parameters, bank, save
+    return loss, parameters, load, save
 
 
 def encoded(holes: dict[str, np.ndarray], folder: Path, count: int = 64) -> dict[str, np.ndarray]:
@@ -119,11 +148,14 @@ def encoded(holes: dict[str, np.ndarray], folder: Path, count: int = 64) -> dict
     return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
 
 
-def flux(args: Any) -> tuple[Callable, Any, dict[str, Any], Callable]:
+def flux(args: Any) -> tuple[Callable, Any, Load, Callable]:
     """The same of the small FLUX: windows and, fewer, whole pictures."""
-    bank: dict[str, Any] = encoded(make_bank.read(args.bank, "holes", args.capacity), tiny.WEIGHTS / "flux_autoencoder")
     tokens = embed_prompts(tiny.WEIGHTS / "text_encoder", [""], train_flux.TEXT_LENGTH).astype(np.float16)
-    bank |= {"tokens": tokens, "number": np.zeros(len(bank["known"]), np.int32)}
+
+    def load() -> dict[str, np.ndarray]:
+        found = encoded(make_bank.read(args.bank, "holes", args.capacity), tiny.WEIGHTS / "flux_autoencoder")
+        return found | {"tokens": tokens, "number": np.zeros(len(found["known"]), np.int32)}
+
     configs = FluxConfig.tiny(), ControlNetConfig.tiny()
     networks = train_flux.build(*configs, args.seed, Execution("plain"))
     names = "transformer", "controlnet"
@@ -131,7 +163,9 @@ def flux(args: Any) -> tuple[Callable, Any, dict[str, Any], Callable]:
         for network, name in zip(networks, names, strict=True):
             checkpoints.load_into(network, Path(args.init).with_name(f"flux_{name}"))
     graphdefs, states = zip(*(nnx.split(network) for network in networks), strict=True)
-    whole = bank["known"].shape[1:]
+    holes = make_bank.read(args.bank, "holes", 1)["picture"]
+    ratio = checkpoints.load_config(tiny.WEIGHTS / "flux_autoencoder", AutoencoderConfig).spatial_compression_ratio
+    whole = tuple(n // ratio for n in holes.shape[1:3])
 
     def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
         parts = []
@@ -147,7 +181,7 @@ def flux(args: Any) -> tuple[Callable, Any, dict[str, Any], Callable]:
             folder = Path(args.out).with_name(f"flux_{name}")
             checkpoints.save_model(folder, nnx.merge(graph, mean[name]), config, dtype=np.float16)
 
-    return loss, dict(zip(names, states, strict=True)), bank, save
+    return loss, dict(zip(names, states, strict=True)), load, save
 
 
 def main() -> None:
@@ -160,21 +194,24 @@ def main() -> None:
     parser.add_argument(
         "--capacity", type=commands.positive, default=None, help="examples of each kind, whatever the bank has"
     )
-    parser.add_argument("--wide", action="store_true", help="a DUSt3R twice as wide")
+    parser.add_argument("--wide", action="store_true", help="a network twice as wide")
+    parser.add_argument("--refresh", type=float, default=None, help="read the bank again after so many seconds")
     parser.add_argument("--decay", type=float, default=0.6, help="share of the schedule over which the rate falls")
     args = parser.parse_args()
     args.batch = args.batch or BATCH[args.network]
     name = "flux_transformer" if args.network == "flux" else args.network
     args.out = args.out or str(Path(args.workdir) / "weights" / name)
-    loss, parameters, bank, save = {"depth": depth, "dust3r": dust3r, "flux": flux}[args.network](args)
-    bank = jax.device_put(bank)
-    print({name: x.shape for name, x in bank.items()}, flush=True)
+    if jax.default_backend() == "gpu":
+        jax.config.update("jax_default_matmul_precision", products.REDUCED)
+    loss, parameters, load, save = {"depth": depth, "dust3r": dust3r, "flux": flux}[args.network](args)
+    bank = Bank(load, args.refresh)
+    print({name: x.shape for name, x in bank.arrays.items()}, flush=True)
     begun, late = time.monotonic(), [jax.device_put(np.float32(x)) for x in (0, 1)]
 
     def batch(rng: np.random.Generator, step: int) -> dict[str, Array]:
         del rng
         passed = (time.monotonic() - begun) / (60 * args.minutes) if args.minutes else step / args.steps
-        return bank | {"late": late[passed > AGREE_FROM]}
+        return bank.newest() | {"late": late[passed > AGREE_FROM]}
 
     def evaluate(mean: Any) -> dict[str, float]:
         save(mean)
@@ -182,7 +219,7 @@ def main() -> None:
         return {}
 
     more: dict[str, Any] = {"weight_decay": 1e-2, "adam": train_flux.ADAM} if args.network == "flux" else {}
-    config = training.TrainConfig.of(args, save_every=60.0, decay=args.decay, ema=0.998, log_every=100, **more)
+    config = training.TrainConfig.of(args, save_every=75.0, decay=args.decay, ema=0.998, log_every=50, **more)
     save(training.train(loss, parameters, batch, config, args.workdir, evaluate=evaluate))
 
 

@@ -7,8 +7,8 @@ folder with train.npz and heldout.npz (``images`` uint8 [N, H, W, 3], ``inverse_
 and shift), real frames that a teacher has labelled, a third of each batch.
 
 Loss: absolute difference of inverse depths, and of their gradients on four scales (MiDaS, Ranftl et al., 2020, arXiv
-1907.01341). A teacher's labels have no scale and shift: both maps are shifted by their median and divided by their mean
-deviation, and the largest fifth of the residuals is left out. Where the truth is known, both are known too, and warping
+1907.01341), and what Pearson's correlation lacks to one. A teacher's labels have no scale and shift: both maps are
+shifted by their mean and divided by their mean deviation. Where the truth is known, both are known too, and warping
 needs them: there the target is the inverse depth over its mean, as it is, and its deviation divides the difference.
 """
 
@@ -32,7 +32,6 @@ from reangle_jax.nn.embeddings import sincos_1d
 from training import commands, training
 from training.depth_frames import (
     INPUT,
-    SIZES,
     Frames,
     clip_frames,
     load_frames,
@@ -40,18 +39,27 @@ from training.depth_frames import (
     make_batch,
     rendered_frames,
 )
+from training.device_batches import altered, cut_out
 from training.pool import load_pool
 
 WEIGHTS = tiny.WEIGHTS / "depth"
-GRADIENT_WEIGHT, TRIM = 0.5, 0.8
+GRADIENT_WEIGHT, CORRELATION_WEIGHT = 0.5, 1.0
 LEAST_DEVIATION = 0.2  # a map flatter than that is not stretched: its noise would be all there is
+TWICE = 192  # tokens' width of the network that is twice as wide
 
 
-def _centre_and_deviation(x: Float[Array, "B H W"]) -> tuple[Float[Array, "B 1 1"], Float[Array, "B 1 1"]]:
-    """Each map's median and its mean absolute deviation from it."""
-    # Every third row and column gives the median well enough, and sorting is slow.
-    centre = jnp.median(x[:, ::3, ::3], axis=(1, 2), keepdims=True)
-    return centre, jnp.mean(jnp.abs(x - centre), axis=(1, 2), keepdims=True)
+def _mean_and_deviation(x: Float[Array, "B H W"]) -> tuple[Float[Array, "B 1 1"], Float[Array, "B 1 1"]]:
+    """Each map's mean and its mean absolute deviation from it, `LEAST_DEVIATION` at least."""
+    mean = jnp.mean(x, axis=(1, 2), keepdims=True)
+    return mean, jnp.maximum(jnp.mean(jnp.abs(x - mean), axis=(1, 2), keepdims=True), LEAST_DEVIATION)
+
+
+def correlation(x: Float[Array, "B H W"], y: Float[Array, "B H W"]) -> Float[Array, " B"]:
+    """Pearson's correlation of maps, those that are nearly flat counted as if they were not."""
+    x, y = (z - jnp.mean(z, axis=(1, 2), keepdims=True) for z in (x, y))
+    least = (0.5 * LEAST_DEVIATION) ** 2
+    variances = [jnp.maximum(jnp.mean(z * z, axis=(1, 2)), least) for z in (x, y)]
+    return jnp.mean(x * y, axis=(1, 2)) * jax.lax.rsqrt(variances[0] * variances[1])
 
 
 def gradient_difference(difference: Float[Array, "B H W"], scales: int = 4) -> Float[Array, " B"]:
@@ -68,31 +76,36 @@ def depth_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """The loss of the module's description, and its parts."""
     target = inverse_depth / (jnp.mean(inverse_depth, axis=(1, 2), keepdims=True) + 1e-6)
-    target_centre, target_deviation = _centre_and_deviation(target)
-    target_deviation = jnp.maximum(target_deviation, LEAST_DEVIATION)
-    centre, deviation = _centre_and_deviation(prediction)
-    aligned = (prediction - centre) / jnp.maximum(deviation, LEAST_DEVIATION)
-    invariant = aligned - (target - target_centre) / target_deviation
-    known = exact[:, None, None]
-    difference = jnp.where(known, (prediction - target) / target_deviation, invariant)
-    residual = jnp.abs(difference)
-    limit = jax.lax.stop_gradient(jnp.quantile(residual[:, ::3, ::3], TRIM, axis=(1, 2), keepdims=True))
-    value = jnp.mean(jnp.where(known | (residual <= limit), residual, 0.0), (1, 2))
+    target_mean, target_deviation = _mean_and_deviation(target)
+    mean, deviation = _mean_and_deviation(prediction)
+    invariant = (prediction - mean) / deviation - (target - target_mean) / target_deviation
+    difference = jnp.where(exact[:, None, None], (prediction - target) / target_deviation, invariant)
+    value = jnp.mean(jnp.abs(difference), (1, 2))
     gradient = gradient_difference(difference)
     share = exact.astype(jnp.float32)
     parts = {
         "exact": jnp.sum(value * share) / jnp.maximum(jnp.sum(share), 1.0),
         "teacher": jnp.sum(value * (1.0 - share)) / jnp.maximum(jnp.sum(1.0 - share), 1.0),
         "gradient": jnp.mean(gradient),
+        "uncorrelated": 1.0 - jnp.mean(correlation(prediction, target)),
     }
     # The published network ends in a ReLU, which has no gradient below zero: training stays above it.
     negative = jnp.mean(jax.nn.relu(-prediction))
-    return jnp.mean(value) + GRADIENT_WEIGHT * parts["gradient"] + negative, parts
+    total = jnp.mean(value) + GRADIENT_WEIGHT * parts["gradient"] + CORRELATION_WEIGHT * parts["uncorrelated"]
+    return total + negative, parts
 
 
-def loss(parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef: nnx.GraphDef) -> tuple[Array, dict]:
-    """The loss of one batch."""
-    del key
+def loss(
+    parameters: nnx.State,
+    batch: dict[str, Array],
+    key: Array,
+    *,
+    graphdef: nnx.GraphDef,
+    cutouts: dict[str, Array] | None = None,
+) -> tuple[Array, dict]:
+    """The loss of one batch; with cut-outs (`device_batches.cut_out`), of frames that are yet to be altered."""
+    if cutouts is not None:
+        batch = altered(batch, key, cutouts, INPUT)
     model = nnx.merge(graphdef, parameters)
     return depth_loss(_raw(model, batch["images"]), batch["inverse_depth"], batch["exact"])
 
@@ -125,7 +138,10 @@ def evaluate(graphdef: nnx.GraphDef, parameters: nnx.State, held_out: dict[str, 
 
 
 def principal_patches(images: UInt8[np.ndarray, "N H W 3"], size: int, count: int) -> Float32[np.ndarray, "s s 3 C"]:
-    """Filters that turn normalised images' patches into their principal components, each of unit variance."""
+    """Filters that turn normalised images' patches into their principal components, each of unit variance.
+
+    Where more are asked for than a patch has values, the first come twice.
+    """
     rng = np.random.default_rng(0)
     patches = []
     for image in images[rng.permutation(len(images))[:500]]:
@@ -134,7 +150,8 @@ def principal_patches(images: UInt8[np.ndarray, "N H W 3"], size: int, count: in
             patches.append(image[y : y + size, x : x + size])
     data = ((np.stack(patches) / 255.0 - IMAGENET_MEAN) / IMAGENET_STD).reshape(len(patches), -1)
     variances, vectors = np.linalg.eigh(np.cov(data, rowvar=False))
-    variances, vectors = variances[::-1][:count], vectors[:, ::-1][:, :count]
+    order = np.argsort(-variances)[np.arange(count) % len(variances)]
+    variances, vectors = variances[order], vectors[:, order]
     # The faintest components are mostly noise: a floor keeps them from being blown up.
     filters = vectors / np.sqrt(variances + 1e-2)
     return filters.reshape(size, size, 3, count).astype(np.float32)
@@ -175,23 +192,53 @@ def initial_model(config: DepthAnythingConfig, seed: int, images: UInt8[np.ndarr
     return model
 
 
+def sized(patch: int, wide: bool = False) -> DepthAnythingConfig:
+    """The small network with patches of so many pixels, or one that is twice as wide, with as many heads."""
+    config = DepthAnythingConfig.tiny()
+    width = TWICE if wide else config.width
+    return dataclasses.replace(config, patch_size=patch, native_grid=config.short_side // patch, width=width)
+
+
+def widened(value: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """A layer's weights for tokens that have every channel twice, neighbours (Net2Net, Chen et al., 2016, 1511.05641).
+
+    The two copies of an input share its weight, unevenly: so they will not stay copies. The network gives what it gave,
+    if queries are divided by sqrt(2) besides.
+    """
+    for axis in reversed(range(value.ndim)):
+        old = value.shape[axis]
+        if shape[axis] != 2 * old:
+            continue
+        value = np.repeat(value, 2, axis)
+        if axis == value.ndim - 2:
+            pairs = value.reshape(*value.shape[:-2], old, 2, value.shape[-1])
+            share = rng.uniform(size=(*pairs.shape[:-2], 1, pairs.shape[-1])).astype(np.float32)
+            value = (pairs * np.concatenate([share, 1 - share], -2)).reshape(value.shape)
+    return value
+
+
 def carry_over(model: DepthAnything, folder: str | os.PathLike) -> None:
-    """Fills a network from weights that may have been made for other patches or another grid.
+    """Fills a network from weights that may have been made for other patches, another grid or half the width.
 
     A filter on patches becomes the one that answers to a patch as the old one did to that patch enlarged (FlexiViT,
     Beyer et al., 2022, arXiv 2212.08013, the other way round); the position table is resized.
     """
+    rng = np.random.default_rng(0)
     weights, state = weights_folder.open_arrays(folder), nnx.state(model, nnx.Param)
     for path, variable in checkpoints.parameter_paths(state).items():
         value = weights[path].read(()).astype(np.float32)
-        if path == "backbone.patch_embed.kernel" and value.shape != variable.shape:
+        if path == "backbone.patch_embed.kernel" and len(value) != len(variable[...]):
             old, new = value.shape[0], variable.shape[0]
             enlarge = cv2.resize(np.eye(new, dtype=np.float32), (new, old), interpolation=cv2.INTER_CUBIC)
             value = np.einsum("on,pm,opcd->nmcd", enlarge, enlarge, value)
-        elif path == "backbone.pos_embed" and value.shape != variable.shape:
+        elif path == "backbone.pos_embed" and value.shape[1] != variable.shape[1]:
             grid, side = model.config.native_grid, round((value.shape[1] - 1) ** 0.5)
             table = cv2.resize(value[0, 1:].reshape(side, side, -1), (grid, grid), interpolation=cv2.INTER_CUBIC)
             value = np.concatenate([value[:, :1], table.reshape(1, grid * grid, -1)], 1)
+        if value.shape != variable.shape:
+            value = widened(value, variable.shape, rng)
+            if "attn.qkv" in path:
+                value[:, 0] *= 0.5**0.5
         variable.set_value(jnp.asarray(value))
     nnx.update(model, state)
 
@@ -204,8 +251,9 @@ def main() -> None:
     parser.add_argument("--clips", default=None, help="rendered clips (training.dataset) instead of rendered frames")
     parser.add_argument("--labels", default=None, help="a folder of real frames that a teacher has labelled")
     parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")
-    parser.add_argument("--init", default=None, help="a weights folder to start from; then all frames have full size")
+    parser.add_argument("--init", default=None, help="a weights folder to start from")
     parser.add_argument("--patch", type=int, choices=(7, 14), default=14, help="pixels a token and side")
+    parser.add_argument("--wide", action="store_true", help="tokens twice as wide")
     parser.add_argument("--batch", type=commands.positive, default=12, help="frames a step")
     args = parser.parse_args()
 
@@ -223,17 +271,16 @@ def main() -> None:
     if args.motorcycle:
         held_out["motorcycle"] = load_motorcycle(args.motorcycle)
 
-    tiny_config = DepthAnythingConfig.tiny()
-    config = dataclasses.replace(tiny_config, patch_size=args.patch, native_grid=tiny_config.short_side // args.patch)
+    config = sized(args.patch, args.wide)
     model = initial_model(config, args.seed, scenes.images)
     if args.init:
         carry_over(model, args.init)
     graphdef, parameters = nnx.split(model)
-    sizes = (INPUT,) if args.init else SIZES
+    cutouts = jax.device_put(cut_out(pools.train.stamps))
     mean = training.train(
-        functools.partial(loss, graphdef=graphdef),
+        functools.partial(loss, graphdef=graphdef, cutouts=cutouts),
         parameters,
-        functools.partial(make_batch, scenes=scenes, real=real, count=args.batch, pool=pools.train, sizes=sizes),
+        functools.partial(make_batch, scenes=scenes, real=real, count=args.batch),
         training.TrainConfig.of(args, save_every=900.0),
         args.workdir,
         evaluate=functools.partial(evaluate, graphdef, held_out=held_out),

@@ -99,7 +99,7 @@ def make_optimiser(parameters: dict[str, jax.Array], config: TrainConfig) -> opt
         if "kernel" not in path or ndim < 2 or any(part in path for part in config.adam):
             return None
         # A stack of matrices is as many matrices; the taps of a convolution belong to its input.
-        first = 1 if ndim == 3 else 0
+        first = ndim - 2 if ndim == 3 or "qkv_kernel" in path else 0
         return optax.contrib.MuonDimensionNumbers(tuple(range(first, ndim - 1)), ndim - 1)
 
     numbers: Any = {path: axes(path, value.ndim) for path, value in parameters.items()}

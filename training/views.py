@@ -16,13 +16,13 @@ from jaxtyping import Float16, Float32, UInt8
 
 from training import commands, records, training
 from training.dataset import HEIGHT, PIVOT, WIDTH, render_command
+from training.depth_frames import FOCALS
 from training.pool import ImagePool
 from training.records import Stored
 from training.scenes import random_scene, render, source_cameras
 
 VIEWS = 4
 PART = 64
-FOCALS = (0.6, 1.7)  # shortest and longest focal length of varied views, in widths of the picture
 
 
 class Views(NamedTuple):

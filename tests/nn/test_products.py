@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 
 from reangle_jax.nn.conv import Conv2D, Conv3D
-from reangle_jax.nn.products import conv2d, precision
+from reangle_jax.nn.products import REDUCED, conv2d, precision
 
 BFLOAT16 = jnp.dtype("bfloat16")
 
@@ -16,6 +16,28 @@ BFLOAT16 = jnp.dtype("bfloat16")
 def test_precision_follows_the_type():
     assert precision("float32") == lax.Precision.HIGHEST
     assert precision("bfloat16") == precision("float16") == lax.Precision.DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(3, 1, ((1, 1), (1, 1))), (3, 2, ((0, 1), (1, 0))), (4, 4, ((0, 0), (0, 0))), (1, 1, ((0, 0), (0, 0)))],
+)
+def test_where_less_is_asked_for_convolutions_are_products(rng, size, stride, padding):
+    """No convolution is left, forwards or backwards, and all is as it was; on CPUs to the last bits."""
+    x = jnp.asarray(rng.normal(size=(2, 9, 11, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 3, 5)), jnp.float32)
+
+    def both(x, kernel):
+        y, back = jax.vjp(lambda x, kernel: conv2d(x, kernel, stride, padding), x, kernel)
+        return y, back(jnp.sin(y))
+
+    want = jax.jit(both)(x, kernel)
+    with jax.default_matmul_precision(REDUCED):
+        assert precision("float32") == lax.Precision.DEFAULT
+        assert "conv_general_dilated" not in str(jax.make_jaxpr(both)(x, kernel))
+        got = jax.jit(both)(x, kernel)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, want)
+    assert precision("float32") == lax.Precision.HIGHEST
 
 
 def on_16_bits(layer, x, rng):

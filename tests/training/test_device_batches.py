@@ -1,6 +1,8 @@
 """Batches drawn on the device, and the bank that they are drawn from."""
 
 import functools
+import os
+import time
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 
 from reangle_jax.errors import InputError
-from training import device_batches, make_bank, train_dust3r
+from training import depth_frames, device_batches, make_bank, train_dust3r
 from training.device_batches import cut_out, depth_batch, hats, hole_batch, pair_batch
+from training.train_bank import Bank
 
 matches = jax.jit(train_dust3r.matches, static_argnums=3)
 truth = jax.jit(train_dust3r.true_points)
@@ -63,6 +66,10 @@ def test_depth_goes_with_its_picture_and_cut_outs_stand_before_it(monkeypatch):
         assert np.corrcoef(image.mean(-1).reshape(-1), inverse.reshape(-1))[0, 1] > 0.9
     changed = standing["inverse_depth"][:6] != plain["inverse_depth"][:6]
     assert 0.02 < changed.mean() < 0.9
+    # All of a cut-out that is seen is as near as the ground in the row of its foot: one value for each that stands.
+    for before, after in zip(plain["inverse_depth"][:6], standing["inverse_depth"][:6], strict=True):
+        new = np.unique(np.round(after[before != after], 4))
+        assert len(new) <= device_batches.CUTOUTS
     # What stands is no farther than what it hides, but for the margin in which it may stand on it.
     assert (standing["inverse_depth"][:6] >= 0.97**3 * plain["inverse_depth"][:6] - 1e-4).all()
 
@@ -112,5 +119,28 @@ def test_a_bank_is_made_read_and_repeated(tmp_path, monkeypatch, views):
     found = make_bank.read(tmp_path, "views", 5)
     np.testing.assert_array_equal(found["images"], np.stack([views[k].images for k in (0, 1, 0, 1, 0)]))
     assert make_bank.read(tmp_path, "holes")["picture"].shape[0] == 2 * make_bank.HOLES
+    frames = depth_frames.Frames(views[0].images, views[0].depth)
+    monkeypatch.setattr(make_bank, "render_scene", lambda seed, k, pool, varied: frames)
+    moments = iter((0.0, 2.0))
+    make_bank.worker(0, str(tmp_path), "", 1.0, part=2, kinds=("frames",))
+    assert make_bank.read(tmp_path, "frames")["inverse_depth"].shape[0] == 2 * len(frames.images)
+    # The newest part serves while there is no room for more.
+    make_bank.write(tmp_path, "frames_1_0", {"images": 0 * frames.images, "inverse_depth": 0 * frames.inverse_depth})
+    os.utime(tmp_path / "frames_1_0.npz", (2e9, 2e9))
+    assert not make_bank.read(tmp_path, "frames", len(frames.images))["images"].any()
     with pytest.raises(InputError, match="has no labels"):
         make_bank.read(tmp_path, "labels")
+
+
+def test_a_growing_bank_is_read_again_beside_the_steps():
+    counts = iter((1, 2, 3))
+    bank = Bank(lambda: {"x": np.full(3, next(counts), np.float32)}, every=1e-3)
+    first = bank.newest()
+    np.testing.assert_array_equal(first["x"], 1)
+    for _ in range(200):
+        if bank.newest() is not first:
+            break
+        time.sleep(0.01)
+    np.testing.assert_array_equal(bank.newest()["x"], 2)
+    once = Bank(lambda: {"x": np.zeros(1)}, every=None)
+    assert once.newest() is once.newest()
