@@ -80,7 +80,9 @@ def _conv2d_by_products_backward(stride: int, padding: Padding, saved: tuple[Arr
     dy = dy.astype(x.dtype)
     seen, back = jax.vjp(lambda x: _windows(x, kernel.shape[:2], stride, padding), x)
     dx = back(matmul(dy, kernel.reshape(-1, kernel.shape[-1]).T))[0]
-    return dx, einsum("nc,nd->cd", seen.reshape(-1, seen.shape[-1]), dy.reshape(-1, dy.shape[-1])).reshape(kernel.shape)
+    # A small matrix, summed over very many places: by pictures, for one product would keep but few processors busy.
+    each = einsum("bnc,bnd->bcd", *(y.reshape(len(x), -1, y.shape[-1]) for y in (seen, dy)))
+    return dx, jnp.sum(each, axis=0).reshape(kernel.shape)
 
 
 _conv2d_by_products.defvjp(_conv2d_by_products_forward, _conv2d_by_products_backward)
