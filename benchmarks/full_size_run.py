@@ -23,6 +23,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -181,9 +182,11 @@ def prepare(name: str, case: Case, *, text: str = "auto", layout: str = "divided
     mesh = meshes.make_mesh(text, batch_size=case.videos)
     start = time.perf_counter()
     with meshes.use(mesh, base=layout):
+        _say(f"{name}: tracing for {mesh.size} x {jax.devices()[0].device_kind}")
         program = PROGRAMS[name](case, mesh)
         lowered = program.trace().lower()
         traced = time.perf_counter() - start
+        _say("compiling, which takes minutes")
         compiled = lowered.compile()
         seconds = time.perf_counter() - start - traced
         values = Values(program)
@@ -224,6 +227,7 @@ def execute(prepared: Prepared, steps: int, seconds: float = math.inf, kernels_t
         All figures.
     """
     begun = time.perf_counter()
+    _say("drawing the weights")
     with meshes.use(prepared.mesh):
         arguments = prepared.values()
         made, before = time.perf_counter() - begun, measure.device_bytes("peak_bytes_in_use")
@@ -232,6 +236,7 @@ def execute(prepared: Prepared, steps: int, seconds: float = math.inf, kernels_t
             start = time.perf_counter()
             result = jax.block_until_ready(prepared.compiled(*arguments))
             took.append(time.perf_counter() - start)
+            _say(f"step {len(took)} took {measure.human_seconds(took[-1])}")
             arguments = prepared.program.following(arguments, result)
         after = measure.device_bytes("peak_bytes_in_use")
         finite = all(map(_finite, jax.tree.leaves(result)))
@@ -254,6 +259,11 @@ def execute(prepared: Prepared, steps: int, seconds: float = math.inf, kernels_t
         "finite": finite,
         **({"kernels": [kernel._asdict() for kernel in told]} if told else {}),
     }
+
+
+def _say(words: str) -> None:
+    """At once, and not among the figures: a step may take minutes, the first of all on a CPU."""
+    print(words, file=sys.stderr, flush=True)
 
 
 def flops(name: str, case: Case) -> float | None:

@@ -19,7 +19,7 @@ from reangle_jax import mesh as meshes
 from reangle_jax.data import quantised_weights, weights_folder
 from reangle_jax.data.weights_folder import load_config as load_config
 from reangle_jax.data.weights_folder import save_config
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, named
 from reangle_jax.nn.quantised import INT8
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -105,6 +105,25 @@ def save_model(folder: str | os.PathLike, model: nnx.Module, config: Any, *, dty
         arrays[path] = array.astype(dtype or array.dtype)
     weights_folder.save_arrays(folder, arrays)
     save_config(folder, config)
+
+
+def load(
+    folder: str | os.PathLike, config_class: type, model_class: Callable[..., Model], *, key: str = "config.weights"
+) -> Model:
+    """The model of a folder, without adapters.
+
+    Args:
+        folder: of either form.
+        config_class: the class of its config.json.
+        model_class: makes the model of that and of ``rngs``.
+        key: the setting or flag that names the folder.
+
+    Raises:
+        InputError: the folder is missing or damaged, or holds another model.
+    """
+    with named(key):
+        config = load_config(folder, config_class)
+        return load_into(abstract(lambda: model_class(config, rngs=nnx.Rngs(0))), folder)
 
 
 def load_into(model: Model, folder: str | os.PathLike, *, mesh: Mesh | None = None) -> Model:

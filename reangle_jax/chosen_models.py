@@ -38,6 +38,11 @@ def folder(settings: Settings, part: str) -> Path:
     return (tiny.WEIGHTS if settings.model == "tiny" else Path("weights") / settings.model) / part
 
 
+def depth_key(settings: Settings) -> str:
+    """The setting that names the depth network's folder."""
+    return "config.depth_weights" if settings.depth_weights else "config.weights"
+
+
 def folders(settings: Settings, *parts: str) -> tuple[tuple[str, Path], ...]:
     """Name and folder of each part."""
     return tuple((part, folder(settings, part)) for part in parts)
@@ -223,7 +228,7 @@ def check(settings: Settings, names: Iterable[str]) -> None:
     classes, model = parts(settings), backbone(settings)
     for part in names:
         where = folder(settings, part)
-        key = "config.depth_weights" if part == "depth" and settings.depth_weights else "config.weights"
+        key = depth_key(settings) if part == "depth" else "config.weights"
         if key == "config.weights" and not settings.weights and not where.is_dir():
             command = f"{settings.model} --source SOURCE --out {where.parent}" if part in model.folders else "--list"
             raise InputError(

@@ -1,5 +1,8 @@
 """Errors with a meaning of their own. `InputError`: what the user gave cannot be used, and here is the mend."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(ValueError):
     """The user's input cannot be used.
@@ -7,6 +10,19 @@ class InputError(ValueError):
     The message is a single line that names the setting or the file and says how to mend it; the command prints it as
     ``error: <message>`` and exits with status 2. Anything else that escapes is a bug.
     """
+
+
+@contextlib.contextmanager
+def named(key: str) -> Iterator[None]:
+    """Within it, what is refused of a folder of weights as ``config.weights`` goes by another setting or flag.
+
+    Raises:
+        InputError: one was raised.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("config.weights:", f"{key}:", 1)) from None
 
 
 class TooSmallError(ValueError):

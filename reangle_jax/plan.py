@@ -1,6 +1,7 @@
 """``--plan``: what each stage will need on this device, and what is done already. Estimates are arithmetic alone."""
 
 import os
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -15,6 +16,7 @@ from reangle_jax.measure import human_bytes, human_seconds
 from reangle_jax.models.depth_anything import DepthAnythingConfig
 from reangle_jax.needs import Needs
 from reangle_jax.run import Ledger, Stage
+from reangle_jax.run.ledger import Verdict, listed
 from reangle_jax.scoring import needs as of_score
 
 # A device's peak in bfloat16, FLOP/s, and the share of it that is sustained in our kind of work (docs: scale).
@@ -27,6 +29,8 @@ _CHIPS = {
     "v6 lite": (918e12, 0.13),
 }
 _CPU_RATE = 5e10  # float32, per core
+_WIDTH = 180  # of the table, characters
+_REASONS = 6  # of a stage, that are spelt out
 
 
 def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[], object]] = ()) -> str:
@@ -47,8 +51,7 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
     for stage in stages:
         verdicts = ledger.survey(stage, remade)
         units = [verdict.unit for verdict in verdicts]
-        todo = [verdict for verdict in verdicts if verdict.reasons]
-        waits = dict.fromkeys(path for verdict in verdicts if not verdict.reasons for path in verdict.waits)
+        todo = [verdict for verdict in verdicts if verdict.pending]
         measured = [record for unit in units if (record := ledger.measured(stage, unit))]
         each = needs.get(stage.name)
         if measured and (not todo or each is None):
@@ -62,17 +65,26 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
             seconds, time, memory = 0.0, "seconds", "small"
         total += seconds * len(todo) / max(1, len(units))
         open_units += len(todo)
-        states = list(dict.fromkeys(reason for verdict in todo for reason in verdict.reasons[:2]))
-        states = states or ["done" if units else "nothing to do"]
-        states += [f"redone if what it reads changes: {', '.join([*waits][:2])}"] if waits else []
-        state = "; ".join(states)
+        states = _states(todo) or ["done" if units else "nothing to do"]
         if each is not None and limit and each.peak_bytes > limit:
-            state += "  (DOES NOT FIT this device)"
-        lines.append(f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>18}  {state[:160]}")
-    about = f"about {human_seconds(total)}" if total else "nothing" if not open_units else "seconds"
+            states[-1] += "  (DOES NOT FIT this device)"
+        start = f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>18}  "
+        lines += textwrap.wrap(
+            "; ".join(states), _WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+        )
+    most = "at most " if any("done again if" in line for line in lines) else ""
+    about = f"{most}about {human_seconds(total)}" if total else "nothing" if not open_units else "seconds"
     hours = f", {_hours(total / 3600 * device['count'])} device-hours" if total else ""
     lines += ["", f"to do: {about}{hours} (~: computed from the sizes, compiling apart; took: measured in this folder)"]
     return "\n".join(lines + [f"missing: {line}" for line in _failures(checks)])
+
+
+def _states(todo: Sequence[Verdict]) -> list[str]:
+    """Why units are to be done, and what may redo those that are done."""
+    reasons = list(dict.fromkeys(reason for verdict in todo for reason in verdict.reasons))
+    waits = list(dict.fromkeys(wait for verdict in todo if not verdict.reasons for wait in verdict.waits))
+    states = [*reasons[:_REASONS], *([f"{len(reasons) - _REASONS} more reasons"] if reasons[_REASONS:] else [])]
+    return states + ([f"done again if these change: {listed(waits)}"] if waits else [])
 
 
 def _hours(hours: float) -> str:

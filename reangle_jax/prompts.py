@@ -1,7 +1,8 @@
 """Embeddings of prompts by T5 and CLIP, which families of models share; from folders of converted weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +32,7 @@ def embed_prompts(
     config = checkpoints.load_config(folder, T5Config)
     tokenizer = tokenizers.for_encoder(folder, config.vocab_size)
     tokenizers.warn_of_cuts(tokenizer, prompts, length)
-    execution = Execution.in_type(config.param_dtype, choice)
-    model = checkpoints.load_into(
-        checkpoints.abstract(lambda: T5Encoder(config, execution=execution, rngs=nnx.Rngs(0))), folder
-    )
+    model = _load(folder, T5Config, T5Encoder, choice)
     graphdef, state = nnx.split(model)
     encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids).astype(jnp.float32))
     known: dict[str, np.ndarray] = {}
@@ -61,10 +59,14 @@ def pool_prompts(
     config = checkpoints.load_config(folder, CLIPConfig)
     tokenizer = CLIPTokenizer(folder, config.vocab_size)
     tokenizers.warn_of_cuts(tokenizer, prompts, config.max_length, encoder="CLIP", others=others)
-    execution = Execution.in_type(config.param_dtype, choice)
-    model = checkpoints.load_into(
-        checkpoints.abstract(lambda: CLIPTextEncoder(config, execution=execution, rngs=nnx.Rngs(0))), folder
-    )
+    model = _load(folder, CLIPConfig, CLIPTextEncoder, choice)
     graphdef, state = nnx.split(model)
     encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids)[1].astype(jnp.float32))
     return np.concatenate([encode(state, jnp.asarray(tokenizer([text], config.max_length))) for text in prompts])
+
+
+def _load(folder: Path, config_class: type, encoder: Callable[..., Any], choice: Choice) -> nnx.Module:
+    def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+        return encoder(config, execution=Execution.in_type(config.param_dtype, choice), rngs=rngs)
+
+    return checkpoints.load(folder, config_class, build)

@@ -1,8 +1,19 @@
-"""Mends that several errors share."""
+"""Mends and names that several errors share."""
 
-from reangle_jax import errors
+import pytest
+
+from reangle_jax import checkpoints, errors
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
 
 
 def test_a_wider_type_is_no_mend_of_the_widest():
     assert errors.wider("bfloat16") == "set config.execution.dtype=float32 (it is bfloat16), "
     assert errors.wider("float32") == ""
+
+
+def test_a_folder_of_weights_is_told_by_the_flag_that_named_it(tmp_path):
+    folder = tmp_path / "none"
+    with pytest.raises(errors.InputError, match=rf"^config\.weights: {folder}/config\.json is missing"):
+        checkpoints.load_config(folder, VAEConfig)
+    with pytest.raises(errors.InputError, match=rf"^--init: {folder}/config\.json is missing"), errors.named("--init"):
+        checkpoints.load_config(folder, VAEConfig)

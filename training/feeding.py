@@ -2,6 +2,10 @@
 
 What processes are given is pickled once for each of them. An image pool that was read from its folder, and examples on
 disk, travel as their place alone and are opened again there.
+
+Grain's ``mp_prefetch`` (0.2.18) could share the work too, in as many lines: a thread is still wanted where there are no
+workers, and theirs take a GPU unless a function of ours keeps them from it (google/grain issues 820 and 1199). It hands
+batches over in /dev/shm, of which a container has 64 MiB, and a batch of clips is larger; slower besides (issue 851).
 """
 
 import collections

@@ -26,6 +26,7 @@ from reangle_jax import checkpoints
 from reangle_jax.arrays import to_unit
 from reangle_jax.data.files import atomic_write_json
 from reangle_jax.diffusion import flow
+from reangle_jax.errors import named
 from reangle_jax.models.dino import FeatUp, FeatUpConfig
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
@@ -63,21 +64,20 @@ class Judge:
 
     def __init__(self, weights: Path, family: Path, *, samples: int, steps: int):
         names = ("flux_transformer", "flux_controlnet")
-        config = checkpoints.load_config(weights / names[0], FluxConfig)
-        networks = build(config, checkpoints.load_config(weights / names[1], ControlNetConfig), 0)
-        for name, network in zip(names, networks, strict=True):
-            checkpoints.load_into(network, weights / name)
+        with named("--weights"):
+            config = checkpoints.load_config(weights / names[0], FluxConfig)
+            networks = build(config, checkpoints.load_config(weights / names[1], ControlNetConfig), 0)
+            for name, network in zip(names, networks, strict=True):
+                checkpoints.load_into(network, weights / name)
         split = [nnx.split(network) for network in networks]
         self.graphdefs = split[0][0], split[1][0]
         self.parameters = {"transformer": split[0][1], "controlnet": split[1][1]}
         folder = weights / "flux_autoencoder"
-        config = checkpoints.load_config(folder, AutoencoderConfig)
-        self.ratio = config.spatial_compression_ratio
-        self.coder, self.codes = nnx.split(checkpoints.load_into(Autoencoder(config, rngs=nnx.Rngs(0)), folder))
-        config = checkpoints.load_config(family / "featup", FeatUpConfig)
-        self.describer, self.features = nnx.split(
-            checkpoints.load_into(FeatUp(config, rngs=nnx.Rngs(0)), family / "featup")
-        )
+        coder = checkpoints.load(folder, AutoencoderConfig, Autoencoder, key="--weights")
+        self.ratio = coder.config.spatial_compression_ratio
+        self.coder, self.codes = nnx.split(coder)
+        describer = checkpoints.load(family / "featup", FeatUpConfig, FeatUp)
+        self.describer, self.features = nnx.split(describer)
         self.text, self.samples, self.steps = family / "text_encoder", samples, steps
 
     @functools.partial(jax.jit, static_argnums=(0, 6))

@@ -26,6 +26,7 @@ from jaxtyping import Array
 
 from reangle_jax import checkpoints, tiny
 from reangle_jax.arrays import to_unit
+from reangle_jax.errors import named
 from reangle_jax.models.dust3r import Dust3rConfig
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
@@ -88,7 +89,8 @@ def depth(args: Any) -> tuple[Callable, Any, Load, Callable]:
     config = train_depth.sized(7, args.wide)
     model = train_depth.initial_model(config, args.seed, make_bank.read(args.bank, "frames", 512)["images"])
     if args.init:
-        train_depth.carry_over(model, args.init)
+        with named("--init"):
+            train_depth.carry_over(model, args.init)
     graphdef, parameters = nnx.split(model)
 
     def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
@@ -107,7 +109,8 @@ def dust3r(args: Any) -> tuple[Callable, Any, Load, Callable]:
     config = dataclasses.replace(Dust3rConfig.tiny(), **(WIDE if args.wide else {}))
     if args.init:
         model = train_dust3r.Trained(config, rngs=nnx.Rngs(args.seed))
-        train_dust3r.start_from(args.init, model)
+        with named("--init"):
+            train_dust3r.start_from(args.init, model)
     else:
         model = train_dust3r.initial_model(config, args.seed, make_bank.read(args.bank, "views", 512)["images"][:, 0])
     graphdef, parameters = nnx.split(model)
@@ -130,14 +133,14 @@ def dust3r(args: Any) -> tuple[Callable, Any, Load, Callable]:
 
 def encoded(holes: dict[str, np.ndarray], folder: Path, count: int = 64) -> dict[str, np.ndarray]:
     """Pictures with holes through an autoencoder: `train_flux.Latents`' fields, stacked."""
-    config = checkpoints.load_config(folder, AutoencoderConfig)
-    graphdef, state = nnx.split(checkpoints.load_into(Autoencoder(config, rngs=nnx.Rngs(0)), folder))
+    coder = checkpoints.load(folder, AutoencoderConfig, Autoencoder)
+    graphdef, state = nnx.split(coder)
 
     @jax.jit
     def encode(state: nnx.State, picture: Array, warp: Array, visible: Array) -> dict[str, Array]:
         network = nnx.merge(graphdef, state)
         latents = [network.scale_latents(network.encode(to_unit(x))[0]).astype(jnp.float16) for x in (picture, warp)]
-        known = known_cells(visible, config.spatial_compression_ratio)
+        known = known_cells(visible, coder.config.spatial_compression_ratio)
         return {"picture": latents[0], "warp": latents[1], "known": known}
 
     total = len(holes["picture"])
@@ -161,7 +164,8 @@ def flux(args: Any) -> tuple[Callable, Any, Load, Callable]:
     names = "transformer", "controlnet"
     if args.init:
         for network, name in zip(networks, names, strict=True):
-            checkpoints.load_into(network, Path(args.init).with_name(f"flux_{name}"))
+            with named("--init"):
+                checkpoints.load_into(network, Path(args.init).with_name(f"flux_{name}"))
     graphdefs, states = zip(*(nnx.split(network) for network in networks), strict=True)
     holes = make_bank.read(args.bank, "holes", 1)["picture"]
     ratio = checkpoints.load_config(tiny.WEIGHTS / "flux_autoencoder", AutoencoderConfig).spatial_compression_ratio

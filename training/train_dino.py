@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from reangle_jax import checkpoints
 from reangle_jax.arrays import Picture
+from reangle_jax.errors import named
 from reangle_jax.models.dino import DinoConfig, VisionTransformer, normalise
 from training import commands, training
 from training.train_depth import principal_patches
@@ -223,7 +224,8 @@ def main() -> None:
     config = DinoConfig.tiny()
     model = initial_model(config, args.seed, first_images(views))
     if args.init:
-        checkpoints.load_into(model, args.init)
+        with named("--init"):
+            checkpoints.load_into(model, args.init)
     graphdef, parameters = nnx.split(model)
     mean = training.train(
         functools.partial(loss, graphdef=graphdef),

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float16
 
 from reangle_jax import checkpoints, tiny
 from reangle_jax.arrays import to_unit
+from reangle_jax.errors import named
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.controlnet import FluxControlNet
@@ -68,14 +69,14 @@ class Latents(NamedTuple):
 
 def encoded(folder: str, pictures: Sequence[Holes]) -> Iterator[Latents]:
     """Pictures through an autoencoder."""
-    config = checkpoints.load_config(folder, AutoencoderConfig)
-    graphdef, state = nnx.split(checkpoints.load_into(Autoencoder(config, rngs=nnx.Rngs(0)), folder))
+    coder = checkpoints.load(folder, AutoencoderConfig, Autoencoder, key="--autoencoder")
+    graphdef, state = nnx.split(coder)
 
     @jax.jit
     def encode(state: nnx.State, pair: Array, visible: Array) -> tuple[Array, Array]:
         network = nnx.merge(graphdef, state)
         mean, _ = network.encode(to_unit(pair))
-        known = known_cells(visible[None], config.spatial_compression_ratio)[0]
+        known = known_cells(visible[None], coder.config.spatial_compression_ratio)[0]
         return network.scale_latents(mean).astype(jnp.float16), known
 
     for holes in pictures:
@@ -97,7 +98,8 @@ def load_latents(folder: Path, text_folder: str) -> dict[str, Any]:
     """Every encoded picture of a folder, and its prompt's embedding by the number of the prompt."""
     picture, warp, known, texts = zip(*records.read(folder, Latents, "training.train_flux"), strict=True)
     unique = sorted({"", *texts})  # the empty one is first
-    tokens = embed_prompts(Path(text_folder), unique, TEXT_LENGTH).astype(np.float16)
+    with named("--text"):
+        tokens = embed_prompts(Path(text_folder), unique, TEXT_LENGTH).astype(np.float16)
     number = np.array([unique.index(text) for text in texts])
     stacked = {"picture": np.stack(picture), "warp": np.stack(warp), "known": np.stack(known)}
     return stacked | {"number": number, "tokens": tokens}
@@ -208,7 +210,8 @@ def main() -> None:
     networks = build(*configs, args.seed)
     if args.init:
         for network, folder in zip(networks, (Path(args.init), Path(args.init).with_name(CONTROLNET)), strict=True):
-            checkpoints.load_into(network, folder)
+            with named("--init"):
+                checkpoints.load_into(network, folder)
     (graphdef, transformer), (control_graphdef, controlnet) = (nnx.split(network) for network in networks)
     graphdefs = graphdef, control_graphdef
     batches = [make_batch(np.random.default_rng([2, k]), k, data=unseen, windows=WINDOWS) for k in range(6)]

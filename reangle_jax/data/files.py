@@ -18,7 +18,7 @@ import re
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -236,12 +236,15 @@ def hash_file(path: str | os.PathLike[str]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def hash_path(path: str | os.PathLike[str], hash_file: Callable[[Path], str] = hash_file) -> str | None:
+def hash_path(
+    path: str | os.PathLike[str], hash_file: Callable[[Path], str] = hash_file, without: Collection[Path] = ()
+) -> str | None:
     """Content hash of a file or of a folder (names and contents of all files below it).
 
     Args:
         path: of the file or folder.
         hash_file: gives a file's.
+        without: files below the folder that do not count.
 
     Returns:
         ``"sha256:..."``, or None if there is nothing at `path`.
@@ -251,7 +254,7 @@ def hash_path(path: str | os.PathLike[str], hash_file: Callable[[Path], str] = h
         return hash_file(path)
     if not path.is_dir():
         return None
-    below = sorted(file for file in path.rglob("*") if file.is_file())
+    below = sorted(file for file in path.rglob("*") if file.is_file() and file not in without)
     entries = (f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\0" for file in below)
     return hash_bytes(b"folder\0" + "".join(entries).encode())
 

@@ -55,7 +55,10 @@ def _why_no_folder(root: Path) -> str | None:
 
 
 def read_record(root: Path) -> dict[str, Any]:
-    """The content of run.json, with what is damaged in it left out: ``stages`` by name, and ``devices`` if known.
+    """The content of run.json, with what is damaged in it left out.
+
+    Returns:
+        ``stages`` by name; ``devices`` and ``settings`` if they are known. All else is written anew.
 
     Raises:
         InputError: it is there and cannot be read.
@@ -75,7 +78,7 @@ def read_record(root: Path) -> dict[str, Any]:
     stages = {name: entry for name, entry in record["stages"].items() if _is_entry(entry)}
     for name in sorted(record["stages"].keys() - stages.keys()):
         _log.warning("%s: what it says of %s is damaged: that will be redone", path, name)
-    kept = {key: value for key in ("devices",) if _is_json(value := record.get(key))}  # else all is written anew
+    kept = {key: value for key in ("devices", "settings") if _is_json(value := record.get(key))}
     return {"format": _FORMAT, **kept, "stages": stages}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ class Identities:
             temporary.write_text(json.dumps(found), encoding="utf-8")
             os.replace(temporary, self._index)
 
-    def content(self, path: Path) -> str | None:
+    def content(self, path: Path, without: Collection[Path] = ()) -> str | None:
         """`files.hash_path` of a file or folder; None if there is nothing."""
-        return files.hash_path(path, self._of_file)
+        return files.hash_path(path, self._of_file, without)
 
     def weights(self, folder: Path) -> str | None:
         """Identity of a folder of weights; None if there is none.

@@ -52,6 +52,7 @@ class Ledger:
         self.root = Path(root).absolute()
         self.settings, self.flat = settings, config.flatten(settings)
         self.record = run_folder.read_record(self.root)
+        self._before = self.record.get("settings", self.flat)
         self._identities = Identities(self.root / run_folder.INDEX)
 
     @classmethod
@@ -121,7 +122,7 @@ class Ledger:
         Raises:
             RuntimeError: an output that it promised was not written.
         """
-        outputs = {output: self._identities.content(self.root / output) for output in unit.outputs}
+        outputs = {output: self._output(unit, output) for output in unit.outputs}
         missing = [output for output, found in outputs.items() if found is None]
         if missing:
             raise RuntimeError(f"{name} ended without writing {', '.join(missing)}")
@@ -143,16 +144,20 @@ class Ledger:
         if record is None:
             return ["not done yet"]
         then = record["depends"]
-        if changes := _changes(then, now):
+        if changes := _changes(then, now, self._before):
             return changes
         faults = []
         for output in unit.outputs:
-            found = self._identities.content(self.root / output)
+            found, recorded = self._output(unit, output), record["outputs"].get(output)
             if found is None:
                 faults.append(f"{output} is missing")
-            elif found != record["outputs"].get(output):
+            # Before there was `unjudged` all of a folder counted.
+            elif recorded not in (found, unit.unjudged and self._identities.content(self.root / output)):
                 faults.append(f"{output} is damaged or edited")
         return faults
+
+    def _output(self, unit: Unit, output: str) -> str | None:
+        return self._identities.content(self.root / output, [self.root / name for name in unit.unjudged])
 
     def _depends(self, stage: Stage, unit: Unit) -> dict[str, Any]:
         depends: dict[str, Any] = {f"{stage.name}'s version": stage.version}
@@ -184,17 +189,30 @@ def _maker(path: str, remade: dict[str, str]) -> str | None:
     return None
 
 
-def _changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What tells two sets of dependencies apart; made another way, a unit has many that the other had not."""
+def _changes(then: dict[str, Any], now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+    """What tells two sets of dependencies apart; made another way, a unit has many that the other had not.
+
+    Args:
+        then: what the unit was made of.
+        now: what it would be made of.
+        before: the settings of the run that made it, by key without ``config.``.
+    """
+    known = {f"config.{key}": value for key, value in before.items()} | then
+    changed = [_change(key, known[key], value) for key, value in now.items() if key in known and known[key] != value]
     gone = [key for key in then if key not in now and then[key] is not None]
-    new = [key for key in now if key not in then and now[key] is not None]
-    changed = [_change(key, then[key], now[key]) for key in then if key in now and then[key] != now[key]]
-    found = (("no longer made from", gone), ("now made from", new))
-    return [*changed, *(f"{words} {_listed(keys)}" for words, keys in found if keys)]
+    new = [key for key in now if key not in then and now[key] is not None and now[key] == known.get(key, now[key])]
+    settings = [f"{key}={_shown(now[key])}{'' if key in known else ' (a new setting)'}" for key in new if _is_key(key)]
+    files = [key for key in new if not _is_key(key)]
+    found = (("no longer made from", gone), ("now depends on", settings), ("now made from", files))
+    return [*changed, *(f"{words} {listed(keys)}" for words, keys in found if keys)]
+
+
+def _is_key(name: str) -> bool:
+    return name.startswith("config.")
 
 
 def _change(key: str, then: Any, now: Any) -> str:
-    if key.startswith("config.") and then is not None and now is not None:
+    if _is_key(key) and then is not None and now is not None:
         return f"{key} changed from {_shown(then)} to {_shown(now)}"
     return f"{key} changed"
 
@@ -203,7 +221,8 @@ def _shown(value: Any) -> str:
     return "''" if value == "" else f"{value}"
 
 
-def _listed(names: list[str], shown: int = 3) -> str:
+def listed(names: list[str], shown: int = 3) -> str:
+    """Names in words: the first few, and how many others there are."""
     rest = len(names) - shown
     if rest < 2:
         return ", ".join(names)

@@ -33,6 +33,7 @@ class Unit:
         external: files outside of the run's folder whose content it depends on.
         weights: names and folders of the weights that it reads; see `chosen_models.folders`.
         view: the view it makes, if it makes one.
+        unjudged: files in its outputs that are to look at alone: it is not redone for what becomes of them.
     """
 
     name: str = ""
@@ -42,6 +43,7 @@ class Unit:
     external: tuple[External, ...] = ()
     weights: tuple[tuple[str, Path], ...] = ()
     view: str = ""
+    unjudged: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,13 +49,7 @@ def load(folder: str | Path, features: str = "featup", *, key: str = "--weights"
             raise InputError(f"{key}: {folder / name} is missing: {_mend(folder, name, features)}")
         check_whole(folder / name, key)
     for name, (config_class, network) in parts.items():
-        try:
-            config = checkpoints.load_config(folder / name, config_class)
-            build = lambda network=network, config=config: network(config, rngs=nnx.Rngs(0))  # noqa: E731
-            model = checkpoints.load_into(checkpoints.abstract(build), folder / name)
-        except InputError as error:
-            raise InputError(str(error).replace("config.weights:", f"{key}:", 1)) from None
-        graphdef, state = nnx.split(model)
+        graphdef, state = nnx.split(checkpoints.load(folder / name, config_class, network, key=key))
         metric.append(graphdef)
         states.append(state)
     return Met3r(*metric), (states[0], states[1])

@@ -47,10 +47,7 @@ def load(folder: str | Path, *, key: str = "--weights") -> Measure:
         raise InputError(f"{key}: {folder} is missing: convert it with --out of its parent (python -m converters)")
     check_whole(folder, key)
     try:
-        config = checkpoints.load_config(folder, LpipsConfig)
-        model = checkpoints.load_into(checkpoints.abstract(lambda: Lpips(config, rngs=nnx.Rngs(0))), folder)
-    except InputError as error:
-        raise InputError(str(error).replace("config.weights:", f"{key}:", 1)) from None
+        model = checkpoints.load(folder, LpipsConfig, Lpips, key=key)
     except ValueError as error:  # of the config itself
         raise InputError(f"{key}: {folder} describes another network ({error}); convert the weights again") from None
     return measure(model)

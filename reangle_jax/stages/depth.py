@@ -63,22 +63,13 @@ def _depth(settings: Settings, folder: Path) -> None:
 
 def _estimate(settings: Settings, frames: np.ndarray) -> tuple[np.ndarray, str]:
     """Depth by the network, and which kind it is."""
-    from flax import nnx  # late: a run with a depth file needs no network
-
-    from reangle_jax import checkpoints
+    from reangle_jax import checkpoints  # late: a run with a depth file needs no network
     from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 
-    where = chosen_models.folder(settings, "depth")
-    try:
-        config = checkpoints.load_config(where, DepthAnythingConfig)
-        model = checkpoints.abstract(lambda: DepthAnything(config, rngs=nnx.Rngs(0)))
-        model = checkpoints.load_into(model, where)
-    except InputError as error:
-        if not settings.depth_weights:
-            raise
-        raise InputError(str(error).replace("config.weights", "config.depth_weights")) from None
+    where, key = chosen_models.folder(settings, "depth"), chosen_models.depth_key(settings)
+    model = checkpoints.load(where, DepthAnythingConfig, DepthAnything, key=key)
     values = estimate_video_depth(model, frames, batch_size=BATCH)
-    return values, "inverse" if config.max_depth is None else "metric"
+    return values, "inverse" if model.config.max_depth is None else "metric"
 
 
 STAGE = Stage("depth", version=2, units=units, run=depth)

@@ -28,6 +28,7 @@ from reangle_jax.run import Stage, Unit, Work, view_file, view_paths
 
 # The noise on the conditioning frame: sigma = exp(N(mean, deviation)).
 LOG_SIGMA_MEAN, LOG_SIGMA_DEVIATION = -3.0, 0.5
+LOSSES, LEARNING = "lora/losses.json", "lora/learning.json"
 # The options that the adapters depend on: not how often a state is saved.
 DECISIVE = tuple(field.name for field in dataclasses.fields(Finetune) if field.name != "checkpoint_every")
 
@@ -64,6 +65,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
             ),
             inputs=("input/frames.npz", *warps, *view_paths.prompt_inputs(settings, settings.train_views)),
             outputs=("lora",),
+            unjudged=(LOSSES, LEARNING),
             weights=chosen_models.of_model(settings),
         ),
     )
@@ -89,9 +91,9 @@ def _finetune(settings: Settings, folder: Path, work: Work, unit: Unit) -> None:
             adapters = state.parameters
         with files.atomic_folder(folder / "lora") as made:
             backbone.save_adapters(made, adapters)
-            files.atomic_write_json(made / "losses.json", history["loss"])
+            files.atomic_write_json(made / Path(LOSSES).name, history["loss"])
             rates = list(map(rate_at(options), range(len(history["loss"]))))
-            files.atomic_write_json(made / "learning.json", {**history, "learning_rate": rates})
+            files.atomic_write_json(made / Path(LEARNING).name, {**history, "learning_rate": rates})
         work.finish(unit)
 
 

@@ -35,12 +35,17 @@ def on_host(monkeypatch):
 
 @pytest.mark.usefixtures("optax_promotion", "on_host")
 @pytest.mark.parametrize(("name", "base"), [("finetune", "int8"), ("sample", "auto"), ("decode", "auto")])
-def test_steps_are_taken_and_timed(name, base, monkeypatch):
+def test_steps_are_taken_and_timed(name, base, monkeypatch, capsys):
     monkeypatch.setattr(plan, "chip_peak", lambda: 1e9)
     case = Small(base, "matmuls", rank=4, short=True)
     prepared = full_size_run.prepare(name, case)
+    said = capsys.readouterr().err.splitlines()  # at once: what comes next may take minutes
+    assert [line.split()[0] for line in said] == [f"{name}:", "compiling,"]
     assert prepared.values.made
     found = full_size_run.execute(prepared, 3)
+    assert [line.split(" took")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "drawing the weights", *(f"step {k}" for k in (1, 2, 3, 4)),
+    ]  # fmt: skip
     assert found["finite"]
     assert len(found["steps_s"]) == 3
     assert 0 < sorted(found["steps_s"])[1] == found["step_s"]

@@ -112,7 +112,7 @@ def test_weights_count_by_content(tmp_path):
         assert ledger.judge(stage, unit).reasons == ("the weights of vae changed",)
         other = Unit(settings=("seed",), outputs=("o",))  # another way to the same
         reasons = ledger.judge(stage, other).reasons
-        assert reasons == ("no longer made from the weights of vae", "now made from config.seed")
+        assert reasons == ("no longer made from the weights of vae", "now depends on config.seed=0")
 
 
 def test_a_unit_made_another_way_is_told_in_a_line_to_read(tmp_path):
@@ -127,9 +127,52 @@ def test_a_unit_made_another_way_is_told_in_a_line_to_read(tmp_path):
     with Ledger.opened(tmp_path / "run", now) as ledger:
         assert ledger.judge(work, work.units(now)[0]).reasons == (
             "config.seed changed from 0 to 1",
+            "config.caption changed from '' to a dog",
             "no longer made from config.fps, config.start, config.height and 2 others",
-            "now made from config.caption",
         )
+
+
+def test_a_setting_that_an_older_run_did_not_have_is_told_with_its_value(tmp_path):
+    """As of a run by an earlier version, which knew no base_dtype."""
+    settings = make_settings(tmp_path, base_dtype="int8")
+    work = Stage("s", 1, lambda _: (Unit(settings=("seed",), outputs=("o",)),), write_all)
+    with Ledger.opened(tmp_path / "run", settings) as ledger:
+        assert run_stage(work, ledger)
+    path = tmp_path / "run/run.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["base_dtype"]
+    path.write_text(json.dumps(record))
+    later = Unit(settings=("seed", "base_dtype", "fps"), inputs=("input/frames.npz",), outputs=("o",))
+    files.atomic_write_bytes(tmp_path / "run/input/frames.npz", b"made")
+    with Ledger.opened(tmp_path / "run", settings) as ledger:
+        assert ledger.judge(work, later).reasons == (
+            "now depends on config.base_dtype=int8 (a new setting), config.fps=0.0",
+            "now made from input/frames.npz",
+        )
+
+
+def test_what_is_to_look_at_alone_redoes_nothing(tmp_path):
+    def tune(settings, folder, work):
+        for _ in work:
+            with files.atomic_folder(folder / "lora") as made:
+                (made / "adapters").write_bytes(b"learnt")
+                (made / "curve.json").write_text("[1, 2]")
+
+    unit = Unit(outputs=("lora",), unjudged=("lora/curve.json",))
+    stage = Stage("s", 1, lambda _: (unit,), tune)
+    settings, folder = make_settings(tmp_path), tmp_path / "run/lora"
+    with Ledger.opened(tmp_path / "run", settings) as ledger:
+        # As an earlier version entered it: the whole folder counted.
+        before = Stage("s", 1, lambda _: (dataclasses.replace(unit, unjudged=()),), tune)
+        assert run_stage(before, ledger)
+        assert ledger.judge(stage, unit).reasons == ()
+        assert run_stage(dataclasses.replace(stage, version=2), ledger)
+    with Ledger.opened(tmp_path / "run", settings) as ledger:
+        for damage in (lambda path: path.write_text("[1,"), lambda path: path.unlink()):
+            damage(folder / "curve.json")
+            assert ledger.judge(dataclasses.replace(stage, version=2), unit).reasons == ()
+        (folder / "adapters").write_bytes(b"other")
+        assert ledger.judge(dataclasses.replace(stage, version=2), unit).reasons == ("lora is damaged or edited",)
 
 
 def test_an_empty_setting_is_seen_in_the_reason(tmp_path):

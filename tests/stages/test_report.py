@@ -66,6 +66,21 @@ def standing(tmp_path_factory):
     return reading.read(settings, enter(write_run(tmp_path_factory.mktemp("run"), settings), settings))
 
 
+def test_damaged_curves_cost_the_curves_alone(tmp_path, caplog):
+    settings = made_settings()
+    folder = enter(write_run(tmp_path, settings), settings)
+    (folder / reading.LEARNING).write_text('{"loss": [1.0')
+    run = reading.read(settings, folder)
+    assert run.learning == {"loss": LOSSES}
+    (folder / reading.LOSSES).write_text('["a word"]')
+    run = reading.read(settings, folder)
+    assert run.learning == {}
+    assert 'id="fine-tuning"' not in report.page(run)
+    assert [record.getMessage().rpartition("/")[2].split()[0] for record in caplog.records] == [
+        "learning.json", "learning.json", "losses.json",
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def text(moving):
     return report.page(moving)

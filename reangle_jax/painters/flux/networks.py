@@ -20,6 +20,7 @@ from reangle_jax.nn.choices import AUTO, Choice
 from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.network import Network
 
+KEY = "config.first_frames.weights"
 TINY, DEV, FILL = "tiny", "flux.1-dev", "flux.1-fill-dev"
 T5_LENGTH = {TINY: 48}
 """Tokens of a text, padding included; 512 of the published models."""
@@ -110,7 +111,7 @@ def check(name: str, folders: Mapping[str, Path], part: str, fields: Mapping[str
     channels = FluxConfig.fill_dev().in_channels if name == FILL else fields.get("out_channels")
     if fields.get("in_channels") != channels:
         raise InputError(
-            f"config.first_frames.weights: {folders[part]} holds another model than {name} (in_channels is "
+            f"{KEY}: {folders[part]} holds another model than {name} (in_channels is "
             f"{fields.get('in_channels')}, not {channels}): give its weights, or change config.first_frames.model"
         )
 

@@ -17,7 +17,7 @@ from reangle_jax.diffusion import flow
 from reangle_jax.diffusion.control import Control
 from reangle_jax.diffusion.edit import edit_step
 from reangle_jax.diffusion.flow import Coefficients
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, named
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.tokens import pack, unpack
 from reangle_jax.needs import Needs
@@ -62,7 +62,8 @@ class FluxPainter(Painter):
     @functools.cached_property
     def networks(self) -> dict[str, Network]:
         """Each network that paints, by its role, shapes in place of parameters."""
-        return networks.describe(self.name, self.folders, self.choice, self.base_dtype)
+        with named(networks.KEY):
+            return networks.describe(self.name, self.folders, self.choice, self.base_dtype)
 
     @property
     def _latents(self) -> tuple[int, int, int]:
@@ -84,11 +85,14 @@ class FluxPainter(Painter):
 
     def embed(self, prompts: Sequence[str]) -> Text:
         """See `Painter.embed`."""
-        return networks.embed(self.name, self.folders, prompts, self.choice)
+        with named(networks.KEY):
+            return networks.embed(self.name, self.folders, prompts, self.choice)
 
     def load(self, *, to_edit: bool = False) -> Parameters:
         """See `Painter.load`."""
-        return networks.load(self.networks, self.name, self.folders, without=("controlnet",) if to_edit else ())
+        found, unused = self.networks, ("controlnet",) if to_edit else ()
+        with named(networks.KEY):
+            return networks.load(found, self.name, self.folders, without=unused)
 
     def paint(
         self,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from reangle_jax.run import folder as run_folder
 from reangle_jax.run import view_file
 from reangle_jax.scoring import image
 from reangle_jax.stages.report.markup import packed
+
+_log = logging.getLogger(__name__)
 
 LOSSES, LEARNING = "lora/losses.json", "lora/learning.json"
 OF_VIEW = ("cameras.json", "warp.npz", "warp.mp4", "frames.npz", "video.mp4")
@@ -96,10 +99,16 @@ def read(settings: Settings, folder: Path) -> Run:
 
 
 def _learning(folder: Path) -> dict[str, list[float]]:
+    """Of the first file that can be read: they are to look at, and a run is whole without them."""
     for name in (LEARNING, LOSSES):
-        if (folder / name).is_file():
+        try:
             found = json.loads((folder / name).read_text(encoding="utf-8"))
-            return found if isinstance(found, dict) else {"loss": found}
+            curves = found if isinstance(found, dict) else {"loss": found}
+            return {key: [float(value) for value in values] for key, values in curves.items()}
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError):
+            _log.warning("%s is damaged: the page goes without its curves", folder / name)
     return {}
 
 
