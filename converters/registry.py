@@ -110,10 +110,33 @@ class Model:
         return self.repo if "://" in self.repo else f"https://huggingface.co/{self.repo}"
 
 
-def expect(published: Mapping[str, Any], name: str, allowed: tuple[Any, ...]) -> None:
+def expect(published: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     """Refuses, as ValueError, a published config.json that differs in what no field of ours says; absent is well."""
-    if name in published and published[name] not in allowed:
-        raise ValueError(f"{name} is {published[name]!r}, and the network here has {allowed[0]!r}")
+    for name, value in fixed.items():
+        if name in published and published[name] != value:
+            raise ValueError(f"{name} is {published[name]!r}, and the network here has {value!r}")
+
+
+def names_of(config_class: type, *others: str) -> dict[str, str]:
+    """The fields that are called as they are published: all but those of storage and execution, and some others."""
+    own = ("lora_rank", "lora_alpha", "param_dtype", "kernel_dtype", *others)
+    return {field.name: field.name for field in dataclasses.fields(config_class) if field.name not in own}
+
+
+def read_fields(
+    published: Mapping[str, Any], names: Mapping[str, str], optional: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Our fields by the published names, ``optional`` ones as it says where they are absent; else KeyError."""
+    optional = optional or {}
+    return {
+        ours: published.get(theirs, optional[ours]) if ours in optional else published[theirs]
+        for ours, theirs in names.items()
+    }
+
+
+def write_fields(config: Any, names: Mapping[str, str]) -> dict[str, Any]:
+    """The way back."""
+    return {theirs: getattr(config, ours) for ours, theirs in names.items()}
 
 
 def models() -> dict[str, Model]:

@@ -20,7 +20,7 @@ from converters.stream import stored_dtype
 from reangle_jax import checkpoints
 from reangle_jax.data import safetensors
 from reangle_jax.data.weights_folder import Stored, open_arrays
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, named
 from reangle_jax.nn.quantised import INT8
 
 SHARD_BYTES = 5_000_000_000  # as the Hub's own tools cut
@@ -66,7 +66,8 @@ def run(model: Model, parts: Sequence[Part], source: Path, out: Path, dtype: str
         target = out / (part.folder or part.name)
         if target.exists():
             raise InputError(f"--out: {target} exists; move it away, or give another folder")
-        config = checkpoints.load_config(folder, type(part.config))
+        with named("--source"):
+            config = checkpoints.load_config(folder, type(part.config))
         if getattr(config, "kernel_dtype", ""):
             raise InputError(
                 f"--source: {folder} was made with --dtype=int8, which has no way back: convert it without"
@@ -81,7 +82,8 @@ def run(model: Model, parts: Sequence[Part], source: Path, out: Path, dtype: str
 def _write_part(part: Part, folder: Path, target: Path, config: Any, dtype: np.dtype | None) -> None:
     table = part.layouts[0].table(config)
     shapes = parameter_shapes(part.build, config)
-    stored = open_arrays(folder)
+    with named("--source"):
+        stored = open_arrays(folder)
     faults = [path for path, shape in shapes.items() if path not in stored or stored[path].shape != shape]
     faults += [path for path in stored if path not in shapes]
     if faults:

@@ -31,6 +31,20 @@ def parameter_paths(tree: Any) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
+def nbytes(tree: Any) -> int:
+    """Bytes of a tree's arrays, of a module's parameters too; shapes may stand in their place."""
+    leaves = jax.tree.leaves(nnx.state(tree, nnx.Param) if isinstance(tree, nnx.Module) else tree)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+def config_or(folder: str | os.PathLike | None, config_class: type, published: Callable[[], Any]) -> Any:
+    """The config beside weights; the published one while there are none."""
+    try:
+        return published() if folder is None else load_config(folder, config_class)
+    except InputError:
+        return published()
+
+
 def base_parameters(model: nnx.Module) -> nnx.State:
     """The parameters without the adapters'."""
     return nnx.state(model, nnx.All(nnx.Param, nnx.Not(nnx.LoRAParam)))

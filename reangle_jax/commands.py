@@ -1,12 +1,14 @@
 """What every command has in common: mistakes get one line, and each kind of end its exit code."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from reangle_jax import stopping
 from reangle_jax.errors import InputError, NotFiniteError
-from reangle_jax.stopping import Stopped
+from reangle_jax.stopping import Stop, Stopped
 
 SHOWN = 60  # lines of a report on one input
 
@@ -58,6 +60,22 @@ def answer(
     if claim(code):
         print(words, file=sys.stderr)
     return code
+
+
+def start(module: str, stopped: str) -> NoReturn:
+    """Runs a room's command, ``main`` of a module, as this process.
+
+    Args:
+        module: imported here, which takes seconds: a signal is answered in a line meanwhile too.
+        stopped: as of `answer`.
+    """
+
+    def work() -> int:
+        with Stop().installed():
+            found = importlib.import_module(module)
+        return found.main(sys.argv[1:])
+
+    stopping.run(lambda: answer(work, stopped=stopped))
 
 
 def _complaint(message: str, *lines: str) -> str:

@@ -16,13 +16,16 @@ class InputError(ValueError):
 def named(key: str) -> Iterator[None]:
     """Within it, what is refused of a folder of weights as ``config.weights`` goes by another setting or flag.
 
+    Args:
+        key: the setting or flag; empty: the file alone is named.
+
     Raises:
         InputError: one was raised.
     """
     try:
         yield
     except InputError as error:
-        raise InputError(str(error).replace("config.weights:", f"{key}:", 1)) from None
+        raise InputError(str(error).replace("config.weights: ", f"{key}: " if key else "", 1)) from None
 
 
 class TooSmallError(ValueError):

@@ -122,10 +122,8 @@ def _painting(settings: Settings) -> dict[str, Needs]:
 
 
 def _depth(settings: Settings) -> Needs:
-    try:
-        depth = checkpoints.load_config(chosen_models.folder(settings, "depth"), DepthAnythingConfig)
-    except InputError:
-        depth = DepthAnythingConfig.tiny() if settings.model == "tiny" else DepthAnythingConfig.large()
+    published = DepthAnythingConfig.tiny if settings.model == "tiny" else DepthAnythingConfig.large
+    depth = checkpoints.config_or(chosen_models.folder(settings, "depth"), DepthAnythingConfig, published)
     side = depth.short_side / depth.patch_size
     per_frame = side**2 * max(settings.height, settings.width) / min(settings.height, settings.width)
     backbone = depth.depth * 12 * depth.width**2

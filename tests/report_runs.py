@@ -6,6 +6,7 @@ from unittest import mock
 import numpy as np
 
 from reangle_jax import config, plan
+from reangle_jax.cameras.views import folder_name
 from reangle_jax.data import files, pictures, video
 from reangle_jax.geometry import cameras as cam
 from reangle_jax.geometry.trajectories import parse_view, view_cameras
@@ -101,7 +102,7 @@ def enter(root, settings):
     stages = {"ingest/frames": entry, "finetune": entry}
     for view in settings.views:
         paths = {view_file(view, name): "sha256:0" for name in ("frames.npz", "cameras.json")}
-        stages[f"generate/{config.view_folder(view)}"] = entry | {"outputs": paths}
+        stages[f"generate/{folder_name(view)}"] = entry | {"outputs": paths}
     record = {
         "format": 1, "stages": stages, "settings": config.flatten(settings),
         "versions": {"reangle_jax": "0.1.0", "jax": "0.10.2"}, "command": f"reangle --config.caption='{HOSTILE}'",

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from reangle_jax import config
+from reangle_jax.cameras.views import folder_name
 from reangle_jax.config import reading, table
 from reangle_jax.data import lora_files
 from reangle_jax.errors import InputError
@@ -255,13 +256,13 @@ def test_words_of_another_type_are_refused(key, text):
 
 
 def test_view_folders_follow_the_contract():
-    assert [config.view_folder(v) for v in ("left:10", "in:0.15", "left:10+up:5")] == [
+    assert [folder_name(v) for v in ("left:10", "in:0.15", "left:10+up:5")] == [
         "left_10",
         "in_0_15",
         "left_10_up_5",
     ]
     files = ("paths/my path.json", "runs/scene.v2/sparse/0", "x.npz")
-    assert [config.view_folder(v) for v in files] == ["my_path", "0", "x"]
+    assert [folder_name(v) for v in files] == ["my_path", "0", "x"]
 
 
 @pytest.mark.parametrize("steps", [400, 0])

@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 
 from converters.families.text_encoders import CLIP, TEXT_ENCODER
-from converters.registry import Layout, Model, Part, expect
+from converters.registry import Layout, Model, Part, expect, names_of, read_fields, write_fields
 from converters.tables import flux_autoencoder, flux_transformer
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
@@ -25,22 +25,25 @@ _TRANSFORMER_FIELDS = {
     "pooled_embed_dim": "pooled_projection_dim",
     "guidance_embeds": "guidance_embeds",
 }
-_AUTOENCODER_FIELDS = ("layers_per_block", "latent_channels", "in_channels", "norm_num_groups", "scaling_factor")
+_AUTOENCODER_FIELDS = names_of(AutoencoderConfig, "block_out_channels", "shift_factor")
+# What the network here is, and no field says.
+_AUTOENCODER = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "mid_block_add_attention": True,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "latents_mean": None,
+    "latents_std": None,
+}
 
 
 def read_autoencoder(published: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of an `AutoencoderConfig` from diffusers' config.json."""
-    expect(published, "_class_name", ("AutoencoderKL",))
-    expect(published, "act_fn", ("silu",))
-    expect(published, "mid_block_add_attention", (True,))
-    expect(published, "use_quant_conv", (False,))
-    expect(published, "use_post_quant_conv", (False,))
-    expect(published, "out_channels", (published["in_channels"],))
-    expect(published, "latents_mean", (None,))
-    expect(published, "latents_std", (None,))
+    expect(published, _AUTOENCODER | {"out_channels": published["in_channels"]})
     shift = published["shift_factor"]
     return {
-        **{name: published[name] for name in _AUTOENCODER_FIELDS},
+        **read_fields(published, _AUTOENCODER_FIELDS),
         "shift_factor": 0.0 if shift is None else shift,
         "block_out_channels": tuple(published["block_out_channels"]),
     }
@@ -50,21 +53,15 @@ def write_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
     """The config.json of diffusers."""
     levels = len(config.block_out_channels)
     return {
-        "_class_name": "AutoencoderKL",
+        **_AUTOENCODER,
+        **write_fields(config, _AUTOENCODER_FIELDS),
         "_diffusers_version": "0.31.0",
-        **{name: getattr(config, name) for name in _AUTOENCODER_FIELDS},
-        "act_fn": "silu",
         "block_out_channels": list(config.block_out_channels),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "force_upcast": True,
-        "latents_mean": None,
-        "latents_std": None,
-        "mid_block_add_attention": True,
         "out_channels": config.in_channels,
         "shift_factor": config.shift_factor,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "use_post_quant_conv": False,
-        "use_quant_conv": False,
     }
 
 
@@ -93,17 +90,15 @@ T5 = dataclasses.replace(
 
 
 def _read_flux(published: Mapping[str, Any], name: str) -> dict[str, Any]:
-    expect(published, "_class_name", (name,))
-    expect(published, "patch_size", (1,))
-    fields = {ours: published[theirs] for ours, theirs in _TRANSFORMER_FIELDS.items()}
-    return {**fields, "axes_dims_rope": tuple(published["axes_dims_rope"])}
+    expect(published, {"_class_name": name, "patch_size": 1})
+    return {**read_fields(published, _TRANSFORMER_FIELDS), "axes_dims_rope": tuple(published["axes_dims_rope"])}
 
 
 def _write_flux(config: FluxConfig, name: str) -> dict[str, Any]:
     return {
         "_class_name": name,
         "_diffusers_version": "0.31.0",
-        **{theirs: getattr(config, ours) for ours, theirs in _TRANSFORMER_FIELDS.items()},
+        **write_fields(config, _TRANSFORMER_FIELDS),
         "axes_dims_rope": list(config.axes_dims_rope),
         "num_single_layers": config.num_single_layers,
         "patch_size": 1,
@@ -126,9 +121,7 @@ def write_transformer(config: FluxConfig) -> dict[str, Any]:
 
 def read_controlnet(published: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `ControlNetConfig` from the config.json of its authors; ``base_layers`` is our own field there."""
-    expect(published, "num_single_layers", (0,))
-    expect(published, "num_mode", (None,))
-    expect(published, "conditioning_embedding_channels", (None,))
+    expect(published, {"num_single_layers": 0, "num_mode": None, "conditioning_embedding_channels": None})
     return {
         **_read_flux(published, "FluxControlNetModel"),
         "condition_channels": published["in_channels"] + published.get("extra_condition_channels", 0),
@@ -181,12 +174,7 @@ CONTROLNET = Part(
 # What all pipelines of the family share, beside their transformers.
 SHARED = (AUTOENCODER, CLIP, T5)
 MODELS = (
-    Model(
-        "flux.1-dev",
-        "black-forest-labs/FLUX.1-dev",
-        LICENCE,
-        (_transformer(FluxConfig.dev(), 23.8), *SHARED),
-    ),
+    Model("flux.1-dev", "black-forest-labs/FLUX.1-dev", LICENCE, (_transformer(FluxConfig.dev(), 23.8), *SHARED)),
     Model(
         "flux.1-fill-dev",
         "black-forest-labs/FLUX.1-Fill-dev",

@@ -6,9 +6,9 @@ from typing import Any
 
 from flax import nnx
 
-from converters.registry import Layout, Part, expect
+from converters.registry import Layout, Part, expect, read_fields, write_fields
 from converters.tables import clip, t5
-from reangle_jax.errors import InputError
+from reangle_jax.errors import named
 from reangle_jax.models.text import tokenizers
 from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
 from reangle_jax.models.text.clip_tokenizer import MERGES, VOCABULARY, CLIPTokenizer
@@ -32,38 +32,33 @@ _CLIP_FIELDS = {
 }
 
 
+# What the encoders here are, and no field says.
+_T5 = {"model_type": "t5", "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new"}
+_CLIP = {"model_type": "clip_text_model", "hidden_act": "quick_gelu"}
+
+
 def read_t5(published: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `T5Config` from transformers' config.json."""
-    expect(published, "model_type", ("t5",))
-    expect(published, "feed_forward_proj", ("gated-gelu",))
-    expect(published, "dense_act_fn", ("gelu_new",))
-    optional = {"relative_buckets": 32, "relative_max_distance": 128, "norm_eps": 1e-6}
-    return {
-        ours: published.get(theirs, optional[ours]) if ours in optional else published[theirs]
-        for ours, theirs in _T5_FIELDS.items()
-    }
+    expect(published, _T5)
+    return read_fields(published, _T5_FIELDS, {"relative_buckets": 32, "relative_max_distance": 128, "norm_eps": 1e-6})
 
 
 def check_tokenizer(extras: Mapping[str, Path], config: T5Config) -> None:
     """Reads the tokenizer, if it is there: a damaged one would be found after the conversion."""
     if SPIECE in extras:
-        try:
+        with named(""):
             tokenizers.for_encoder(extras[SPIECE], config.vocab_size)
-        except InputError as error:
-            raise InputError(str(error).removeprefix("config.weights: ")) from None
 
 
 def write_t5(config: T5Config) -> dict[str, Any]:
     """The config.json of transformers."""
     return {
+        **_T5,
+        **write_fields(config, _T5_FIELDS),
         "architectures": ["T5EncoderModel"],
-        "model_type": "t5",
-        **{theirs: getattr(config, ours) for ours, theirs in _T5_FIELDS.items()},
         "decoder_start_token_id": 0,
-        "dense_act_fn": "gelu_new",
         "dropout_rate": 0.1,
         "eos_token_id": 1,
-        "feed_forward_proj": "gated-gelu",
         "is_encoder_decoder": True,
         "is_gated_act": True,
         "pad_token_id": 0,
@@ -92,23 +87,21 @@ TEXT_ENCODER = Part(
 
 def read_clip(published: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a `CLIPConfig` from transformers' config.json."""
-    expect(published, "model_type", ("clip_text_model",))
-    expect(published, "hidden_act", ("quick_gelu",))
     # 2 is what old files say for the token with the highest id; any other would be pooled at another place.
-    expect(published, "eos_token_id", (published["vocab_size"] - 1, 2))
-    return {ours: published[theirs] for ours, theirs in _CLIP_FIELDS.items()}
+    old = published.get("eos_token_id") == 2
+    expect(published, _CLIP | ({} if old else {"eos_token_id": published["vocab_size"] - 1}))
+    return read_fields(published, _CLIP_FIELDS)
 
 
 def write_clip(config: CLIPConfig) -> dict[str, Any]:
     """The config.json of transformers."""
     return {
+        **_CLIP,
+        **write_fields(config, _CLIP_FIELDS),
         "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        **{theirs: getattr(config, ours) for ours, theirs in _CLIP_FIELDS.items()},
         "attention_dropout": 0.0,
         "bos_token_id": 0,
         "eos_token_id": 2,
-        "hidden_act": "quick_gelu",
         "initializer_factor": 1.0,
         "initializer_range": 0.02,
         "pad_token_id": 1,
@@ -120,10 +113,8 @@ def write_clip(config: CLIPConfig) -> dict[str, Any]:
 def check_clip_tokenizer(extras: Mapping[str, Path], config: CLIPConfig) -> None:
     """Reads CLIP's tokenizer, if it is there: a damaged one would be found after the conversion."""
     if VOCABULARY in extras and MERGES in extras:
-        try:
+        with named(""):
             CLIPTokenizer(extras[VOCABULARY].parent, config.vocab_size)
-        except InputError as error:
-            raise InputError(str(error).removeprefix("config.weights: ")) from None
 
 
 CLIP = Part(

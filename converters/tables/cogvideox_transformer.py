@@ -1,7 +1,7 @@
 """CogVideoX transformers, diffusers layout: 2b, 5b, 5b-I2V and 1.5-5B-I2V, by config."""
 
-from converters.rules import IDENTITY, LINEAR, Rule, Table, Transform
-from converters.tables.common import rotated
+from converters.rules import LINEAR, Rule, Table, Transform
+from converters.tables.common import affine, norm, rotated
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
 POSITIONS = Transform("positions", lambda x: x[0], lambda x: x[None])  # [1, S, width] -> [S, width]
@@ -19,14 +19,6 @@ def _patches(config: TransformerConfig) -> Transform:
     )
 
 
-def _affine(source: str, target: str, kernel: Transform = LINEAR, vector: Transform = IDENTITY) -> list[Rule]:
-    return [Rule(f"{source}.weight", f"{target}.kernel", kernel), Rule(f"{source}.bias", f"{target}.bias", vector)]
-
-
-def _norm(source: str, target: str, vector: Transform = IDENTITY) -> list[Rule]:
-    return [Rule(f"{source}.weight", f"{target}.scale", vector), Rule(f"{source}.bias", f"{target}.bias", vector)]
-
-
 def table(config: TransformerConfig) -> Table:
     """The rules for one of the published transformers, or for one of their shape.
 
@@ -39,26 +31,26 @@ def table(config: TransformerConfig) -> Table:
     kernel, vector = rotated(config.attention_head_dim)
     layer, stack = "transformer_blocks.{i}", "blocks.layers"
     rules = [
-        *_affine("patch_embed.proj", "patch_embed.proj", _patches(config)),
-        *_affine("patch_embed.text_proj", "patch_embed.text_proj"),
-        *_affine("time_embedding.linear_{n}", "time_embedding.linear_{n}"),
-        *_affine(f"{layer}.norm{{n}}.linear", f"{stack}.norm{{n}}.linear"),
-        *_norm(f"{layer}.norm{{n}}.norm", f"{stack}.norm{{n}}.norm"),
-        *_affine(f"{layer}.attn1.to_q", f"{stack}.attn.to_q", kernel, vector),
-        *_affine(f"{layer}.attn1.to_k", f"{stack}.attn.to_k", kernel, vector),
-        *_affine(f"{layer}.attn1.to_v", f"{stack}.attn.to_v"),
-        *_affine(f"{layer}.attn1.to_out.0", f"{stack}.attn.to_out"),
-        *_norm(f"{layer}.attn1.norm_q", f"{stack}.attn.norm_q", vector),
-        *_norm(f"{layer}.attn1.norm_k", f"{stack}.attn.norm_k", vector),
-        *_affine(f"{layer}.ff.net.0.proj", f"{stack}.ff.up"),
-        *_affine(f"{layer}.ff.net.2", f"{stack}.ff.down"),
-        *_norm("norm_final", "head.norm_final"),
-        *_affine("norm_out.linear", "head.linear"),
-        *_norm("norm_out.norm", "head.norm"),
-        *_affine("proj_out", "head.proj_out"),
+        *affine("patch_embed.proj", "patch_embed.proj", _patches(config)),
+        *affine("patch_embed.text_proj", "patch_embed.text_proj"),
+        *affine("time_embedding.linear_{n}", "time_embedding.linear_{n}"),
+        *affine(f"{layer}.norm{{n}}.linear", f"{stack}.norm{{n}}.linear"),
+        *norm(f"{layer}.norm{{n}}.norm", f"{stack}.norm{{n}}.norm"),
+        *affine(f"{layer}.attn1.to_q", f"{stack}.attn.to_q", kernel, vector),
+        *affine(f"{layer}.attn1.to_k", f"{stack}.attn.to_k", kernel, vector),
+        *affine(f"{layer}.attn1.to_v", f"{stack}.attn.to_v"),
+        *affine(f"{layer}.attn1.to_out.0", f"{stack}.attn.to_out"),
+        *norm(f"{layer}.attn1.norm_q", f"{stack}.attn.norm_q", vector),
+        *norm(f"{layer}.attn1.norm_k", f"{stack}.attn.norm_k", vector),
+        *affine(f"{layer}.ff.net.0.proj", f"{stack}.ff.up"),
+        *affine(f"{layer}.ff.net.2", f"{stack}.ff.down"),
+        *norm("norm_final", "head.norm_final"),
+        *affine("norm_out.linear", "head.linear"),
+        *norm("norm_out.norm", "head.norm"),
+        *affine("proj_out", "head.proj_out"),
     ]
     if config.use_learned:
         rules.append(Rule("patch_embed.pos_embedding", "patch_embed.pos_embedding", POSITIONS))
     if config.ofs_embed_dim is not None:
-        rules += _affine("ofs_embedding.linear_{n}", "ofs_embedding.linear_{n}")
+        rules += affine("ofs_embedding.linear_{n}", "ofs_embedding.linear_{n}")
     return Table(rules)

@@ -1,6 +1,6 @@
 """Rules that several models share."""
 
-from converters.rules import CONV2D, LINEAR, Rule, Transform, permute
+from converters.rules import CONV2D, IDENTITY, LINEAR, Rule, Transform, permute
 from reangle_jax.nn.channel_order import to_halves, to_pairs
 
 UP_CONV = permute("up_conv", 2, 3, 0, 1)  # [in, out, h, w] -> [h, w, in, out]
@@ -27,14 +27,21 @@ def rotated(dim: int) -> tuple[Transform, Transform]:
     return kernel, vector
 
 
-def affine(source: str, target: str, kernel: Transform) -> list[Rule]:
+def pointwise(axes: int) -> Transform:
+    """A convolution of one pixel is a matrix: [out, in, 1, ...], with so many axes of pixels, -> [in, out]."""
+    return Transform(
+        "pointwise", lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T.reshape(*x.shape[::-1], *[1] * axes)
+    )
+
+
+def affine(source: str, target: str, kernel: Transform = LINEAR, vector: Transform = IDENTITY) -> list[Rule]:
     """A layer with weight and bias."""
-    return [Rule(f"{source}.weight", f"{target}.kernel", kernel), Rule(f"{source}.bias", f"{target}.bias")]
+    return [Rule(f"{source}.weight", f"{target}.kernel", kernel), Rule(f"{source}.bias", f"{target}.bias", vector)]
 
 
-def norm(source: str, target: str) -> list[Rule]:
+def norm(source: str, target: str, vector: Transform = IDENTITY) -> list[Rule]:
     """A norm with weight and bias."""
-    return [Rule(f"{source}.weight", f"{target}.scale"), Rule(f"{source}.bias", f"{target}.bias")]
+    return [Rule(f"{source}.weight", f"{target}.scale", vector), Rule(f"{source}.bias", f"{target}.bias", vector)]
 
 
 def self_attention(source: str, target: str) -> list[Rule]:
@@ -42,7 +49,7 @@ def self_attention(source: str, target: str) -> list[Rule]:
     return [
         Rule(f"{source}.qkv.weight", f"{target}.qkv_kernel", QKV_KERNEL),
         Rule(f"{source}.qkv.bias", f"{target}.qkv_bias", QKV_BIAS),
-        *affine(f"{source}.proj", f"{target}.proj", LINEAR),
+        *affine(f"{source}.proj", f"{target}.proj"),
     ]
 
 
@@ -52,8 +59,8 @@ def block(source: str, target: str) -> list[Rule]:
         *norm(f"{source}.norm1", f"{target}.norm1"),
         *self_attention(f"{source}.attn", f"{target}.attn"),
         *norm(f"{source}.norm2", f"{target}.norm2"),
-        *affine(f"{source}.mlp.fc1", f"{target}.fc1", LINEAR),
-        *affine(f"{source}.mlp.fc2", f"{target}.fc2", LINEAR),
+        *affine(f"{source}.mlp.fc1", f"{target}.fc1"),
+        *affine(f"{source}.mlp.fc2", f"{target}.fc2"),
     ]
 
 

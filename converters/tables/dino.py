@@ -37,8 +37,8 @@ def dinov2_pth() -> Table:
     return Table(backbone(layer_scale=True), ("mask_token",))
 
 
-def dinov2_hf_backbone(source: str = "", target: str = "") -> list[Rule]:
-    """The same network with LayerScale in the names of transformers' Dinov2; prefixes as in `backbone`."""
+def _hf_backbone(source: str, target: str, names: tuple[str, str, str, str]) -> list[Rule]:
+    """The same as transformers names it; ``names`` are the feed-forward's two layers' and the two norms'."""
     layer, layers, parts = f"{source}encoder.layer.{{i}}", f"{target}blocks.layers", ("query", "key", "value")
     attention = f"{layer}.attention.attention"
     return [
@@ -47,15 +47,20 @@ def dinov2_hf_backbone(source: str = "", target: str = "") -> list[Rule]:
         *affine(f"{source}embeddings.patch_embeddings.projection", f"{target}patch_embed", CONV2D),
         *(Rule(f"{attention}.{p}.weight", f"{layers}.attn.qkv_kernel", LINEAR, (k,)) for k, p in enumerate(parts)),
         *(Rule(f"{attention}.{p}.bias", f"{layers}.attn.qkv_bias", IDENTITY, (k,)) for k, p in enumerate(parts)),
-        *affine(f"{layer}.attention.output.dense", f"{layers}.attn.proj", LINEAR),
-        *affine(f"{layer}.mlp.fc1", f"{layers}.fc1", LINEAR),
-        *affine(f"{layer}.mlp.fc2", f"{layers}.fc2", LINEAR),
-        *norm(f"{layer}.norm1", f"{layers}.norm1"),
-        *norm(f"{layer}.norm2", f"{layers}.norm2"),
-        Rule(f"{layer}.layer_scale1.lambda1", f"{layers}.scale1"),
-        Rule(f"{layer}.layer_scale2.lambda1", f"{layers}.scale2"),
+        *affine(f"{layer}.attention.output.dense", f"{layers}.attn.proj"),
+        *affine(f"{layer}.{names[0]}", f"{layers}.fc1"),
+        *affine(f"{layer}.{names[1]}", f"{layers}.fc2"),
+        *norm(f"{layer}.{names[2]}", f"{layers}.norm1"),
+        *norm(f"{layer}.{names[3]}", f"{layers}.norm2"),
         *norm(f"{source}layernorm", f"{target}norm"),
     ]
+
+
+def dinov2_hf_backbone(source: str = "", target: str = "") -> list[Rule]:
+    """The network with LayerScale in the names of transformers' Dinov2; prefixes as in `backbone`."""
+    layer, layers = f"{source}encoder.layer.{{i}}", f"{target}blocks.layers"
+    scales = [Rule(f"{layer}.layer_scale{n}.lambda1", f"{layers}.scale{n}") for n in (1, 2)]
+    return _hf_backbone(source, target, ("mlp.fc1", "mlp.fc2", "norm1", "norm2")) + scales
 
 
 def dinov2_hf() -> Table:
@@ -65,19 +70,5 @@ def dinov2_hf() -> Table:
 
 def hf() -> Table:
     """``facebook/dino-vits16``, whose pooler, where one was saved, was never trained."""
-    layer, layers, parts = "encoder.layer.{i}", "blocks.layers", ("query", "key", "value")
-    attention = f"{layer}.attention.attention"
-    rules = [
-        Rule("embeddings.cls_token", "cls_token"),
-        Rule("embeddings.position_embeddings", "pos_embed"),
-        *affine("embeddings.patch_embeddings.projection", "patch_embed", CONV2D),
-        *(Rule(f"{attention}.{p}.weight", f"{layers}.attn.qkv_kernel", LINEAR, (k,)) for k, p in enumerate(parts)),
-        *(Rule(f"{attention}.{p}.bias", f"{layers}.attn.qkv_bias", IDENTITY, (k,)) for k, p in enumerate(parts)),
-        *affine(f"{layer}.attention.output.dense", f"{layers}.attn.proj", LINEAR),
-        *affine(f"{layer}.intermediate.dense", f"{layers}.fc1", LINEAR),
-        *affine(f"{layer}.output.dense", f"{layers}.fc2", LINEAR),
-        *norm(f"{layer}.layernorm_before", f"{layers}.norm1"),
-        *norm(f"{layer}.layernorm_after", f"{layers}.norm2"),
-        *norm("layernorm", "norm"),
-    ]
+    rules = _hf_backbone("", "", ("intermediate.dense", "output.dense", "layernorm_before", "layernorm_after"))
     return Table(rules, ("pooler.dense.weight", "pooler.dense.bias"))

@@ -1,6 +1,6 @@
 """DUSt3R and MASt3R: the Hub's ``model.safetensors`` and the authors' ``.pth`` (the part under ``model``)."""
 
-from converters.rules import CONV2D, LINEAR, Rule, Table
+from converters.rules import CONV2D, Rule, Table
 from converters.tables.common import LEVELS, affine, block, fusion, norm, self_attention
 
 REFINE = "resConfUnit2"
@@ -14,10 +14,10 @@ def _decoder(source: str, target: str) -> list[Rule]:
         *self_attention(f"{source}.attn", f"{target}.attn"),
         *norm(f"{source}.norm2", f"{target}.norm2"),
         *norm(f"{source}.norm_y", f"{target}.norm_memory"),
-        *(r for s, t in parts.items() for r in affine(f"{source}.cross_attn.{s}", f"{target}.cross.{t}", LINEAR)),
+        *(r for s, t in parts.items() for r in affine(f"{source}.cross_attn.{s}", f"{target}.cross.{t}")),
         *norm(f"{source}.norm3", f"{target}.norm3"),
-        *affine(f"{source}.mlp.fc1", f"{target}.fc1", LINEAR),
-        *affine(f"{source}.mlp.fc2", f"{target}.fc2", LINEAR),
+        *affine(f"{source}.mlp.fc1", f"{target}.fc1"),
+        *affine(f"{source}.mlp.fc2", f"{target}.fc2"),
     ]
 
 
@@ -38,14 +38,14 @@ def _head(kind: str, n: int) -> tuple[list[Rule], list[str]]:
     """One head's rules, and its tensors that are never used or are another's copy."""
     source, target = f"downstream_head{n}", f"head{n}"
     if kind == "linear":
-        return affine(f"{source}.proj", f"{target}.proj", LINEAR), []
+        return affine(f"{source}.proj", f"{target}.proj"), []
     unused = [f"{source}.dpt.scratch.refinenet4.{SKIP}.conv{c}.{p}" for c in (1, 2) for p in ("weight", "bias")]
     # The .pth files hold these a second time, as layer{1..4}_rn.
     unused += [f"{source}.dpt.scratch.layer_rn.{k}.weight" for k in range(4)]
     if kind == "dpt":
         return _dpt(f"{source}.dpt", target), unused
     local = f"{source}.head_local_features"
-    rules = affine(f"{local}.fc1", f"{target}.fc1", LINEAR) + affine(f"{local}.fc2", f"{target}.fc2", LINEAR)
+    rules = affine(f"{local}.fc1", f"{target}.fc1") + affine(f"{local}.fc2", f"{target}.fc2")
     return rules + _dpt(f"{source}.dpt", f"{target}.dpt"), unused
 
 
@@ -62,7 +62,7 @@ def table(head: str) -> Table:
         *affine("patch_embed.proj", "patch_embed", CONV2D),
         *block("enc_blocks.{i}", "encoder.layers"),
         *norm("enc_norm", "encoder_norm"),
-        *affine("decoder_embed", "decoder_embed", LINEAR),
+        *affine("decoder_embed", "decoder_embed"),
         *_decoder("dec_blocks.{i}", "decoder.layers.first"),
         *_decoder("dec_blocks2.{i}", "decoder.layers.second"),
         *norm("dec_norm", "decoder_norm"),

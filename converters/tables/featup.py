@@ -1,10 +1,10 @@
 """FeatUp's joint bilateral upsampler with its backbone: the ``state_dict`` of ``*_jbu_stack_cocostuff.ckpt``."""
 
 from converters.rules import Rule, Table, Transform
-from converters.tables.common import affine, norm
+from converters.tables.common import affine, norm, pointwise
 from converters.tables.dino import backbone
 
-POINTWISE = Transform("pointwise", lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])  # [out, in, 1, 1]
+POINTWISE = pointwise(2)
 SCALAR = Transform("scalar", lambda x: x.reshape(1), lambda x: x.reshape(()))
 # What training used beside the upsampler.
 TRAINING = (

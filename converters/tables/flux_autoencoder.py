@@ -1,10 +1,9 @@
 """FLUX's autoencoder: diffusers' ``vae/diffusion_pytorch_model.safetensors`` and the single file ``ae.safetensors``."""
 
-from converters.rules import CONV2D, LINEAR, Rule, Table, Transform
-from converters.tables.common import affine, norm
+from converters.rules import CONV2D, Rule, Table
+from converters.tables.common import affine, norm, pointwise
 
-# A 1x1 convolution is a matrix: [out, in, 1, 1] -> [in, out].
-POINTWISE = Transform("pointwise", lambda x: x.reshape(x.shape[:2]).T, lambda x: x.T[:, :, None, None])
+POINTWISE = pointwise(2)
 
 
 def _block(source: str, target: str, shortcut: str) -> list[Rule]:
@@ -26,7 +25,7 @@ def _coder(coder: str, levels: str, samplers: tuple[str, str]) -> list[Rule]:
     source, target = f"{coder}.mid_block.attentions.0", f"{coder}.mid.attention"
     rules += norm(f"{source}.group_norm", f"{target}.norm")
     for theirs, ours in (("to_q", "to_q"), ("to_k", "to_k"), ("to_v", "to_v"), ("to_out.0", "to_out")):
-        rules += affine(f"{source}.{theirs}", f"{target}.{ours}", LINEAR)
+        rules += affine(f"{source}.{theirs}", f"{target}.{ours}")
     return rules
 
 

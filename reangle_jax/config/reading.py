@@ -144,11 +144,6 @@ def from_flat(flat: Mapping[str, Any]) -> Settings:
     return _build(Settings, nested, "config")
 
 
-def view_folder(view: str) -> str:
-    """A view's NAME in the run's folder: every character outside A-Z a-z 0-9 becomes ``_``, of a file's stem."""
-    return camera_views.folder_name(view)
-
-
 def camera_wishes(s: Settings) -> Any:
     """How camera files are to be taken: `cameras.placing.Wishes`."""
     from reangle_jax.cameras import placing  # late: it brings jax
@@ -271,7 +266,7 @@ def _check_views(key: str, views: tuple[str, ...], s: Settings) -> dict[str, str
             raise InputError(
                 f"config.{key}: {str(error).removeprefix('views: ').removeprefix(f'config.{key}: ')}"
             ) from None
-        folder = view_folder(view)
+        folder = camera_views.folder_name(view)
         if not 0 < len(folder) <= _LONGEST_NAME:
             words = (
                 f"the view's folder would be called {folder[:40]!r}: give it a name of 1 to {_LONGEST_NAME} characters"

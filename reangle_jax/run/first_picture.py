@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from reangle_jax.arrays import Picture
-from reangle_jax.config import Settings, view_folder
+from reangle_jax.cameras.views import folder_name
+from reangle_jax.config import Settings
 from reangle_jax.data import files, pictures
 from reangle_jax.errors import InputError
 
@@ -30,7 +31,7 @@ def given(settings: Settings) -> Path | None:
 
 def given_of_views(settings: Settings) -> dict[str, Path]:
     """The user's own first frames by view, where a folder of them is given; `check` refuses what else lies there."""
-    names = {view_folder(view): view for view in settings.views}
+    names = {folder_name(view): view for view in settings.views}
     return {names[path.stem]: path for path in _in_folder(settings) if path.stem in names}
 
 
@@ -45,7 +46,7 @@ def check(settings: Settings) -> None:
     Raises:
         InputError: a picture cannot be read, has another size than the video, has holes, or is of no view.
     """
-    own, names = given(settings), {view_folder(view): view for view in settings.views}
+    own, names = given(settings), {folder_name(view): view for view in settings.views}
     found: dict[str, Path] = {}
     for path in _in_folder(settings):
         if path.stem not in names:

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from reangle_jax.config import Settings, view_folder
+from reangle_jax.cameras.views import folder_name
+from reangle_jax.config import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +77,9 @@ class Stage:
 
     def full_name(self, unit: Unit) -> str:
         """A unit's name in run.json: ``generate/left_10``, or the stage's alone where it has one unit."""
-        return f"{self.name}/{view_folder(unit.name)}" if unit.name else self.name
+        return f"{self.name}/{folder_name(unit.name)}" if unit.name else self.name
 
 
 def view_file(view: str, name: str) -> str:
     """A view's file, relative to the run's folder."""
-    return f"views/{view_folder(view)}/{name}"
+    return f"views/{folder_name(view)}/{name}"

@@ -1,16 +1,6 @@
 """How consistent are images or videos of one scene? See `reangle_jax.scoring.command` and --help."""
 
-import sys
-
 from reangle_jax import commands
-from reangle_jax.stopping import Stop, run
-
-
-def _main() -> int:
-    with Stop().installed():  # the imports take seconds
-        from reangle_jax.scoring.command import main
-    return main(sys.argv[1:])
-
 
 if __name__ == "__main__":
-    run(lambda: commands.answer(_main, stopped="no report was written"))
+    commands.start("reangle_jax.scoring.command", stopped="no report was written")

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax import nnx
 
 from reangle_jax import checkpoints
-from reangle_jax.errors import InputError
 from reangle_jax.models.dino import FeatUp, FeatUpConfig
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from reangle_jax.nn.dpt import FACTORS
@@ -33,9 +31,9 @@ def of_choosing(folder: Path, height: int, width: int, finished: float, candidat
         finished: pictures that each candidate is compared with.
         candidates: how many are, in all.
     """
-    geometry = _config(folder / networks.GEOMETRY, Dust3rConfig, Dust3rConfig.dpt_512)
+    geometry = checkpoints.config_or(folder / networks.GEOMETRY, Dust3rConfig, Dust3rConfig.dpt_512)
     name = next((name for name in networks.FEATURES if (folder / name).is_dir()), "featup")
-    semantics = _config(folder / name, networks.FEATURES[name][0], FeatUpConfig.vits16)
+    semantics = checkpoints.config_or(folder / name, networks.FEATURES[name][0], FeatUpConfig.vits16)
     rows, columns = compared_size(height, width, geometry.patch_size)
     kept = 4.0 * semantics.width * rows * columns * (finished + _KEPT)
     each = describing(geometry, semantics, rows, columns) + finished * comparing(geometry, rows, columns)
@@ -47,8 +45,7 @@ def network_bytes(config: Any) -> int:
     """Bytes of a network's parameters."""
     kinds: dict[type, Callable[..., nnx.Module]] = {Dust3rConfig: Dust3r, FeatUpConfig: FeatUp}
     build = kinds.get(type(config), VisionTransformer)
-    model = checkpoints.abstract(lambda: build(config, rngs=nnx.Rngs(0)))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    return checkpoints.nbytes(checkpoints.abstract(lambda: build(config, rngs=nnx.Rngs(0))))
 
 
 def describing(geometry: Dust3rConfig, semantics: ViTConfig, rows: int, columns: int) -> float:
@@ -114,10 +111,3 @@ def _head(c: Dust3rConfig, height: int, width: int) -> float:
         both = c.encoder_width + c.decoder_width
         total += 2 * 4 * both * (both + (c.descriptor_width + 1) * c.patch_size**2) * tokens
     return total
-
-
-def _config(folder: Path, kind: type, published: Callable[[], Any]) -> Any:
-    try:
-        return checkpoints.load_config(folder, kind)
-    except InputError:
-        return published()

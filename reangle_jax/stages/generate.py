@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from reangle_jax import chosen_models, mesh
 from reangle_jax.backbones.interface import Backbone, Sampler
-from reangle_jax.config import UNTUNED, Sample, Settings, view_folder
+from reangle_jax.cameras.views import folder_name
+from reangle_jax.config import UNTUNED, Sample, Settings
 from reangle_jax.data import files, lora_files, pictures, video
 from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import NotFiniteError, wider
@@ -48,7 +49,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
         result.append(Unit(view, keys_tuned, (*inputs, ADAPTERS), outputs, external=given, weights=networks, view=view))
         if settings.evaluate.untuned:
             outputs = (view_file(view, "untuned.npz"),)
-            result.append(Unit(f"{view_folder(view)} {UNTUNED}", keys, inputs, outputs, weights=networks, view=view))
+            result.append(Unit(f"{folder_name(view)} {UNTUNED}", keys, inputs, outputs, weights=networks, view=view))
     return tuple(result)
 
 

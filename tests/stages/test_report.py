@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from reangle_jax.config import view_folder
+from reangle_jax.cameras.views import folder_name
 from reangle_jax.data import files
 from reangle_jax.geometry import cameras as cam
 from reangle_jax.run import Ledger, run_stage
@@ -158,7 +158,7 @@ def test_text_of_the_users_stays_text(tmp_path):
     assert page.text.count(HOSTILE) >= 3  # the title, the setting, the command
     assert page.text.count("script><img src=y onerror=window.hit=1>") >= 3  # of the view: players, cameras, scores
     assert all(re.fullmatch(r"[\w-]+", a["id"]) for _, a in page.elements if "id" in a)
-    assert view_folder(str(cameras)) in text
+    assert folder_name(str(cameras)) in text
 
 
 def test_static_mode_shows_its_first_frames(standing):

@@ -1,4 +1,4 @@
-"""The transformer's adapters as a whole: folded into the base, joined, read and written as diffusers has them."""
+"""The transformer's adapters as a whole: joined, read and written as diffusers has them."""
 
 import dataclasses
 import json
@@ -21,9 +21,7 @@ from reangle_jax.data import files, lora_files, safetensors
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from reangle_jax.nn import quantised
 from reangle_jax.nn.channel_order import to_halves, to_pairs
-from reangle_jax.nn.products import einsum
 
 _LAYERS = "blocks.layers.attn"
 FILE = "lora.safetensors"
@@ -45,38 +43,6 @@ class Adapters:
     arrays: dict[str, np.ndarray]
     rank: int
     alpha: float
-
-
-def merge_lora(model: Transformer) -> Transformer:
-    """A model without adapters that computes the same, but for rounding.
-
-    Args:
-        model: with adapters; it is left as it is.
-
-    Returns:
-        The model; every array but the adapted kernels is shared with the first.
-
-    Raises:
-        ValueError: the model has no adapters.
-    """
-    lora = model.config.lora
-    if lora is None:
-        raise ValueError("the transformer has no adapters to merge: its lora_rank is 0")
-    arrays = {path: value[...] for path, value in checkpoints.parameter_paths(model).items()}
-    # What is added is finer than an int8's steps: the result has kernels of floats.
-    for path in [path for path in arrays if path.endswith(f".{quantised.SCALE}")]:
-        kernel = path.replace(quantised.SCALE, "kernel")
-        arrays[kernel] = quantised.dequantise(arrays[kernel], arrays.pop(path))
-    for name in TARGETS:
-        path = f"{_LAYERS}.{name}"
-        change = einsum("lir,lro->lio", arrays.pop(f"{path}.lora_a"), arrays.pop(f"{path}.lora_b")) * lora.scale
-        kernel = arrays[f"{path}.kernel"]
-        # Added in float32, rounded once.
-        arrays[f"{path}.kernel"] = (kernel.astype(jnp.float32) + change.astype(jnp.float32)).astype(kernel.dtype)
-    config = dataclasses.replace(model.config, lora_rank=0, lora_alpha=0.0, kernel_dtype="")
-    merged = checkpoints.abstract(lambda: Transformer(config, execution=model.execution, rngs=nnx.Rngs(0)))
-    checkpoints.fill(merged, arrays)
-    return merged
 
 
 def published_lora(adapters: Adapters, config: TransformerConfig) -> dict[str, np.ndarray]:

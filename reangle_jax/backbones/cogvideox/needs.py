@@ -7,17 +7,14 @@ Operations count two per multiply-add. The formulas reproduce the roofline of th
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from reangle_jax import checkpoints
 from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.backbones.interface import Backbone, Demand
-from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
@@ -50,7 +47,7 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
         demand: what is asked of it.
     """
     transformer, vae, t5 = (
-        _config(backbone.folders[part], kind, _PUBLISHED[backbone.name][part])
+        checkpoints.config_or(backbone.folders[part], kind, _PUBLISHED[backbone.name][part])
         for part, kind in (("transformer", TransformerConfig), ("vae", VAEConfig), ("text_encoder", T5Config))
     )
     transformer = checkpoints.as_kept(transformer, backbone.base_dtype, backbone.folders["transformer"])
@@ -97,37 +94,25 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
     return {"finetune": train, "generate": sample}
 
 
-def _bytes(build: Callable[[], nnx.Module]) -> tuple[int, int]:
-    """Bytes of a model's base parameters and of its adapters, from the model itself, without making it."""
-    model = checkpoints.abstract(build)
-    total, adapters = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(model, kind)))
-        for kind in (nnx.Param, nnx.LoRAParam)
-    )
-    return total - adapters, adapters
-
-
 @functools.cache
 def transformer_bytes(config: TransformerConfig) -> tuple[int, int]:
     """Bytes of a transformer's base and of its adapters."""
-    return _bytes(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    model = checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    adapters = checkpoints.nbytes(nnx.state(model, nnx.LoRAParam))
+    return checkpoints.nbytes(model) - adapters, adapters
 
 
 @functools.cache
 def vae_bytes(config: VAEConfig) -> tuple[int, int]:
     """Bytes of an autoencoder's encoder and of its decoder."""
     model = checkpoints.abstract(lambda: VAE(config, rngs=nnx.Rngs(0)))
-    encoder, decoder = (
-        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(part, nnx.Param)))
-        for part in (model.encoder, model.decoder)
-    )
-    return encoder, decoder
+    return checkpoints.nbytes(model.encoder), checkpoints.nbytes(model.decoder)
 
 
 @functools.cache
 def text_encoder_bytes(config: T5Config) -> int:
     """Bytes of a text encoder."""
-    return _bytes(lambda: T5Encoder(config, rngs=nnx.Rngs(0)))[0]
+    return checkpoints.nbytes(checkpoints.abstract(lambda: T5Encoder(config, rngs=nnx.Rngs(0))))
 
 
 def transformer_flops(c: TransformerConfig, tokens: int) -> float:
@@ -146,11 +131,3 @@ def vae_flops(c: VAEConfig, pixels: int) -> tuple[float, float]:
         encode += one * (c.layers_per_block + middle) / min(2**level, ratio)
         decode += one * (c.layers_per_block + 1 + middle) / max(1, ratio // 2 ** (levels - 1 - level))
     return encode, decode
-
-
-def _config(folder: Path, config_class: type, published: Callable[[], Any]) -> Any:
-    """The config beside the weights; the published one while there are none."""
-    try:
-        return checkpoints.load_config(folder, config_class)
-    except InputError:
-        return published()

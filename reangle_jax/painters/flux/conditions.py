@@ -58,11 +58,7 @@ def fill_condition(
 ) -> Float[Array, "B N D"]:
     """What Fill is given beside the noised latents: those of the picture with grey holes, and every pixel's mask.
 
-    Args:
-        vae: the autoencoder.
-        picture: in [-1, 1]; anything in the holes.
-        visible: where it is known.
-        key: of the draw from the posterior, as published; None takes its mean.
+    The arguments are `control_condition`'s.
 
     Returns:
         Tokens of 4 C + 4 ratio^2 features, 64 + 256 of FLUX.1's; 1 of the mask is a hole.

@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from reangle_jax import checkpoints
 from reangle_jax.diffusion import control, flow
-from reangle_jax.errors import InputError
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
@@ -50,7 +48,7 @@ def of_stages(painter: "FluxPainter", painting: Painting, editing: Editing) -> d
     found = {
         role: networks.build(
             role,
-            _config(painter.folders, folder, _CONFIGS[role], _PUBLISHED[name][role]),
+            checkpoints.config_or(painter.folders.get(folder), _CONFIGS[role], _PUBLISHED[name][role]),
             painter.choice,
             painter.base_dtype,
         )
@@ -61,7 +59,7 @@ def of_stages(painter: "FluxPainter", painting: Painting, editing: Editing) -> d
     tokens = height * width // (2 * vae.spatial_compression_ratio) ** 2
     length = networks.T5_LENGTH.get(name, 512)
     plan = planned(painting, tokens)
-    parameters = float(sum(map(network_bytes, found.values())))
+    parameters = float(sum(checkpoints.nbytes(network.state) for network in found.values()))
     coding = float(height * width * vae.block_out_channels[0] * _CODING)
     # A block's: queries, keys and values in float32 and rounded, and the feed-forward; the residuals of the ControlNet.
     size = jnp.dtype(transformer.execution.dtype).itemsize
@@ -80,7 +78,7 @@ def of_stages(painter: "FluxPainter", painting: Painting, editing: Editing) -> d
     )
     if name == FILL:
         return {"first_frames": painted}
-    parameters -= network_bytes(found["controlnet"])
+    parameters -= checkpoints.nbytes(found["controlnet"].state)
     edited = Needs({**text, "edit": parameters + max(2 * plain, coding)}, 2 * taken * alone + decode + encode)
     return {"first_frames": painted, "first_warps": edited}
 
@@ -119,26 +117,12 @@ def vae_flops(config: AutoencoderConfig, pixels: int) -> tuple[float, float]:
     return encode, decode
 
 
-def network_bytes(network: networks.Network) -> int:
-    """Bytes of a network's parameters."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(network.state))
-
-
 @functools.cache
 def _t5_bytes(config: T5Config) -> int:
-    state = nnx.state(checkpoints.abstract(lambda: T5Encoder(config, rngs=nnx.Rngs(0))), nnx.Param)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return checkpoints.nbytes(checkpoints.abstract(lambda: T5Encoder(config, rngs=nnx.Rngs(0))))
 
 
 def _text_bytes(folders: Mapping[str, Path], name: str) -> int:
     """Of T5, which is by far the largest of the text encoders: they are loaded in turn."""
     published = T5Config.tiny if name == TINY else T5Config.t5_v1_1_xxl
-    return _t5_bytes(_config(folders, networks.text_encoders(name)[1], T5Config, published))
-
-
-def _config(folders: Mapping[str, Path], part: str, config_class: type, published: Callable[[], Any]) -> Any:
-    """The config beside the weights; the published one while there are none."""
-    try:
-        return checkpoints.load_config(folders[part], config_class) if part in folders else published()
-    except InputError:
-        return published()
+    return _t5_bytes(checkpoints.config_or(folders.get(networks.text_encoders(name)[1]), T5Config, published))

@@ -4,15 +4,15 @@ from typing import Any
 
 from reangle_jax.config import Settings, flatten
 from reangle_jax.stages.report import licences
-from reangle_jax.stages.report.markup import Markup, join, table, tag
+from reangle_jax.stages.report.markup import Markup, join, section, table, tag
 from reangle_jax.stages.report.reading import Run
 
 
 def made_of(run: Run) -> Markup:
     """Settings, versions and licences."""
-    return tag(
-        "section",
-        tag("h2", "Settings"),
+    return section(
+        "settings",
+        "Settings",
         tag("p", "Bold: other than the default.", class_="quiet"),
         _settings(run.settings),
         tag("h2", "Versions and licences"),
@@ -28,8 +28,6 @@ def made_of(run: Run) -> Markup:
             [[name, _text(version)] for name, version in {**run.record.get("versions", {}), **_devices(run)}.items()],
             "Versions and devices",
         ),
-        id="settings",
-        aria_label="Settings",
     )
 
 
@@ -75,13 +73,11 @@ def go_on(run: Run) -> Markup:
     folder = run.folder.name
     words = "Run again, it goes on where it was; with another setting it redoes what depends on it."
     lines = tag("pre", command) if command else tag("p", "The command that made it goes on with it.")
-    return tag(
-        "section",
-        tag("h2", "Going on"),
+    return section(
+        "going-on",
+        "Going on",
         tag("p", words, class_="quiet"),
         lines,
         tag("p", "A data set for 3D and 4D reconstruction, from the folder above the run's:", class_="quiet"),
         tag("pre", f"python -m reangle_jax.export {folder} --format dnerf --out data"),
-        id="going-on",
-        aria_label="Going on",
     )

@@ -47,6 +47,11 @@ def join(*children: Any) -> Markup:
     return Markup("".join(found))
 
 
+def section(name: str, title: str, *children: Any) -> Markup:
+    """A section of the page, by whose name it is linked."""
+    return tag("section", tag("h2", title), *children, id=name, aria_label=title)
+
+
 def table(heads: list[Any], rows: list[list[Any]], label: str) -> Markup:
     """A table that scrolls sideways where it is wider than the page; the first cell of a row is its head."""
     of_text = [index for index in range(len(heads)) if rows and 'class="text' in _cell(rows[0][index])[:20]]

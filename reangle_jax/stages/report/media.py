@@ -6,11 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from reangle_jax.arrays import Picture
 from reangle_jax.data import encoding, files
-from reangle_jax.run import view_file
 from reangle_jax.stages.report.markup import Markup, join, packed, tag
-from reangle_jax.stages.report.reading import Run
+from reangle_jax.stages.report.reading import Run, View
 
 MOST_BYTES = 13_000_000  # of all videos in the page, before base64 makes four bytes of three
 _QUALITY = 88  # WebP's
@@ -24,9 +22,9 @@ def videos(run: Run, most: int = MOST_BYTES) -> tuple[Markup, dict[str, str]]:
     """
     paths = {"input": "input/video.mp4"}
     for view in run.views:
-        paths |= {f"{view.name}-output": view_file(view.spelling, "video.mp4")}
-        paths |= {f"{view.name}-warp": view_file(view.spelling, "warp.mp4")}
-    own = {f"{view.name}-untuned": _encoded(run, view.spelling) for view in run.views if "untuned" in run.variants}
+        paths |= {f"{view.name}-output": view.file("video.mp4")}
+        paths |= {f"{view.name}-warp": view.file("warp.mp4")}
+    own = {f"{view.name}-untuned": _encoded(run, view) for view in run.views if "untuned" in run.variants}
     linked = {}
     sizes = sum((run.folder / path).stat().st_size for path in paths.values()) + sum(map(len, own.values()))
     if sizes > most:
@@ -40,8 +38,8 @@ def videos(run: Run, most: int = MOST_BYTES) -> tuple[Markup, dict[str, str]]:
     return join(held), linked
 
 
-def _encoded(run: Run, view: str) -> bytes:
-    frames = files.load_npz(run.folder / view_file(view, "untuned.npz"))["frames"]
+def _encoded(run: Run, view: View) -> bytes:
+    frames = files.load_npz(run.folder / view.file("untuned.npz"))["frames"]
     even = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))  # as `data.video.write_video` does
     return encoding.encode_mp4(np.pad(frames, even, mode="edge"), run.clip.fps)
 
@@ -51,11 +49,6 @@ def picture(path: Path) -> str:
     layers = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     assert layers is not None, path
     return webp(layers)
-
-
-def of_pixels(frame: Picture) -> str:
-    """A frame as an address that holds it."""
-    return webp(frame[..., ::-1])
 
 
 def webp(layers: np.ndarray) -> str:

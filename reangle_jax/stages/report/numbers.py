@@ -5,7 +5,7 @@ from typing import Any
 from reangle_jax import measure, plan
 from reangle_jax.measure import human_bytes, human_seconds
 from reangle_jax.stages.report.charts import Line, chart, smoothed
-from reangle_jax.stages.report.markup import Markup, join, number, table, tag
+from reangle_jax.stages.report.markup import Markup, join, number, section, table, tag
 from reangle_jax.stages.report.reading import Run
 
 WINDOW = 50  # steps of the mean that is drawn over the losses
@@ -30,13 +30,11 @@ def learning(run: Run) -> Markup | None:
             high = sorted(values)[int(0.99 * (len(values) - 1))] * 1.1 or 1.0
             charts.append(chart(title, [Line("", _steps(values), "plain")], "step", words, y_range=(0, high)))
     words = f"{len(losses)} steps; the last {min(WINDOW, len(losses))} have a mean loss of {means[-1]:.4f}."
-    return tag(
-        "section",
-        tag("h2", "Fine-tuning"),
+    return section(
+        "fine-tuning",
+        "Fine-tuning",
         tag("p", words, class_="quiet"),
         tag("div", charts, class_="charts"),
-        id="fine-tuning",
-        aria_label="Fine-tuning",
     )
 
 
@@ -57,15 +55,13 @@ def scores(run: Run) -> Markup:
         for index, view in enumerate(run.views)
     ]
     charts.append(chart("Seen by the input", seen, "frame", "% of the pixels", y_range=(0, 100), frames=True))
-    return tag(
-        "section",
-        tag("h2", "Scores"),
+    return section(
+        "scores",
+        "Scores",
         tag("p", f"Compared with {run.metrics.get('compared_with', 'the warps')}.", class_="quiet"),
         _table(run),
         _agreement(run),
         tag("div", charts, class_="charts"),
-        id="scores",
-        aria_label="Scores",
     )
 
 
@@ -134,11 +130,9 @@ def cost(run: Run) -> Markup:
     words = f"{human_seconds(total)} in all on {device.get('count', '?')} × {device.get('kind', 'an unknown device')}. "
     words += "Planned figures are computed from the sizes alone (~) and leave compiling out."
     heads = ["stage", "units", "planned time", "measured time", "planned memory", "measured memory", "of the host"]
-    return tag(
-        "section",
-        tag("h2", "Time and memory"),
+    return section(
+        "cost",
+        "Time and memory",
         tag("p", words, class_="quiet"),
         table(heads, rows, "Time and memory of each stage"),
-        id="cost",
-        aria_label="Time and memory",
     )

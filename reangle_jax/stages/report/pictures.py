@@ -5,10 +5,9 @@ import math
 import numpy as np
 
 from reangle_jax.data.pictures import read_holes
-from reangle_jax.run import view_file
 from reangle_jax.stages.report import media
 from reangle_jax.stages.report.charts import Line, chart
-from reangle_jax.stages.report.markup import Markup, join, number, table, tag
+from reangle_jax.stages.report.markup import Markup, join, number, section, table, tag
 from reangle_jax.stages.report.reading import Run, View
 
 KEYS = (
@@ -25,14 +24,12 @@ def players(run: Run, has_untuned: bool) -> Markup:
     count = 1 + len(run.views)
     style = f"--ratio:{columns}/{rows};--columns:{columns_of(count)}"
     cards = [_input(run), *(_player(run, index, view) for index, view in enumerate(run.views))]
-    return tag(
-        "section",
-        tag("h2", "Views"),
+    return section(
+        "views",
+        "Views",
         _transport(run, has_untuned),
         _keys(),
         tag("div", cards, class_="cards", style=style),
-        id="views",
-        aria_label="Views",
     )
 
 
@@ -110,7 +107,7 @@ def _slider(words: str, left: str, right: str) -> Markup:
 
 def first_frames(run: Run) -> Markup | None:
     """Of static mode: each first frame's warp with its holes, what was painted, and how it was chosen."""
-    views = [view for view in run.views if (run.folder / view_file(view.spelling, "first_warp.png")).is_file()]
+    views = [view for view in run.views if (run.folder / view.file("first_warp.png")).is_file()]
     if run.settings.mode != "static" or not views:
         return None
     rows, columns = run.clip.z.shape[1:]
@@ -129,21 +126,19 @@ def first_frames(run: Run) -> Markup | None:
         ),
         tag("div", curves, class_="charts"),
     ]
-    return tag(
-        "section",
-        tag("h2", "First frames"),
+    return section(
+        "first-frames",
+        "First frames",
         tag("p", words, class_="quiet"),
         tag("div", cards, class_="cards", style=f"--ratio:{columns}/{rows};--columns:{columns_of(len(cards))}"),
         scores if curves else None,
         _agreement(views),
-        id="first-frames",
-        aria_label="First frames",
     )
 
 
 def _first(run: Run, index: int, view: View) -> Markup:
-    warp = run.folder / view_file(view.spelling, "first_warp.png")
-    painted = run.folder / view_file(view.spelling, "first_frame.png")
+    warp = run.folder / view.file("first_warp.png")
+    painted = run.folder / view.file("first_frame.png")
     seen = float(np.mean(read_holes(warp)[1]))
     share = view.first["painted"] if view.first else None
     words = f"{100 * (1 - seen):.0f} % unseen" + (f", {100 * share:.0f} % painted" if share is not None else ", given")
@@ -223,9 +218,9 @@ def cameras(run: Run) -> Markup:
             tag("code", "pip install 'reangle-jax[report]'"),
             ", then the same command again.",
         )
-    return tag(
-        "section",
-        tag("h2", "Cameras"),
+    return section(
+        "cameras",
+        "Cameras",
         tag("p", words, class_="quiet"),
         tag(
             "div",
@@ -237,8 +232,6 @@ def cameras(run: Run) -> Markup:
             tag("div", tag("ul", boxes), tag("p", "Drag, or use the arrow keys, to turn.", class_="keys"), more),
             class_="scene",
         ),
-        id="cameras",
-        aria_label="Cameras",
     )
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from reangle_jax.cameras.views import label
-from reangle_jax.config import Settings, view_folder
+from reangle_jax.cameras.views import folder_name, label
+from reangle_jax.config import Settings
 from reangle_jax.data import files
 from reangle_jax.export import clip, clouds
 from reangle_jax.run import folder as run_folder
@@ -46,6 +46,10 @@ class View:
     psnr: dict[str, list[float | None]]
     scores: dict[str, Any]
     first: dict[str, Any] | None
+
+    def file(self, name: str) -> str:
+        """One of its files, relative to the run's folder."""
+        return view_file(self.spelling, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +127,7 @@ def _view(settings: Settings, folder: Path, view: str, metrics: dict[str, Any]) 
     first = folder / view_file(view, "first_frame.json")
     return View(
         view,
-        view_folder(view),
+        folder_name(view),
         label(view),
         warp["visible"].mean(axis=(1, 2)).tolist(),
         psnr,
