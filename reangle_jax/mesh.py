@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.core import Tracer
@@ -43,8 +44,15 @@ FROZEN: Rules = {"heads": MODEL, "mlp": MODEL, "vocab": MODEL, "gathered": MODEL
 REPLICATED: Rules = {**FROZEN, "gathered": ()}
 # Both halves of an adapter have the rank's axis: it is what divides them, and with them the optimiser's state.
 ADAPTER: Rules = {name: MODEL if name == "lora" else () for name in FROZEN}
-# Videos; tokens of diffusion transformers; elsewhere heads, where the kernels of queries, keys and values are divided.
-ACTIVATIONS: Rules = {"batch": (DATA,), "heads": FROZEN["heads"], "tokens": MODEL}
+# Videos; tokens of diffusion transformers; rows and columns of pictures in autoencoders; elsewhere heads, where the
+# kernels of queries, keys and values are divided.
+ACTIVATIONS: Rules = {
+    "batch": (DATA,),
+    "heads": FROZEN["heads"],
+    "tokens": MODEL,
+    "rows": MODEL[1:],
+    "columns": MODEL[:1],
+}
 
 # Heads of every published diffusion transformer (48, 24) divide by it.
 HEADS = 8
@@ -258,6 +266,34 @@ def split_batch(tree: Tree) -> Tree:
         return _lay(array, PartitionSpec(DATA) if even else PartitionSpec())
 
     return jax.tree.map(split, tree)
+
+
+def from_own_rows(read: Callable[[int], Tree], rows: Sequence[int]) -> Tree:
+    """What ``read`` gives of each row, one after the other along a new axis that is divided over ``data``.
+
+    A process reads only the rows that its own devices hold; all processes must ask for them together.
+
+    Args:
+        read: a row's number to its arrays, NumPy's, of the same shapes for every row.
+        rows: numbers; one that stands there twice is read once. Devices that do not divide them all read them all.
+    """
+    mesh = current()
+    if mesh is None:
+        return jax.tree.map(lambda *parts: jnp.asarray(np.stack(parts)), *map(read, rows))
+    place = NamedSharding(mesh, PartitionSpec(DATA) if len(rows) % mesh.shape[DATA] == 0 else PartitionSpec())
+    parts = place.addressable_devices_indices_map((len(rows),)).values()
+    own = sorted({row for part in parts if part for row in rows[part[0]]})
+    made = [read(row) for row in own]
+
+    def array(*values: np.ndarray) -> jax.Array:
+        of = dict(zip(own, values, strict=True))
+
+        def share(index: Any) -> np.ndarray:
+            return np.stack([of[row] for row in rows[index[0]]])
+
+        return jax.make_array_from_callback((len(rows), *values[0].shape), place, share)
+
+    return jax.tree.map(array, *made)
 
 
 def by_share(function: Callable[[Any, jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:

@@ -147,6 +147,31 @@ def constrain(x: Array, axes: Axes) -> Array:
     return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, found[0], found[1].activations))
 
 
+def _frames(ndim: int) -> Axes:
+    return ("batch", *(None,) * (ndim - 4), "rows", "columns", None)
+
+
+def constrain_frames(x: Array) -> Array:
+    """Keeps pictures [B, H, W, C] or videos [B, T, H, W, C] divided by their rows and columns.
+
+    The compiler exchanges between neighbours what a convolution's window reaches over, and adds up a norm's means.
+    """
+    return constrain(x, _frames(x.ndim))
+
+
+def repeatable(x: Array, height: int, width: int) -> Array:
+    """Videos [B, T, h, w, C] whose pixels can be repeated to make ``height`` and ``width`` without a word to others.
+
+    Where the devices divide the repeated rows or columns and not those there are, a device's share begins inside of
+    one: then it takes its own of the whole, all repeated.
+    """
+    for axis, (name, length) in enumerate((("rows", height), ("columns", width)), start=2):
+        if x.shape[axis] % ways(name) and length % ways(name) == 0:
+            own = constrain(jnp.arange(length, dtype=jnp.int32) // (length // x.shape[axis]), (name,))
+            x = constrain_frames(jnp.take(x, own, axis=axis, mode="clip"))
+    return x
+
+
 def filled(length: int) -> int:
     """The length of a sequence of tokens that is filled up until the devices divide it."""
     return -(-length // ways("tokens")) * ways("tokens")

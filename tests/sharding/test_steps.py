@@ -21,7 +21,9 @@ from tests.stages.test_finetune import OPTIONS
 pytestmark = [pytest.mark.sharding, pytest.mark.usefixtures("optax_promotion")]
 RANK = 8
 OPTIONS = dataclasses.replace(OPTIONS, rank=RANK, alpha=4.0, batch_size=4)
-MESHES = ["data:4", "data:2,r:2,u:2"]
+# How far gradients may be from one device's, of the largest: float32 sums are in another order. Where rows and columns
+# are divided, so are those of the first frame's encoding, and the condition of all that follows has its rounding.
+MESHES = {"data:4": 2e-5, "data:2,r:2,u:2": 4e-5}
 
 
 def training_set():
@@ -88,9 +90,9 @@ def test_training_equals_one_devices(small_weights, one_device, text):
         # rounding decides. All but a thousandth of the values agree.
         far = np.abs(array - expected_arrays[path]) > 1e-5
         assert far.mean() < 1e-3, path
-        # The gradients' mean has no sign that rounding turns; it is as near as float32 sums of another order are.
+        # The gradients' mean has no sign that rounding turns.
         mean = expected_gradients[path]
-        np.testing.assert_allclose(gradients[path], mean, atol=2e-5 * np.abs(mean).max(), err_msg=path)
+        np.testing.assert_allclose(gradients[path], mean, atol=MESHES[text] * np.abs(mean).max(), err_msg=path)
     assert programs == 1
     sizes = meshes.make_mesh(text).shape
     ways = sizes["r"] * sizes["u"]

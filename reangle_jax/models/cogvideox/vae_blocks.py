@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.nn.conv import Conv2D, Conv3D
 from reangle_jax.nn.execution import Execution
+from reangle_jax.nn.layouts import constrain_frames, repeatable
 from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.norms import GroupNorm
 
@@ -31,10 +32,11 @@ class CausalConv3D(nnx.Module):
         self, x: Float[Array, "B T H W C"], past: Float[Array, "B 2 H W C"] | None
     ) -> tuple[Float[Array, "B T H W out"], Float[Array, "B 2 H W C"]]:
         """Convolves a chunk; returns the output and the chunk's last two frames, its own past included."""
+        x = constrain_frames(x)
         if past is None:
-            return self.conv.from_rest(x), jnp.concatenate([x[:, :1], x], axis=1)[:, -2:]
+            return constrain_frames(self.conv.from_rest(x)), jnp.concatenate([x[:, :1], x], axis=1)[:, -2:]
         x = jnp.concatenate([past, x], axis=1)
-        return self.conv(x), x[:, -2:]
+        return constrain_frames(self.conv(x)), x[:, -2:]
 
 
 class Norm(nnx.Module):
@@ -74,12 +76,12 @@ class SpatialNorm(nnx.Module):
         assert latent is not None
         # The maps are applied before the nearest-neighbour resize, with which they commute.
         batch, frames, height, width, features = x.shape
-        rows, columns = latent.shape[2:4]
+        scale, shift = (repeatable(repeat_frames(of(latent), frames), height, width) for of in (self.scale, self.shift))
+        rows, columns = scale.shape[2:4]
         blocks = (batch, frames, rows, height // rows, columns, width // columns, features)
-        scale = repeat_frames(self.scale(latent), frames)[:, :, :, None, :, None, :]
-        shift = repeat_frames(self.shift(latent), frames)[:, :, :, None, :, None, :]
         y = self.norm(x).reshape(blocks)
-        y = y * jnp.broadcast_to(scale, blocks) + jnp.broadcast_to(shift, blocks)
+        scale, shift = (jnp.broadcast_to(z[:, :, :, None, :, None, :], blocks) for z in (scale, shift))
+        y = y * scale + shift
         return y.reshape(x.shape)
 
 
@@ -184,7 +186,7 @@ class Downsample(nnx.Module):
             means = (pairs[:, :, 0] + pairs[:, :, 1]) * 0.5
             x = jnp.concatenate([x[:, :1], means], axis=1) if lone else means
         y = self.conv(x.reshape(-1, *x.shape[2:]))
-        return y.reshape(*x.shape[:2], *y.shape[1:])
+        return constrain_frames(y.reshape(*x.shape[:2], *y.shape[1:]))
 
 
 class Upsample(nnx.Module):
@@ -198,7 +200,7 @@ class Upsample(nnx.Module):
         """Upsamples; an odd number of frames keeps its first single."""
         frames = x.shape[1]
         y = self.conv.of_doubled(x.reshape(-1, *x.shape[2:]))
-        y = y.reshape(*x.shape[:2], *y.shape[1:])
+        y = constrain_frames(y.reshape(*x.shape[:2], *y.shape[1:]))
         if self.compress_time and frames > 1:
             # Repeated frames have equal convolutions: repeating afterwards halves the work.
             y = repeat_frames(y, 2 * frames - frames % 2)

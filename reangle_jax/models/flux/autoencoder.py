@@ -11,6 +11,7 @@ from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.nn.attention import attention
 from reangle_jax.nn.conv import Conv2D
 from reangle_jax.nn.execution import Execution
+from reangle_jax.nn.layouts import constrain_frames
 from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.norms import GroupNorm
 
@@ -51,9 +52,9 @@ class ResidualBlock(nnx.Module):
 
         def apply(state, x):
             block = nnx.merge(graphdef, state)
-            y = block.conv1(jax.nn.silu(block.norm1(x)))
-            y = block.conv2(jax.nn.silu(block.norm2(y)))
-            return (x if block.shortcut is None else block.shortcut(x)) + y
+            y = block.conv1(constrain_frames(jax.nn.silu(block.norm1(x))))
+            y = block.conv2(constrain_frames(jax.nn.silu(block.norm2(y))))
+            return constrain_frames((x if block.shortcut is None else block.shortcut(x)) + y)
 
         return (jax.checkpoint(apply) if self.remat else apply)(state, x)
 
@@ -140,11 +141,11 @@ class Encoder(nnx.Module):
 
     def __call__(self, x: Float[Array, "B H W 3"]) -> Float[Array, "B h w C2"]:
         """Encodes."""
-        x = self.conv_in(x)
+        x = self.conv_in(constrain_frames(x))
         for i, level in enumerate(self.levels):
             x = level(x)
             if i < len(self.downs):
-                x = self.downs[i](x)
+                x = constrain_frames(self.downs[i](x))
         return self.conv_out(jax.nn.silu(self.norm_out(self.mid(x))))
 
 
@@ -169,7 +170,7 @@ class Decoder(nnx.Module):
         for i, level in enumerate(self.levels):
             x = level(x)
             if i < len(self.ups):
-                x = self.ups[i].of_doubled(x)
+                x = constrain_frames(self.ups[i].of_doubled(x))
         return self.conv_out(jax.nn.silu(self.norm_out(x)))
 
 
