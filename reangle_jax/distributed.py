@@ -121,6 +121,10 @@ class Team:
         del folder
         return True
 
+    def unanimous(self, holds: bool) -> bool:
+        """Whether something holds for every process; all wait for each other's word, and ask in the same order."""
+        return holds
+
     def agree(self, signum: int) -> int:
         """The signal that stops all, or 0: the same answer to all processes that ask for the n-th time."""
         return signum
@@ -197,7 +201,7 @@ class Several(Team):
         return json.loads(self._get(key))
 
     def unanimous(self, holds: bool) -> bool:
-        """Whether something holds for every process. Each calls it in the same order."""
+        """See `Team.unanimous`."""
         key = f"reangle/votes/{self._votes}"
         self._votes += 1
         if not self.owns:

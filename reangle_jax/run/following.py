@@ -1,5 +1,6 @@
 """A run as the processes see it that follow process 0: the stages that all run, in a folder of their own."""
 
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -29,12 +30,32 @@ def follow(stages: Collection[Stage], team: Team, stop: Stop) -> None:
         team.folder = Path(own)
         while (task := team.tell()) is not None:
             stage = by_name[task["stage"]]
-            team.share(team.folder, ())
-            work = Followed(team.folder, task, stop, team.sees(Path(task["root"])))
+            root = Path(task["root"])
+            work = Followed(team.folder, task, stop, team.sees(root))
+            if work.seen:
+                _take(root, team.folder, task)
+                team.unanimous(True)
+            else:
+                team.share(team.folder, ())
             stop.agree = team.agree
             with faults.memory_explained(stage.name, flat, stage.smaller):
                 stage.run(settings, team.folder, work)
             stop.agree = ALONE.agree
+
+
+def _take(root: Path, folder: Path, task: Mapping[str, Any]) -> None:
+    """Puts links in a folder to a task's inputs, which are read where they lie, and copies of what is kept of its work.
+
+    A file that this process writes under such a name takes its place (`files.atomic_path`).
+    """
+    for name in dict.fromkeys([*task["inputs"], *task["kept"]]):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        if name in task["kept"]:
+            shutil.copyfile(root / name, path)
+        else:
+            path.symlink_to(root / name)
 
 
 class Followed(Work):

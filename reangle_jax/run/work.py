@@ -54,21 +54,25 @@ def _run(stage: Stage, ledger: Ledger, stop: Stop, team: Team) -> bool:
 def _led(stage: Stage, ledger: Ledger, work: "Work", team: Team) -> Iterator[None]:
     """Calls the other processes to a stage that all run: tells them the work, and gives them the files that it reads.
 
-    These are the units' inputs and what an earlier start left in their scratch; `run.following` is the other side.
+    These are the units' inputs and what an earlier start left in their scratch. Where all see the run's folder, each
+    reads there what it needs of them; `run.following` is the other side.
     """
     if not (team.several and stage.together):
         yield
         return
-    names = [name for unit in work.todo for name in unit.inputs if (ledger.root / name).is_file()]
-    units = []
+    inputs = [name for unit in work.todo for name in unit.inputs if (ledger.root / name).is_file()]
+    kept, units = [], []
     for unit in work.todo:
         scratch = work.scratch(unit)
-        names += [path.relative_to(ledger.root).as_posix() for path in sorted(scratch.iterdir()) if path.is_file()]
+        kept += [path.relative_to(ledger.root).as_posix() for path in sorted(scratch.iterdir()) if path.is_file()]
         told = {key: getattr(unit, key) for key in ("name", "inputs", "outputs", "view")}
         units.append({**told, "scratch": scratch.relative_to(ledger.root).as_posix()})
-    team.tell({"stage": stage.name, "root": str(ledger.root), "units": units})
-    team.share(ledger.root, names)
+    team.tell({"stage": stage.name, "root": str(ledger.root.resolve()), "units": units, "inputs": inputs, "kept": kept})
     work.seen = team.sees(ledger.root)
+    if work.seen:
+        team.unanimous(True)  # all have copied what this one removes when it has finished a unit
+    else:
+        team.share(ledger.root, [*inputs, *kept])
     work.stop.agree = team.agree
     try:
         yield

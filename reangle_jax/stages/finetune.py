@@ -146,14 +146,16 @@ def _training_set(settings: Settings, folder: Path, backbone: Backbone, scratch:
     cached = scratch / "encoded.npz"
     if cached.exists():
         return TrainingSet(**{name: jnp.asarray(value) for name, value in files.load_npz(cached).items()})
-    source = files.load_npz(folder / "input/frames.npz")["frames"]
-    videos, visible = [source], [np.ones(source.shape[:3], bool)]
-    for view in settings.train_views:
-        warp = files.load_npz(folder / view_file(view, "warp.npz"))
-        videos.append(warp["frames"])
-        visible.append(warp["visible"])
     text = backbone.embed(prompts(settings, folder))
-    data = encode_videos(backbone, backbone.load_coder(decodes=False), np.stack(videos), np.stack(visible))
+
+    def read(number: int) -> tuple[np.ndarray, np.ndarray]:
+        if number == 0:
+            source = files.load_npz(folder / "input/frames.npz")["frames"]
+            return source, np.ones(source.shape[:3], bool)
+        warp = files.load_npz(folder / view_file(settings.train_views[number - 1], "warp.npz"))
+        return warp["frames"], warp["visible"]
+
+    data = encode_videos(backbone, backbone.load_coder(decodes=False), read, 1 + len(settings.train_views))
     data = data._replace(text=jnp.asarray(text))
     if not all(np.isfinite(value).all() for value in mesh.on_host((data.mean, data.logvar, text))):
         raise NotFiniteError(
@@ -164,21 +166,37 @@ def _training_set(settings: Settings, folder: Path, backbone: Backbone, scratch:
     return data
 
 
-def encode_videos(backbone: Backbone, coder: Any, videos: np.ndarray, visible: np.ndarray) -> TrainingSet:
-    """Encodes videos, one at a time, and their masks; the text is left empty.
+def encode_videos(
+    backbone: Backbone, coder: Any, read: Callable[[int], tuple[np.ndarray, np.ndarray]], count: int
+) -> TrainingSet:
+    """Encodes videos, as many at a time as there is room for, and their masks; the text is left empty.
+
+    Of several processes each reads the videos that its own devices encode, and no others.
 
     Args:
         backbone: the video model.
         coder: its autoencoder's parameters.
-        videos: uint8 [N, T, H, W, 3].
-        visible: bool [N, T, H, W].
+        read: from a video's number its frames, uint8 [T, H, W, 3], and where they are visible, bool [T, H, W].
+        count: how many videos there are.
     """
-    encode = jax.jit(lambda coder, video: backbone.encode(coder, video[None]))
-    moments = [encode(coder, jnp.asarray(v)) for v in progress(list(videos), "finetune: encode", unit="video")]
-    mean, logvar = (jnp.concatenate([mesh.on_host(m[k]).astype(np.float32) for m in moments]) for k in range(2))
-    rows, columns = mean.shape[2:4]
-    mask = jnp.stack([masks.latent_mask(v, rows, columns, backbone.grid.frames) for v in visible])
-    return TrainingSet(mean, logvar, mask, jnp.zeros((len(videos), 0, 0)), jnp.asarray(videos[:, 0]))
+
+    @jax.jit
+    def encode(coder: Any, video: Array, visible: Array) -> tuple[Array, ...]:
+        mean, logvar = (x.astype(jnp.float32) for x in backbone.encode(coder, video))
+        rows, columns = mean.shape[2:4]
+        mask = jax.vmap(lambda seen: masks.latent_mask(seen, rows, columns, backbone.grid.frames))(visible)
+        return mean, logvar, mask, video[:, 0]
+
+    at_once, found = mesh.room(), []
+    with progress(count, "finetune: encode", unit="video") as bar:
+        for start in range(0, count, at_once):
+            group = range(start, min(start + at_once, count))
+            # One program serves all: the last group is filled up, by devices that would have nothing to do.
+            rows = [*group, *[group[-1]] * (at_once - len(group))]
+            found.append(mesh.on_host(encode(coder, *mesh.from_own_rows(read, rows))))
+            bar.update(len(group))
+    mean, logvar, mask, first = (jnp.asarray(np.concatenate(parts)[:count]) for parts in zip(*found, strict=True))
+    return TrainingSet(mean, logvar, mask, jnp.zeros((count, 0, 0)), first)
 
 
 def make_optimiser(options: Finetune) -> optax.GradientTransformation:

@@ -181,13 +181,21 @@ def _decode(settings: Settings, folder: Path, work: Work, backbone: Backbone) ->
     """Writes each unit's frames."""
     sampler, coder = _sampler(settings, backbone), backbone.load_coder()
     fps = float(files.load_npz(folder / "input/frames.npz")["fps"])
-    for unit in progress(work.todo, "generate: decode", unit="video"):
-        latents = files.load_npz(_latents(work, unit))["latents"]
-        frames = mesh.on_host(sampler.decode(coder, jnp.asarray(latents)))[0]
-        files.atomic_savez(folder / unit.outputs[0], frames=frames)
-        if len(unit.outputs) > 1:
-            video.write_video(folder / unit.outputs[1], frames, fps)
-        work.finish(unit)
+    at_once = mesh.room()
+    with progress(len(work.todo), "generate: decode", unit="video") as bar:
+        for start in range(0, len(work.todo), at_once):
+            group = work.todo[start : start + at_once]
+            filled = (list(group) * at_once)[:at_once]
+            latents = mesh.from_own_rows(
+                lambda row, units=filled: files.load_npz(_latents(work, units[row]))["latents"][0], range(at_once)
+            )
+            # What filled the group up is left.
+            for unit, frames in zip(group, mesh.on_host(sampler.decode(coder, latents)), strict=False):
+                files.atomic_savez(folder / unit.outputs[0], frames=frames)
+                if len(unit.outputs) > 1:
+                    video.write_video(folder / unit.outputs[1], frames, fps)
+                work.finish(unit)
+                bar.update()
 
 
 SMALLER = ("mesh", "base_layout", "vae_tiles", "base_dtype", "num_frames", "height", "width")

@@ -104,7 +104,7 @@ def test_its_grid_and_its_parts_are_what_is_asked_for(inputs, tmp_path, change, 
 def test_its_latent_mask_follows_its_ratios(inputs, whole):
     warp = files.load_npz(whole / "views/left_8/warp.npz")
     backbone = chosen_models.backbone(config.parse(runpy.run_path(str(inputs / "config.py"))["get_config"]()))
-    data = finetune.encode_videos(backbone, backbone.load_coder(), warp["frames"][None], warp["visible"][None])
+    data = finetune.encode_videos(backbone, backbone.load_coder(), lambda _: (warp["frames"], warp["visible"]), 1)
     assert data.mean.shape == (1, 4, HEIGHT // 4, WIDTH // 4, flowing.CHANNELS)
     assert data.mask.shape == data.mean.shape[:-1]
     pair = warp["visible"][1] & warp["visible"][2]

@@ -5,6 +5,7 @@ Two processes with a device each hold the adapters, their optimiser and the froz
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -124,6 +125,12 @@ def test_what_two_processes_saved_one_goes_on_with(config, one, stopped, tmp_pat
     shutil.copytree(stopped[1], tmp_path / "run")
     said = run(config, tmp_path / "run", processes=1, mesh="auto", what=" short")
     assert "finetune goes on after step" in said[0]
+    assert_equally_learnt(tmp_path / "run", one)
+
+
+def test_each_process_reads_the_videos_that_its_devices_encode(config, one, tmp_path):
+    said = run(config, tmp_path / "run", mesh="data:2", what=" short tell")
+    assert [re.findall(r"^read video (\d)$", text, re.MULTILINE) for text in said] == [["0"], ["1"]]
     assert_equally_learnt(tmp_path / "run", one)
 
 

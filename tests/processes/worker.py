@@ -1,7 +1,8 @@
 """One process of a run that something happens to: ``worker.py WHAT main's flags``.
 
 WHAT is nothing; or ACTION:PROCESS:STEP, where a process gets a signal or dies after a step of fine-tuning. Words may
-follow: ``short``, the run ends after fine-tuning; ``blind``, the others do not see process 0's folder.
+follow: ``short``, the run ends after fine-tuning; ``blind``, the others do not see process 0's folder; ``tell``, each
+process says which videos it reads to be encoded.
 """
 
 import os
@@ -27,6 +28,19 @@ progress.progress.update = act
 if "blind" in WORDS:
     sees = distributed.Several.sees
     distributed.Several.sees = lambda self, folder: sees(self, folder) and False
+if "tell" in WORDS:
+    from reangle_jax.stages import finetune
+
+    encode = finetune.encode_videos
+
+    def encode_and_tell(backbone, coder, read, count):
+        def told(number):
+            print(f"read video {number}", file=sys.stderr)
+            return read(number)
+
+        return encode(backbone, coder, told, count)
+
+    finetune.encode_videos = encode_and_tell
 if "short" in WORDS:
     everything = main.stages
     main.stages = lambda **options: [

@@ -54,7 +54,7 @@ def data(backbone, loaded):
     videos = rng.integers(0, 256, (3, FRAMES, HEIGHT, WIDTH, 3)).astype(np.uint8)
     visible = np.ones(videos.shape[:-1], bool)
     visible[1:, :, :, 32:] = False
-    data = finetune.encode_videos(backbone, loaded[1], videos, visible)
+    data = finetune.encode_videos(backbone, loaded[1], lambda number: (videos[number], visible[number]), len(videos))
     return data._replace(text=jnp.asarray(backbone.embed(["a", "b", "a"])))
 
 

@@ -162,5 +162,6 @@ class Sampler:
         return state.latents
 
     def decode(self, vae_state: Any, latents: Float[Array, "B t h w C"]) -> UInt8[Array, "B T H W 3"]:
-        """Frames of clean latents, one video after the other."""
-        return jnp.concatenate([self._decode(vae_state, latents[k : k + 1]) for k in range(latents.shape[0])])
+        """Frames of clean latents: of as many videos at a time as the mesh has room for beside each other."""
+        groups = range(0, latents.shape[0], mesh.room())
+        return jnp.concatenate([self._decode(vae_state, latents[k : k + mesh.room()]) for k in groups])
