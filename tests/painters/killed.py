@@ -1,4 +1,4 @@
-"""The command, killed at a place: ``killed.py PLACE ARGUMENTS``; see `test_static_run.STOPS`."""
+"""The command, killed at a place: ``killed.py PLACE[, until STAGE] ARGUMENTS``; see `test_static_run.STOPS`."""
 
 import os
 import signal
@@ -13,8 +13,16 @@ from tests.painters import toy
 
 backbones.register(flowing.NAME, flowing.ENTRY)
 registry.register(toy.NAME, toy.ENTRY)
-place, argv = sys.argv[1], ["main", *sys.argv[2:]]
+place, _, last = sys.argv[1].partition(", until ")
+argv = ["main", *sys.argv[2:]]
 finish, update = work.Work.finish, progress.progress.update
+
+
+def stages_until(**options):
+    for stage in every(**options):
+        yield stage
+        if stage.name == last:
+            return
 
 
 def finish_or_die(self, unit):
@@ -30,4 +38,5 @@ def update_or_die(self, *arguments, **values):
 
 
 work.Work.finish, progress.progress.update = finish_or_die, update_or_die
+every, main.stages = main.stages, stages_until
 sys.exit(main.main(argv))
