@@ -223,7 +223,7 @@ def main() -> None:
         return {}
 
     more: dict[str, Any] = {"weight_decay": 1e-2, "adam": train_flux.ADAM} if args.network == "flux" else {}
-    config = training.TrainConfig.of(args, save_every=75.0, decay=args.decay, ema=0.998, log_every=50, **more)
+    config = training.TrainConfig.of(args, save_every=75.0, decay=args.decay, ema=0.998, log_every=20, **more)
     save(training.train(loss, parameters, batch, config, args.workdir, evaluate=evaluate))
 
 
