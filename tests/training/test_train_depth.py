@@ -116,32 +116,36 @@ def test_frames_of_clips_come_with_their_inverse_depth(tmp_path, rng):
     assert len(clip_frames(tmp_path, 6).images) == 6
 
 
-def test_weights_are_carried_over_to_smaller_patches(tmp_path, rng):
+@pytest.fixture(scope="module")
+def old(tmp_path_factory):
+    """A network, and the folder of its weights."""
+    config = dataclasses.replace(DepthAnythingConfig.tiny(), width=16, heads=2, depth=1, taps=(1, 1, 1, 1))
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    model, folder = initial_model(config, 0, pictures), tmp_path_factory.mktemp("old")
+    checkpoints.save_model(folder, model, config)
+    return model, folder
+
+
+def test_weights_are_carried_over_to_smaller_patches(old, rng):
     """A network of patches of 7 sees a smooth picture as the one of 14 sees it at twice the size."""
-    config = dataclasses.replace(DepthAnythingConfig.tiny(), width=16, heads=1, depth=1, taps=(1, 1, 1, 1))
-    old = initial_model(config, 0, rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
-    checkpoints.save_model(tmp_path, old, config)
+    old, folder = old
+    config = old.config
     finer = dataclasses.replace(config, patch_size=7, native_grid=18)
     new = DepthAnything(finer, rngs=nnx.Rngs(1))
-    carry_over(new, tmp_path)
-    same = DepthAnything(config, rngs=nnx.Rngs(1))
-    carry_over(same, tmp_path)
+    carry_over(new, folder)
     small = cv2.resize(rng.normal(size=(3, 4, 3)).astype(np.float32), (56, 42), interpolation=cv2.INTER_CUBIC)
     large = cv2.resize(small, (112, 84), interpolation=cv2.INTER_CUBIC)
     run = jax.jit(lambda net, x: net.backbone.patch_embed(x))
     fine, coarse = (np.asarray(run(net, jnp.asarray(x)[None])) for net, x in [(new, small), (old, large)])
     np.testing.assert_allclose(fine, coarse, atol=0.03 * np.abs(coarse).max())
-    np.testing.assert_array_equal(same.head.conv2.kernel[...], old.head.conv2.kernel[...])
-    np.testing.assert_array_equal(same.backbone.patch_embed.kernel[...], old.backbone.patch_embed.kernel[...])
+    np.testing.assert_array_equal(new.head.conv2.kernel[...], old.head.conv2.kernel[...])
     assert new.backbone.pos_embed[...].shape == (1, 1 + 18 * 18, 16)
 
 
-def test_a_network_of_twice_the_width_gives_what_the_narrow_one_gave(tmp_path, rng):
-    config = dataclasses.replace(DepthAnythingConfig.tiny(), width=16, heads=2, depth=2, taps=(1, 1, 2, 2))
-    old = initial_model(config, 0, rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8))
-    checkpoints.save_model(tmp_path, old, config)
-    new = DepthAnything(dataclasses.replace(config, width=32), rngs=nnx.Rngs(1))
-    carry_over(new, tmp_path)
+def test_a_network_of_twice_the_width_gives_what_the_narrow_one_gave(old, rng):
+    old, folder = old
+    new = DepthAnything(dataclasses.replace(old.config, width=32), rngs=nnx.Rngs(1))
+    carry_over(new, folder)
     images = jnp.asarray(rng.normal(size=(1, 42, 56, 3)), jnp.float32)
     run = jax.jit(lambda net, x: (net.backbone(x), net(x)))
     (tokens, depth), (narrow_tokens, narrow) = run(new, images), run(old, images)
