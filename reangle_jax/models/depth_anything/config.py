@@ -83,7 +83,7 @@ class DepthAnythingConfig:
 
     @classmethod
     def tiny(cls) -> "DepthAnythingConfig":
-        """The small family's: 1.3 million parameters, short side 126, trained by `training.train_depth`."""
+        """The small family's first: 1.3 million parameters, short side 126; trained by `training.train_depth`."""
         return cls(
             width=96,
             depth=8,
