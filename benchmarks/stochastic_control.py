@@ -56,10 +56,12 @@ ARMS: dict[str, dict[str, Any]] = {
     NAIVE: {"candidates": 1},
     "s25": {"candidates": 25},
     "s10": {"candidates": 10},
-    "s5": {"candidates": 5},  # a fifth of s25's evaluations, as the next two
+    "s5": {"candidates": 5},  # a fifth of s25's candidates, as the next two
     "early": {"candidates": 25, "window": (0.25, 0.375)},
     "every4": {"candidates": 25, "every": 4},
     "falling": {"candidates": 25, "fewest": 1},
+    "each3": {"candidates": 3, "every": 1},  # as many evaluations as s5's two of eight steps, over all four
+    "start3": {"candidates": 3, "every": 1, "window": (0.0, 0.5)},  # the same from the noise on
     "alone": {"candidates": 25},  # with the finished views alone, as in the paper: only the second view chooses
     "noise": {"candidates": 2},  # the first is kept: control's noise without its choice
     "reimposed": {"candidates": 1, "reimpose": True},

@@ -82,3 +82,19 @@ def test_three_arms_draw_about_a_fifth_of_the_candidates():
     assert found["s5"] == found["s25"] / 5
     assert found["early"] == 25 * 6
     assert found["every4"] == 25 * 9
+
+
+def test_fewer_candidates_in_more_steps_cost_the_same():
+    """In eight steps of painting, every second one choosing unless an arm says otherwise."""
+    times = flow.times(8, 96)
+    plans = {
+        arm: control.plan(times, **({"window": stochastic_control.WINDOW, "every": 2} | ARMS[arm]))
+        for arm in ("s25", "s5", "each3", "start3")
+    }
+    assert {arm: plan.evaluations for arm, plan in plans.items()} == {"s25": 56, "s5": 16, "each3": 16, "start3": 16}
+    assert [list(np.flatnonzero(plan.candidates > 1)) for plan in plans.values()] == [
+        [2, 4],
+        [2, 4],
+        [2, 3, 4, 5],
+        [0, 1, 2, 3],
+    ]
