@@ -132,6 +132,15 @@ def test_slurm_queues_a_stopped_job_again(tmp_path):
     assert (tmp_path / "asked").read_text() == "requeue 17\n"
 
 
+def test_the_image_holds_what_the_wheel_needs_the_configs_and_the_demos_clip():
+    first, *rest = (LAUNCH / "gke/Dockerfile.dockerignore").read_text().splitlines()[1:]
+    assert first == "*"  # no weights, no runs
+    kept = {line.removeprefix("!") for line in rest if line.startswith("!")}
+    assert all((LAUNCH.parent / name).exists() for name in kept)
+    wheel = {"setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE", "reangle_jax", "converters"}
+    assert kept >= wheel | {"configs", "assets"}
+
+
 def test_gke_fills_in_the_job():
     result = run(SCRIPTS[2], *GKE, "--dry-run", "--", "--config", "/configs/c.py", f"--config.caption={CAPTION}")
     job = yaml.safe_load(result.stdout)
