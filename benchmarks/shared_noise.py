@@ -39,7 +39,7 @@ class Clip:
     def __init__(self, settings: Settings, folder: Path):
         self.settings, self.folder = settings, folder
         self.backbone = chosen_models.backbone(settings)
-        self.sampler = generate._sampler(settings, self.backbone)
+        self.sampler = generate._sampler(settings.sample, self.backbone)
         self.text = self.backbone.embed(["", *(view_paths.prompt(settings, folder, view) for view in settings.views)])
         self.coder = self.backbone.load_coder()
         self.conditions = [
@@ -51,7 +51,7 @@ class Clip:
             for view in settings.views
         ]
         tuned, self.adapters = self.backbone.load_adapters(folder / "lora", [])
-        self.sampler = generate._sampler(settings, tuned)
+        self.sampler = generate._sampler(settings.sample, tuned)
         self.base = tuned.load_denoiser()
         self.score = Agreement.load(
             chosen_models.painter_folder(settings), settings.height, settings.width, key=chosen_models.PAINTER_KEY

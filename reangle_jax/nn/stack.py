@@ -1,6 +1,8 @@
 """A stack of equal blocks: built once with a leading axis for the layer, run by scanning a rematerialised body."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from reangle_jax.nn import layouts
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.remat import rematerialised
 
 
@@ -44,6 +47,21 @@ class Stack(nnx.Module):
         self.depth = depth
         self.remat = remat
         self.tokens = tokens
+
+    @classmethod
+    def of(
+        cls,
+        block: Callable[..., nnx.Module],
+        config: Any,
+        execution: Execution,
+        depth: int,
+        *,
+        tokens: bool = False,
+        rngs: nnx.Rngs,
+    ) -> "Stack":
+        """Blocks that are made as ``block(config, execution, rngs=...)``; the rest is as in the constructor."""
+        make = functools.partial(block, config, execution)
+        return cls(lambda layer: make(rngs=layer), depth, remat=execution.remat, tokens=tokens, rngs=rngs)
 
     def __call__(self, carry, *shared):
         """Applies ``carry = block(carry, *shared)`` for every block.

@@ -131,13 +131,7 @@ def _scaled(x: Array, scale: nnx.Param | None) -> Array:
 
 
 class VisionTransformer(nnx.Module):
-    """Patches, a class token and learned positions through a stack of blocks; each tap passes the final norm.
-
-    Args:
-        config: its numbers.
-        execution: how it is computed; by default with plain attention, in what is stored.
-        rngs: source of the initial values.
-    """
+    """Patches, a class token and learned positions through a stack of blocks; each tap passes the final norm."""
 
     def __init__(self, config: ViTConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution(dtype=config.param_dtype)
@@ -148,7 +142,7 @@ class VisionTransformer(nnx.Module):
         table = 0.02 * jax.random.normal(rngs.params(), (1, tokens, config.width), dtypes["param_dtype"])
         self.cls_token = nnx.Param(jnp.zeros((1, 1, config.width), dtypes["param_dtype"]), axes=(None,) * 3)
         self.pos_embed = nnx.Param(table, axes=(None,) * 3)
-        self.blocks = Stack(lambda r: Block(config, execution, rngs=r), config.depth, remat=execution.remat, rngs=rngs)
+        self.blocks = Stack.of(Block, config, execution, config.depth, rngs=rngs)
         self.norm = LayerNorm(config.width, epsilon=config.epsilon, **dtypes)
         self.config = config
 

@@ -43,7 +43,8 @@ def _depth(settings: Settings, folder: Path) -> None:
     shape = clip["frames"].shape[:3]
     from_model = settings.depth == "model"
     if from_model:
-        values, kind = _estimate(settings, clip["frames"])
+        where, key = chosen_models.folder(settings, "depth"), chosen_models.depth_key(settings)
+        values, kind = _estimate(where, key, clip["frames"])
     else:
         values, kind = depth_file.load_depth(settings.depth), settings.depth_kind
     try:
@@ -61,13 +62,12 @@ def _depth(settings: Settings, folder: Path) -> None:
     files.atomic_savez(folder / "input/depth.npz", depth=z)
 
 
-def _estimate(settings: Settings, frames: np.ndarray) -> tuple[np.ndarray, str]:
-    """Depth by the network, and which kind it is."""
+def _estimate(weights: Path, key: str, frames: np.ndarray) -> tuple[np.ndarray, str]:
+    """Depth by the network, and which kind it is; ``key`` is the setting that names the weights."""
     from reangle_jax import checkpoints  # late: a run with a depth file needs no network
     from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 
-    where, key = chosen_models.folder(settings, "depth"), chosen_models.depth_key(settings)
-    model = checkpoints.load(where, DepthAnythingConfig, DepthAnything, key=key)
+    model = checkpoints.load(weights, DepthAnythingConfig, DepthAnything, key=key)
     values = estimate_video_depth(model, frames, batch_size=BATCH)
     return values, "inverse" if model.config.max_depth is None else "metric"
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import logging
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from reangle_jax import chosen_models, mesh
+from reangle_jax.arrays import Picture
 from reangle_jax.backbones.interface import Backbone, Sampler
 from reangle_jax.cameras.views import folder_name
 from reangle_jax.config import UNTUNED, Sample, Settings
@@ -55,30 +57,33 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def generate(settings: Settings, folder: Path, work: Work) -> None:
     """Writes views/NAME/frames.npz and video.mp4; views/NAME/untuned.npz if asked for."""
-    with chosen_models.on_mesh(settings, batch_size=len(settings.views) * _halves(settings)):
+    with chosen_models.on_mesh(settings, batch_size=len(settings.views) * _halves(settings.sample)):
         _generate(settings, folder, work)
 
 
-def _halves(settings: Settings) -> int:
+def _halves(options: Sample) -> int:
     """Guidance compares two videos."""
-    return 2 if is_guided(settings.sample.guidance_scale) else 1
+    return 2 if is_guided(options.guidance_scale) else 1
 
 
 def _generate(settings: Settings, folder: Path, work: Work) -> None:
     # Each network is loaded when it is needed and dropped after: together they would not fit where each does.
     backbone = chosen_models.backbone(settings)
+    sampler = _sampler(settings.sample, backbone)
     waiting = [unit for unit in work.todo if not _latents(work, unit).exists()]
     if waiting:
         views = list(dict.fromkeys(unit.view for unit in waiting))  # once, though a view may have an untuned video too
         empty, *prompts = backbone.embed(["", *(view_paths.prompt(settings, folder, view) for view in views)])
-        conditions = _conditions(settings, folder, backbone, views)
+        images = [pictures.read(folder / view_file(view, "first_frame.png")) for view in views]
+        keys = [named_key(settings.seed, "generate", view) for view in views]
+        conditions = _conditions(sampler, backbone.load_coder(decodes=False), images, keys)
         given = dict(zip(views, zip(prompts, conditions, strict=True), strict=True))
         _sample(settings, folder, work, backbone, waiting, empty, given)
-    _decode(settings, folder, work, backbone)
+    _decode(sampler, backbone.load_coder(), folder, work)
 
 
-def _sampler(settings: Settings, backbone: Backbone) -> Sampler:
-    return backbone.sampler(**{name: getattr(settings.sample, name) for name in SAMPLING})
+def _sampler(options: Sample, backbone: Backbone) -> Sampler:
+    return backbone.sampler(**{name: getattr(options, name) for name in SAMPLING})
 
 
 def _latents(work: Work, unit: Unit) -> Path:
@@ -86,14 +91,10 @@ def _latents(work: Work, unit: Unit) -> Path:
     return work.scratch(unit) / "latents.npz"
 
 
-def _conditions(settings: Settings, folder: Path, backbone: Backbone, views: list[str]) -> list[np.ndarray]:
-    """Each view's first frame, encoded."""
-    sampler, coder = _sampler(settings, backbone), backbone.load_coder(decodes=False)
-    images = [pictures.read(folder / view_file(view, "first_frame.png"))[None] for view in views]
-    return [
-        mesh.on_host(sampler.condition(coder, image, key=named_key(settings.seed, "generate", view)))
-        for view, image in zip(views, images, strict=True)
-    ]
+def _conditions(sampler: Sampler, coder: Any, images: list[Picture], keys: list[Array]) -> list[np.ndarray]:
+    """First frames, encoded."""
+    pairs = zip(images, keys, strict=True)
+    return [mesh.on_host(sampler.condition(coder, image[None], key=key)) for image, key in pairs]
 
 
 def _sample(
@@ -110,7 +111,7 @@ def _sample(
     backbone, tuned = backbone.load_adapters(learnt, [lora_files.choice(text) for text in settings.loras])
     # Zeros change nothing: the untuned model.
     fresh = None if all(ADAPTERS in unit.inputs for unit in units) else jax.tree.map(jnp.zeros_like, tuned)
-    base, sampler = backbone.load_denoiser(), _sampler(settings, backbone)
+    base, sampler = backbone.load_denoiser(), _sampler(settings.sample, backbone)
     done = (len(work.todo) - len(units)) * settings.sample.steps
     with progress(len(work.todo) * settings.sample.steps, "generate", initial=done) as bar:
 
@@ -118,7 +119,7 @@ def _sample(
             bar.update(videos)
             work.stop.now()  # Python drops what a signal raises while it collects garbage
 
-        at_once = max(1, mesh.room() // _halves(settings))
+        at_once = max(1, mesh.room() // _halves(settings.sample))
         for group in _groups(units, at_once):
             # One program serves all: the last group is filled up, by devices that would have nothing to do.
             views = [unit.view for unit in (group * at_once)[:at_once]]
@@ -177,9 +178,8 @@ def _noise(
     return jnp.asarray(noise.carried(common, own, z[at], source, target)[None])
 
 
-def _decode(settings: Settings, folder: Path, work: Work, backbone: Backbone) -> None:
+def _decode(sampler: Sampler, coder: Any, folder: Path, work: Work) -> None:
     """Writes each unit's frames."""
-    sampler, coder = _sampler(settings, backbone), backbone.load_coder()
     fps = float(files.load_npz(folder / "input/frames.npz")["fps"])
     at_once = mesh.room()
     with progress(len(work.todo), "generate: decode", unit="video") as bar:

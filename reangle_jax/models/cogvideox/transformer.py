@@ -219,13 +219,7 @@ class Head(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Predicts v from noised latents (with the image condition's beside them), text and times.
-
-    Args:
-        config: sizes.
-        execution: how it is computed; by default as this device does it best (`Execution.chosen`).
-        rngs: source of the initial values.
-    """
+    """Predicts v from noised latents (with the image condition's beside them), text and times."""
 
     def __init__(self, config: TransformerConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution.chosen(config.param_dtype)
@@ -234,13 +228,7 @@ class Transformer(nnx.Module):
         self.time_embedding = TimestepMLP(config.inner_dim, config.time_embed_dim, linear)
         ofs_dim = config.ofs_embed_dim
         self.ofs_embedding = TimestepMLP(ofs_dim, ofs_dim, linear) if ofs_dim else None
-        self.blocks = Stack(
-            lambda layer: Block(config, execution, rngs=layer),
-            config.num_layers,
-            remat=execution.remat,
-            tokens=True,
-            rngs=rngs,
-        )
+        self.blocks = Stack.of(Block, config, execution, config.num_layers, tokens=True, rngs=rngs)
         self.head = Head(config, execution, rngs=rngs)
         self.config = config
         self.execution = execution

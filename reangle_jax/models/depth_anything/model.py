@@ -11,13 +11,7 @@ from reangle_jax.nn.vit import VisionTransformer
 
 
 class DepthAnything(nnx.Module):
-    """Normalised images to depth.
-
-    Args:
-        config: its numbers.
-        execution: how it is computed; by default with plain attention, in what is stored.
-        rngs: source of the initial values.
-    """
+    """Normalised images to depth."""
 
     def __init__(self, config: DepthAnythingConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution(dtype=config.param_dtype)

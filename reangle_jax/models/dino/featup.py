@@ -91,13 +91,7 @@ class JBUStage(nnx.Module):
 
 
 class JBUStack(nnx.Module):
-    """Stages that double the resolution, and a learned correction at the end.
-
-    Args:
-        config: the backbone's and the upsampler's numbers.
-        execution: how it is computed.
-        rngs: source of the initial values.
-    """
+    """Stages that double the resolution, and a learned correction at the end."""
 
     def __init__(self, config: FeatUpConfig, execution: Execution, *, rngs: nnx.Rngs):
         dtypes = execution.dtypes(config.param_dtype)
@@ -123,13 +117,7 @@ class JBUStack(nnx.Module):
 
 
 class FeatUp(nnx.Module):
-    """A backbone and its upsampler.
-
-    Args:
-        config: their numbers.
-        execution: how it is computed; by default with plain attention, in what is stored.
-        rngs: source of the initial values.
-    """
+    """A backbone and its upsampler."""
 
     def __init__(self, config: FeatUpConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution(dtype=config.param_dtype)

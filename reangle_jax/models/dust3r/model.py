@@ -20,11 +20,7 @@ class Dust3r(nnx.Module):
     """Pairs of images to point maps in the first image's camera.
 
     An image is encoded by itself, so that its tokens can be kept and paired with any others: `encode`, then `decode`.
-
-    Args:
-        config: its numbers.
-        execution: how it is computed; by default with plain attention, in what is stored. The heads are always float32.
-        rngs: source of the initial values.
+    The heads are always computed in float32.
     """
 
     def __init__(self, config: Dust3rConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
@@ -32,14 +28,10 @@ class Dust3r(nnx.Module):
         dtypes = execution.dtypes(config.param_dtype)
         encoder, decoder, size = config.encoder, config.decoder, config.patch_size
         self.patch_embed = Conv2D(3, encoder.width, size, stride=size, rngs=rngs, **dtypes)
-        self.encoder = Stack(
-            lambda r: Block(encoder, execution, rngs=r), encoder.depth, remat=execution.remat, rngs=rngs
-        )
+        self.encoder = Stack.of(Block, encoder, execution, encoder.depth, rngs=rngs)
         self.encoder_norm = LayerNorm(encoder.width, epsilon=config.epsilon, **dtypes)
         self.decoder_embed = Linear(encoder.width, decoder.width, axes=("embed", None), rngs=rngs, **dtypes)
-        self.decoder = Stack(
-            lambda r: DecoderPair(decoder, execution, rngs=r), decoder.depth, remat=execution.remat, rngs=rngs
-        )
+        self.decoder = Stack.of(DecoderPair, decoder, execution, decoder.depth, rngs=rngs)
         self.decoder_norm = LayerNorm(decoder.width, epsilon=config.epsilon, **dtypes)
         self.head1 = HEADS[config.head](config, rngs=rngs)
         self.head2 = HEADS[config.head](config, rngs=rngs)

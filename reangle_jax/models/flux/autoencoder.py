@@ -175,13 +175,7 @@ class Decoder(nnx.Module):
 
 
 class Autoencoder(nnx.Module):
-    """The autoencoder. Latents are as the coder gives them; ``scale_latents`` brings them to the diffusion model's.
-
-    Args:
-        config: sizes.
-        execution: how it is computed; by default in what is stored, keeping all activations for the backward pass.
-        rngs: source of the initial values.
-    """
+    """The autoencoder. Latents are as the coder gives them; ``scale_latents`` brings them to the diffusion model's."""
 
     def __init__(self, config: AutoencoderConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution(dtype=config.param_dtype)

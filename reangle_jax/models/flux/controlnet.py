@@ -30,13 +30,7 @@ class _Controlled(nnx.Module):
 
 
 class FluxControlNet(nnx.Module):
-    """Residuals for a transformer's joint blocks, from its own inputs and a masked picture.
-
-    Args:
-        config: sizes.
-        execution: how it is computed; by default as this device does it best (`Execution.chosen`).
-        rngs: source of the initial values.
-    """
+    """Residuals for a transformer's joint blocks, from its own inputs and a masked picture."""
 
     def __init__(self, config: ControlNetConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution.chosen(config.param_dtype)
@@ -45,13 +39,7 @@ class FluxControlNet(nnx.Module):
         self.embed_condition = build(config.condition_channels, width, (None, "embed"), init_scale=0.0)
         self.embed_text = build(config.text_embed_dim, width, (None, "embed"))
         self.embedders = Embedders(config, execution, rngs=rngs)
-        self.blocks = Stack(
-            lambda layer: _Controlled(config, execution, rngs=layer),
-            config.num_layers,
-            remat=execution.remat,
-            tokens=True,
-            rngs=rngs,
-        )
+        self.blocks = Stack.of(_Controlled, config, execution, config.num_layers, tokens=True, rngs=rngs)
         self.config = config
         self.execution = execution
 

@@ -24,13 +24,7 @@ class _Joint(JointBlock):
 
 
 class FluxTransformer(nnx.Module):
-    """Predicts ``v = noise - picture`` of packed latents (`reangle_jax.models.flux.tokens`).
-
-    Args:
-        config: sizes.
-        execution: how it is computed; by default as this device does it best (`Execution.chosen`).
-        rngs: source of the initial values.
-    """
+    """Predicts ``v = noise - picture`` of packed latents (`reangle_jax.models.flux.tokens`)."""
 
     def __init__(self, config: FluxConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution.chosen(config.param_dtype)
@@ -38,20 +32,8 @@ class FluxTransformer(nnx.Module):
         self.embed_picture = build(config.in_channels, width, (None, "embed"))
         self.embed_text = build(config.text_embed_dim, width, (None, "embed"))
         self.embedders = Embedders(config, execution, rngs=rngs)
-        self.joint = Stack(
-            lambda layer: _Joint(config, execution, rngs=layer),
-            config.num_layers,
-            remat=execution.remat,
-            tokens=True,
-            rngs=rngs,
-        )
-        self.single = Stack(
-            lambda layer: SingleBlock(config, execution, rngs=layer),
-            config.num_single_layers,
-            remat=execution.remat,
-            tokens=True,
-            rngs=rngs,
-        )
+        self.joint = Stack.of(_Joint, config, execution, config.num_layers, tokens=True, rngs=rngs)
+        self.single = Stack.of(SingleBlock, config, execution, config.num_single_layers, tokens=True, rngs=rngs)
         self.head = Head(config, execution, rngs=rngs)
         self.config = config
         self.execution = execution

@@ -59,10 +59,7 @@ class Fire(nnx.Module):
 class Lpips(nnx.Module):
     """The distance: the backbone's convolutions (``layers``) and a factor a channel at every tap (``heads``).
 
-    Args:
-        config: which network.
-        execution: what the convolutions are computed in, by default what is stored; distances are always float32.
-        rngs: source of the initial values.
+    The convolutions are computed as the execution says, distances always in float32.
     """
 
     def __init__(self, config: LpipsConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):

@@ -92,13 +92,7 @@ class Block(nnx.Module):
 
 
 class CLIPTextEncoder(nnx.Module):
-    """Embeds tokens in the context of those before them, and a text as its end token.
-
-    Args:
-        config: sizes.
-        execution: how it is computed; by default with plain attention, in what is stored.
-        rngs: source of the initial values.
-    """
+    """Embeds tokens in the context of those before them, and a text as its end token."""
 
     def __init__(self, config: CLIPConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution(dtype=config.param_dtype)
@@ -107,9 +101,7 @@ class CLIPTextEncoder(nnx.Module):
         places = 0.01 * jax.random.normal(rngs.params(), (config.max_length, config.width), param_dtype)
         self.embedding = nnx.Param(tokens, axes=("vocab", "embed"))
         self.positions = nnx.Param(places, axes=(None, "embed"))
-        self.blocks = Stack(
-            lambda layer: Block(config, execution, rngs=layer), config.num_layers, remat=execution.remat, rngs=rngs
-        )
+        self.blocks = Stack.of(Block, config, execution, config.num_layers, rngs=rngs)
         self.norm = LayerNorm(config.width, epsilon=config.norm_eps, **execution.dtypes(config.param_dtype))
         self.config = config
         self.execution = execution

@@ -151,13 +151,7 @@ class Block(nnx.Module):
 
 
 class T5Encoder(nnx.Module):
-    """Embeds tokens in context.
-
-    Args:
-        config: sizes.
-        execution: how it is computed; by default with plain attention, in what is stored.
-        rngs: source of the initial values.
-    """
+    """Embeds tokens in context."""
 
     def __init__(self, config: T5Config, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution(dtype=config.param_dtype)
@@ -167,9 +161,7 @@ class T5Encoder(nnx.Module):
         self.embedding = nnx.Param(tokens, axes=("vocab", "embed"))
         # The published model keeps it in its first block; all blocks use it.
         self.relative_bias = nnx.Param(positions * config.d_model**-0.5, axes=(None, "heads"))
-        self.blocks = Stack(
-            lambda layer: Block(config, execution, rngs=layer), config.num_layers, remat=execution.remat, rngs=rngs
-        )
+        self.blocks = Stack.of(Block, config, execution, config.num_layers, rngs=rngs)
         self.norm = _norm(config, execution)
         self.config = config
         self.execution = execution
