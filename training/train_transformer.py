@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float16, Float32, UInt8
+from jaxtyping import Float16, Float32, Int, UInt8
 
 from reangle_jax import checkpoints, tiny
 from reangle_jax.arrays import to_unit
@@ -192,16 +192,26 @@ def _draw(moments: jax.Array, key: jax.Array) -> jax.Array:
     return mean + deviation * jax.random.normal(key, mean.shape)
 
 
-def loss(parameters: nnx.State, batch: dict[str, Any], key: jax.Array, *, graphdef: nnx.GraphDef):
-    """The v-loss."""
+def spread_times(size: int, noisiest_of: int = 1, *, key: jax.Array) -> Int[jax.Array, " {size}"]:
+    """Times of a batch, distributed as the noisiest of so many uniform ones.
+
+    One from each of B equally likely slices: the loss varies less from step to step than with independent ones.
+    """
+    count = SCHEDULE.train_steps
+    t = (jax.random.randint(key, (), 0, count) + jnp.arange(size) * (count // size)) % count
+    # The largest of k uniform numbers has the distribution of the k-th root of one.
+    if noisiest_of == 1:
+        return t
+    return (count * ((t.astype(jnp.float32) + 0.5) / count) ** (1.0 / noisiest_of)).astype(jnp.int32)
+
+
+def loss(parameters: nnx.State, batch: dict[str, Any], key: jax.Array, *, graphdef: nnx.GraphDef, noisiest_of: int = 1):
+    """The v-loss, at times distributed as the noisiest of so many uniform ones."""
     batch = gathered(batch)
     keys = jax.random.split(key, 4)
     z = _draw(batch["video"], keys[0])
     image = _draw(batch["image"], keys[1])
-    # One time from each of B equal slices: the loss varies less from step to step than with independent ones.
-    size = z.shape[0]
-    offset = jax.random.randint(keys[2], (), 0, SCHEDULE.train_steps)
-    t = (offset + jnp.arange(size) * (SCHEDULE.train_steps // size)) % SCHEDULE.train_steps
+    t = spread_times(z.shape[0], noisiest_of, key=keys[2])
     eps = jax.random.normal(keys[3], z.shape)
     condition = jnp.zeros_like(z).at[:, 0].set(image)
     noised = jnp.concatenate([SCHEDULE.add_noise(z, eps, t), condition], axis=-1)
@@ -225,6 +235,12 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--attention", choices=("auto", *IMPLEMENTATIONS), default="auto")
     parser.add_argument("--ema", type=float, default=0.998, help="decay of the mean that is kept")
     parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
+    parser.add_argument(
+        "--noisiest-of",
+        type=commands.positive,
+        default=1,
+        help="uniform times of which the noisiest is learnt at; 1: one",
+    )
     parser.add_argument("--inherit", default=None, help="a weights folder of another shape: what fits is taken")
     parser.add_argument("--encode-only", action="store_true", help="make the latents and stop")
     return parser
@@ -267,7 +283,7 @@ def fit(args: argparse.Namespace, data: dict[str, np.ndarray], unseen: dict[str,
         return {"heldout_loss": float(np.mean([float(value) for value in values]))}
 
     mean = training.train(
-        partial(loss, graphdef=graphdef),
+        partial(loss, graphdef=graphdef, noisiest_of=args.noisiest_of),
         parameters,
         partial(draw, data=resident(data, empty)),
         # A step's choice is nothing that other processes would have to make.

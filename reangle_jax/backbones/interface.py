@@ -188,7 +188,7 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def times(self, batch: int, *, key: Array) -> Shaped[Array, " B"]:
-        """Times of training, drawn."""
+        """Times of training, drawn alike; the later, the noisier."""
 
     @abc.abstractmethod
     def noised(

@@ -66,6 +66,12 @@ class Finetune:
     betas: tuple[float, ...] = setting((0.9, 0.95), "AdamW's", pair_below(1))
     weight_decay: float = setting(1e-3, "AdamW's", at_least(0))
     max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm", above(0))
+    noisiest_of: int = setting(
+        1,
+        "times drawn for each video, of which the noisiest is learnt at; 1: the times are uniform. With more it is "
+        "learnt in fewer steps what is where, which slightly noised latents show by themselves",
+        at_least(1),
+    )
     condition_dropout: float = setting(0.05, "how often the whole image condition is zeroed", between(0, 1))
     noise_first_frame: bool = setting(True, "add noise to the first frame before it is encoded as the condition")
     checkpoint_every: int = setting(50, "steps between two saved states; 0 saves none", at_least(0))

@@ -254,7 +254,8 @@ def motion_loss(
     kept = jax.random.bernoulli(next(keys), 1.0 - options.condition_dropout, (batch, 1, 1, 1, 1))
     condition = jax.lax.stop_gradient(jnp.where(kept, condition, jnp.zeros_like(condition)))
 
-    t = backbone.times(batch, key=next(keys))
+    # Of k independent uniform times the latest has a density that grows with its (k - 1)th power.
+    t = backbone.times(batch * options.noisiest_of, key=next(keys)).reshape(batch, -1).max(axis=1)
     eps = jax.random.normal(next(keys), z.shape, z.dtype)
     noised, target = backbone.noised(z, eps, t)
     prediction = backbone.predict(adapters, base, noised, condition, data.text[pick], t)

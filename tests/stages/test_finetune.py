@@ -125,6 +125,19 @@ def test_loss_looks_at_visible_latents_only(backbone, loaded, data):
     assert 0 < loss(left) < plain
 
 
+def test_of_several_times_the_noisiest_is_learnt_at(backbone, loaded, data, monkeypatch):
+    seen, plain = [], type(backbone).noised
+    monkeypatch.setattr(type(backbone), "noised", lambda self, z, eps, t: (seen.append(t), plain(self, z, eps, t))[1])
+    key = jax.random.key(7)
+    drawn = backbone.times(8, key=jax.random.split(key, 8)[6])
+    lora = backbone.init_adapters(key=jax.random.key(1))
+    for count in (1, 4):
+        options = dataclasses.replace(OPTIONS, noisiest_of=count)
+        finetune.motion_loss(backbone, lora, *loaded, data, options, key=key)
+    np.testing.assert_array_equal(seen[0], backbone.times(2, key=jax.random.split(key, 8)[6]))
+    np.testing.assert_array_equal(seen[1], drawn.reshape(2, 4).max(axis=1))
+
+
 def test_condition_in_training_is_the_condition_in_sampling(backbone, loaded, data):
     condition = backbone.condition(loaded[1], to_unit(data.first[:1]), key=jax.random.key(0))
     mean, logvar = backbone.encode(loaded[1], data.first[:1, None])

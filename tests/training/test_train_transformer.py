@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -60,3 +61,12 @@ def test_a_step_picks_its_clips_on_the_device(monkeypatch):
     np.testing.assert_array_equal(text[~bare], video[~bare])
     assert (bare & ~blank).any()
     assert (blank & ~bare).any()
+
+
+def test_times_of_a_batch_are_spread_as_the_noisiest_of_several_uniform_ones_is():
+    times = {k: np.asarray(train_transformer.spread_times(100, k, key=jax.random.key(0))) for k in (1, 3)}
+    np.testing.assert_array_equal(np.sort(times[1]) // 10, np.arange(100))
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(1000, size=(100_000, 3)).max(axis=1)
+    # A slice of a hundredth is 16 wide where the density is least that is looked at.
+    np.testing.assert_allclose(np.quantile(times[3], [0.1, 0.5, 0.9]), np.quantile(drawn, [0.1, 0.5, 0.9]), atol=16)
