@@ -28,10 +28,10 @@ demo-static: $(VENV)/.runtime
 	@echo "look at $(DEMO_STATIC)/report.html (in a browser), $(DEMO_STATIC)/grid.mp4 and $(DEMO_STATIC)/views/*/first_frame.png"
 
 test: $(VENV)/.test
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: $(VENV)/.test
-	$(PY) -m pytest -n 2 --dist loadfile -m "not slow and not parity" $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not parity" $(ARGS)
 
 # The wheel is made from the sdist. Neither the repository nor an installed package is in its reach.
 published:

@@ -135,11 +135,7 @@ def _check_field(key: str, value: Any, hint: Any, *, signed: bool) -> None:
 @functools.lru_cache(maxsize=16)
 def parameter_shapes(build: Any, config: Any) -> dict[str, tuple[int, ...]]:
     """Path and shape of every parameter of the model that `build` makes."""
-    model = checkpoints.abstract(lambda: build(config))
-    return {
-        path: tuple(variable.shape)
-        for path, variable in checkpoints.parameter_paths(checkpoints.base_parameters(model)).items()
-    }
+    return {path: shape for path, (shape, _) in parameter_types(build, config).items()}
 
 
 def parameter_types(build: Any, config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:

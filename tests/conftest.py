@@ -15,6 +15,7 @@ import pytest
 
 import tests.checker  # noqa: F401
 from tests.no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
+from tests.slow_first import pytest_collection_modifyitems  # noqa: F401
 
 # Every annotated function and dataclass of ours checks its arguments and results while the tests run.
 jaxtyping.install_import_hook(["reangle_jax", "converters", "training"], "tests.checker.check")

@@ -31,47 +31,34 @@ def _kind(config: DinoConfig) -> dict[str, Any]:
     return {"LayerScale (DINOv2)": config.layer_scale}
 
 
-def _dinov2(size: str, config: DinoConfig, gigabytes: float) -> Model:
+def _model(name: str, layouts: tuple[Layout, Layout], config: DinoConfig, gigabytes: float) -> Model:
     part = Part(
-        name="dinov2",
+        name=name.split("-")[0],
         config=config,
         build=lambda config: VisionTransformer(config, rngs=nnx.Rngs(0)),
-        layouts=(
-            Layout("transformers", lambda config: dino.dinov2_hf(), "embeddings.cls_token", "float32"),
-            Layout("authors' .pth", lambda config: dino.dinov2_pth(), "cls_token", "float32"),
-        ),
+        layouts=layouts,
         stems=("model",),
         kind=_kind,
         read_config=read_config,
         size=gigabytes,
     )
-    return Model(f"dinov2-{size}", f"facebook/dinov2-{size}", "Apache-2.0", (part,))
+    return Model(name, f"facebook/{name}", "Apache-2.0", (part,))
 
+
+_DINO = (
+    Layout("transformers", lambda config: dino.hf(), "embeddings.cls_token", "float32"),
+    Layout("authors' .pth", lambda config: dino.pth(), "cls_token", "float32"),
+)
+_DINOV2 = (
+    Layout("transformers", lambda config: dino.dinov2_hf(), "embeddings.cls_token", "float32"),
+    Layout("authors' .pth", lambda config: dino.dinov2_pth(), "cls_token", "float32"),
+)
 
 MODELS = (
-    Model(
-        "dino-vits16",
-        "facebook/dino-vits16",
-        "Apache-2.0",
-        (
-            Part(
-                name="dino",
-                config=DinoConfig.vits16(),
-                build=lambda config: VisionTransformer(config, rngs=nnx.Rngs(0)),
-                layouts=(
-                    Layout("transformers", lambda config: dino.hf(), "embeddings.cls_token", "float32"),
-                    Layout("authors' .pth", lambda config: dino.pth(), "cls_token", "float32"),
-                ),
-                stems=("model",),
-                kind=_kind,
-                read_config=read_config,
-                size=0.09,
-            ),
-        ),
-    ),
-    _dinov2("small", DinoConfig.dinov2_vits14(), 0.09),
-    _dinov2("base", DinoConfig.dinov2_vitb14(), 0.35),
-    _dinov2("large", DinoConfig.dinov2_vitl14(), 1.22),
+    _model("dino-vits16", _DINO, DinoConfig.vits16(), 0.09),
+    _model("dinov2-small", _DINOV2, DinoConfig.dinov2_vits14(), 0.09),
+    _model("dinov2-base", _DINOV2, DinoConfig.dinov2_vitb14(), 0.35),
+    _model("dinov2-large", _DINOV2, DinoConfig.dinov2_vitl14(), 1.22),
     Model(
         "featup-dino16",
         "https://github.com/mhamilton723/FeatUp",

@@ -12,14 +12,16 @@ called from a notebook alone. The contract of a stage module, ``reangle_jax/stag
     STAGE = Stage("NAME", version=1, units=units, run=NAME)
 
 A *unit* is the smallest part of a stage that is kept or redone as a whole: the whole stage (finetune), or one view of
-it (generate). ``Unit(name, settings, inputs, outputs, external, weights, view)`` (``run/stage.py``) lists
+it (generate). ``Unit(name, settings, inputs, outputs, external, weights, view, unjudged)``
+(``run/stage.py``) lists
 
 - ``settings``: the dotted keys that its result depends on, ``"seed"``, ``"sample.steps"``, or a group, ``"sample"``;
 - ``inputs``: paths in the run's folder whose content it depends on (files, or folders), written by earlier stages, or
   by earlier units of the same one;
 - ``outputs``: paths in the run's folder, files or folders, that it writes, each whole or not at all;
 - ``external``: files outside of the run's folder whose content it depends on;
-- ``weights``: the weights that it reads, ``chosen_models.of_model(settings)``.
+- ``weights``: the weights that it reads, ``chosen_models.of_model(settings)``;
+- ``unjudged``: files in its outputs that are to look at alone, curves: damage to them redoes nothing.
 
 A stage that is ``optional`` may fail without harm: what it raises is logged, and the run is whole without it.
 

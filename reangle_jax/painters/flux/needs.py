@@ -7,7 +7,7 @@ counted with all six blocks of the ControlNet, the last of which reaches nothing
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,10 +20,7 @@ from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.needs import Needs
 from reangle_jax.painters.flux import networks
 from reangle_jax.painters.flux.networks import DEV, FILL, TINY
-from reangle_jax.painters.interface import Editing, Painting
-
-if TYPE_CHECKING:
-    from reangle_jax.painters.flux.painter import FluxPainter
+from reangle_jax.painters.interface import Editing, Painter, Painting
 
 # Temporary bytes of coding a pixel, for each channel at the finest resolution: seven float32 arrays (as of CogVideoX's
 # autoencoder), of twice the finest level's channels where the level before it is doubled.
@@ -42,7 +39,7 @@ _PUBLISHED: dict[str, dict[str, Callable[[], Any]]] = {
 _CONFIGS = {"transformer": FluxConfig, "controlnet": ControlNetConfig, "vae": AutoencoderConfig}
 
 
-def of_stages(painter: "FluxPainter", painting: Painting, editing: Editing) -> dict[str, Needs]:
+def of_stages(painter: Painter, painting: Painting, editing: Editing) -> dict[str, Needs]:
     """Needs of one painted picture and, but for Fill, of one edited one; see `Painter.needs`."""
     name, (height, width) = painter.name, painter.size
     found = {
