@@ -89,16 +89,11 @@ def read(compiled: Any, device_kind: str) -> Report:
     """
     memory, text = compiled.memory_analysis(), compiled.as_text()
     clock, peak, forward, backward = next(chip for name, chip in _CHIPS.items() if name in device_kind)
-    cycles, attention, found = 0, 0.0, []
+    cycles, attention = 0, 0.0
     for line, times in executed(text):
-        kind = next((kind for kind in COLLECTIVES if re.search(rf" {kind}(-start)?\(", line)), None)
-        if kind:
-            arrays = _arrays(line.partition(f" {kind}")[0])
-            largest = max(arrays, key=lambda array: array[1])
-            # One that is begun here names what it takes, too.
-            size = largest[1] if f"{kind}-start" in line else sum(size for _, size in arrays)
-            found.append(Collective(kind, largest[0], size, times))
-        elif 'custom_call_target="tpu_custom_call"' in line:
+        if _collective(line, times):
+            continue
+        if 'custom_call_target="tpu_custom_call"' in line:
             attention += times * _attention_seconds(line, peak, backward if _is_backward(line) else forward)
         else:
             estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
@@ -109,8 +104,24 @@ def read(compiled: Any, device_kind: str) -> Report:
         memory.temp_size_in_bytes,
         cycles / clock,
         attention,
-        tuple(found),
+        collectives(text),
     )
+
+
+def collectives(text: str) -> tuple[Collective, ...]:
+    """What a compiled program as text sends, for any platform."""
+    return tuple(found for line, times in executed(text) if (found := _collective(line, times)))
+
+
+def _collective(line: str, times: int) -> Collective | None:
+    kind = next((kind for kind in COLLECTIVES if re.search(rf" {kind}(-start)?\(", line)), None)
+    if kind is None:
+        return None
+    arrays = _arrays(line.partition(f" {kind}")[0])
+    largest = max(arrays, key=lambda array: array[1])
+    # One that is begun here names what it takes, too.
+    size = largest[1] if f"{kind}-start" in line else sum(size for _, size in arrays)
+    return Collective(kind, largest[0], size, times)
 
 
 def executed(text: str) -> Iterator[tuple[str, int]]:

@@ -184,10 +184,10 @@ def sampler(case: Case, mesh: Mesh) -> tuple[Sampler, networks.Network, networks
 def sampling(case: Case, mesh: Mesh) -> Program:
     """One guided step of sampling, its two passes in one batch."""
     made, transformer, _, lora = sampler(case, mesh)
-    count, config = case.videos, case.transformer
-    latents = array(mesh, count, *case.latents, dtype=jnp.bfloat16)
-    condition = array(mesh, 2 * count, *case.latents, dtype=jnp.bfloat16, divided=True)
-    text = array(mesh, 2 * count, config.max_text_seq_length, config.text_embed_dim, dtype=jnp.bfloat16, divided=True)
+    count, config, dtype = case.videos, case.transformer, transformer.execution.dtype
+    latents = array(mesh, count, *case.latents, dtype=dtype)
+    condition = array(mesh, 2 * count, *case.latents, dtype=dtype, divided=True)
+    text = array(mesh, 2 * count, config.max_text_seq_length, config.text_embed_dim, dtype=dtype, divided=True)
     state = placed(jax.eval_shape(samplers.init_state, latents), mesh)
     number = array(mesh, dtype=jnp.int32)
     arguments = (state, number, key(mesh), lora, transformer.state, condition, text)
@@ -196,8 +196,8 @@ def sampling(case: Case, mesh: Mesh) -> Program:
 
 def decoding(case: Case, mesh: Mesh) -> Program:
     """The frames of one video's latents."""
-    made, _, vae, _ = sampler(case, mesh)
-    return Program(made._decode, (vae.state, array(mesh, 1, *case.latents, dtype=jnp.bfloat16)))
+    made, transformer, vae, _ = sampler(case, mesh)
+    return Program(made._decode, (vae.state, array(mesh, 1, *case.latents, dtype=transformer.execution.dtype)))
 
 
 def choosing(case: Case, mesh: Mesh) -> Program:
