@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.sharding, pytest.mark.usefixtures("optax_promotion")]
 RANK = 8
 OPTIONS = dataclasses.replace(OPTIONS, rank=RANK, alpha=4.0, batch_size=4)
 # How far gradients may be from one device's, of the largest: float32 sums are in another order. Where rows and columns
-# are divided, so are those of the first frame's encoding, and the condition of all that follows has its rounding.
+# are divided, so are those of the first frame's encoding, and the condition of all that follows has its rounding. On
+# one device with all weights one rounding (6e-8) away, the gradients were up to 2.6e-5 away, of eight draws.
 MESHES = {"data:4": 2e-5, "data:2,r:2,u:2": 4e-5}
 
 
