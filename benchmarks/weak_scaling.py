@@ -9,12 +9,10 @@ all of them (``one video``), where it should become smaller. Operations are XLA'
 and so are shown as shares of one device's.
 """
 
-import argparse
 import collections
 import dataclasses
 import json
 import os
-import sys
 from typing import Any
 
 import jax
@@ -25,6 +23,7 @@ from reangle_jax import mesh as meshes
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from training import commands
 
 MIB = 2.0**20
 # One video over N devices: the small family's six heads divide by two.
@@ -78,9 +77,9 @@ def measure(program: str, devices: int, *, one: bool = False, kind: type[Small] 
     }
 
 
-def main() -> int:
+def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument(
         "--programs", nargs="+", choices=("finetune", "sample", "decode"), default=["finetune", "sample"]
     )
@@ -106,8 +105,7 @@ def main() -> int:
                 )
                 if args.json:
                     print(json.dumps(row), flush=True)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    commands.run(main)

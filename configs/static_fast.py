@@ -1,7 +1,7 @@
 r"""Static view transport at full size with a fifth of the search: configs/static.py, five candidates in place of 25.
 
 Purpose: four videos in step with the input, as of configs/static.py, where the first frames shall not cost most.
-Cost: 6.4 in place of 30 PFLOP for each first frame, 0.3 in place of 1.4 minutes of an H100 (`--plan`); the rest is the
+Cost: 6.4 in place of 30 PFLOP for each first frame, 0.3 in place of 1.2 minutes of an H100 (`--plan`); the rest is the
 same. With the small family on rendered scenes five candidates keep seven tenths of what 25 gain in MEt3R between the
 views, and all of PSNR in the holes ("What the search is worth" in docs/static.md); at full size it was not measured.
 Command, with the weights that configs/static.py names:

@@ -47,7 +47,7 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
         f"{'stage':14}{'units':>7}{'done':>6}{'peak memory':>14}{'time':>18}  state",
     ]
     remade: dict[str, str] = {}  # by work that comes first: what follows from it may change
-    total, open_units = 0.0, 0
+    total, open_units, may_stay = 0.0, 0, False
     for stage in stages:
         verdicts = ledger.survey(stage, remade)
         units = [verdict.unit for verdict in verdicts]
@@ -65,6 +65,7 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
             seconds, time, memory = 0.0, "seconds", "small"
         total += seconds * len(todo) / max(1, len(units))
         open_units += len(todo)
+        may_stay |= any(not verdict.reasons for verdict in todo)
         states = _states(todo) or ["done" if units else "nothing to do"]
         if each is not None and limit and each.peak_bytes > limit:
             states[-1] += "  (DOES NOT FIT this device)"
@@ -72,7 +73,7 @@ def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[],
         lines += textwrap.wrap(
             "; ".join(states), _WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
         )
-    most = "at most " if any("done again if" in line for line in lines) else ""
+    most = "at most " if may_stay else ""
     about = f"{most}about {human_seconds(total)}" if total else "nothing" if not open_units else "seconds"
     hours = f", {_hours(total / 3600 * device['count'])} device-hours" if total else ""
     lines += ["", f"to do: {about}{hours} (~: computed from the sizes, compiling apart; took: measured in this folder)"]

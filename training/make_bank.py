@@ -61,7 +61,8 @@ def read(folder: str | os.PathLike, kind: str, count: int | None = None) -> dict
         parts.append(dict(np.load(path)))
         have += len(next(iter(parts[-1].values())))
     if not parts:
-        raise InputError(f"{folder} has no {kind}: run python -m training.make_bank --out {folder}")
+        flags = f"--out {folder} --seconds S " + ("--teacher MODULE" if kind == "labels" else f"--kinds {kind}")
+        raise InputError(f"{folder} has no {kind}: run python -m training.make_bank {flags}")
     found = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
     total = len(next(iter(found.values())))
     print(f"{total} {kind}", flush=True)

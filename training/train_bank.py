@@ -26,7 +26,7 @@ from jaxtyping import Array
 
 from reangle_jax import checkpoints, tiny
 from reangle_jax.arrays import to_unit
-from reangle_jax.errors import named
+from reangle_jax.errors import InputError, named
 from reangle_jax.models.dust3r import Dust3rConfig
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
@@ -198,10 +198,14 @@ def main() -> None:
     parser.add_argument(
         "--capacity", type=commands.positive, default=None, help="examples of each kind, whatever the bank has"
     )
-    parser.add_argument("--wide", action="store_true", help="a network twice as wide")
-    parser.add_argument("--refresh", type=float, default=None, help="read the bank again after so many seconds")
+    parser.add_argument("--wide", action="store_true", help="a depth network or DUSt3R twice as wide")
+    parser.add_argument(
+        "--refresh", type=commands.positive, default=None, help="read the bank again after so many seconds"
+    )
     parser.add_argument("--decay", type=float, default=0.6, help="share of the schedule over which the rate falls")
     args = parser.parse_args()
+    if args.wide and args.network == "flux":
+        raise InputError("--wide: the small FLUX has one width: leave the flag out")
     args.batch = args.batch or BATCH[args.network]
     name = "flux_transformer" if args.network == "flux" else args.network
     args.out = args.out or str(Path(args.workdir) / "weights" / name)

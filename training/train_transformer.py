@@ -202,7 +202,8 @@ def spread_times(size: int, noisiest_of: int = 1, *, key: jax.Array) -> Int[jax.
     # The largest of k uniform numbers has the distribution of the k-th root of one.
     if noisiest_of == 1:
         return t
-    return (count * ((t.astype(jnp.float32) + 0.5) / count) ** (1.0 / noisiest_of)).astype(jnp.int32)
+    t = (count * ((t.astype(jnp.float32) + 0.5) / count) ** (1.0 / noisiest_of)).astype(jnp.int32)
+    return jnp.minimum(t, count - 1)  # very high roots round to one
 
 
 def loss(parameters: nnx.State, batch: dict[str, Any], key: jax.Array, *, graphdef: nnx.GraphDef, noisiest_of: int = 1):

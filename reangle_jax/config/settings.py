@@ -70,7 +70,7 @@ class Finetune:
         1,
         "times drawn for each video, of which the noisiest is learnt at; 1: the times are uniform. With more it is "
         "learnt in fewer steps what is where, which slightly noised latents show by themselves",
-        at_least(1),
+        between(1, 1000),
     )
     condition_dropout: float = setting(0.05, "how often the whole image condition is zeroed", between(0, 1))
     noise_first_frame: bool = setting(True, "add noise to the first frame before it is encoded as the condition")

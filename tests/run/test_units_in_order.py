@@ -175,6 +175,15 @@ def test_plan_and_reasons_know_what_waits_for_what(root):
     assert "done again" not in plan.table(Ledger(root, settings()), [Painting().stage, later])
 
 
+def test_a_plan_says_that_its_time_is_the_most_however_its_lines_are_broken(root, monkeypatch):
+    Painting().go(root)
+    ledger = Ledger(root, settings(seed=10))
+    for record in ledger.record["stages"].values():
+        record["seconds"] = 5.0
+    monkeypatch.setattr(plan, "_WIDTH", 70)
+    assert "\nto do: at most about " in plan.table(ledger, [Painting().stage])
+
+
 def test_a_stage_sees_all_that_may_be_to_do(root):
     """It can prepare for it: embed every prompt at once, count steps."""
     painting, seen = Painting(), []

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from reangle_jax.errors import InputError
-from training import depth_frames, device_batches, make_bank, train_dust3r
+from training import depth_frames, device_batches, make_bank, train_bank, train_dust3r
 from training.device_batches import cut_out, depth_batch, hats, hole_batch, pair_batch
-from training.train_bank import Bank
 
 matches = jax.jit(train_dust3r.matches, static_argnums=3)
 truth = jax.jit(train_dust3r.true_points)
@@ -128,13 +127,28 @@ def test_a_bank_is_made_read_and_repeated(tmp_path, monkeypatch, views):
     make_bank.write(tmp_path, "frames_1_0", {"images": 0 * frames.images, "inverse_depth": 0 * frames.inverse_depth})
     os.utime(tmp_path / "frames_1_0.npz", (2e9, 2e9))
     assert not make_bank.read(tmp_path, "frames", len(frames.images))["images"].any()
-    with pytest.raises(InputError, match="has no labels"):
-        make_bank.read(tmp_path, "labels")
+    for kind, flag in (("labels", "--teacher MODULE"), ("views", "--kinds views")):
+        with pytest.raises(InputError, match=f"has no {kind}: .* --seconds S {flag}$"):
+            make_bank.read(tmp_path / "none", kind)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["depth", "--refresh=-1"], "argument --refresh: -1 is no whole number from 1 on (see --help)"),
+        (["flux", "--wide"], "--wide: the small FLUX has one width: leave the flag out"),
+    ],
+)
+def test_flags_that_a_bank_cannot_be_trained_with(arguments, words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train_bank", *arguments, "--bank", "none", "--workdir", "none"])
+    with pytest.raises(InputError) as caught:
+        train_bank.main()
+    assert str(caught.value) == words
 
 
 def test_a_growing_bank_is_read_again_beside_the_steps():
     counts = iter((1, 2, 3))
-    bank = Bank(lambda: {"x": np.full(3, next(counts), np.float32)}, every=1e-3)
+    bank = train_bank.Bank(lambda: {"x": np.full(3, next(counts), np.float32)}, every=1e-3)
     first = bank.newest()
     np.testing.assert_array_equal(first["x"], 1)
     for _ in range(200):
@@ -142,5 +156,5 @@ def test_a_growing_bank_is_read_again_beside_the_steps():
             break
         time.sleep(0.01)
     np.testing.assert_array_equal(bank.newest()["x"], 2)
-    once = Bank(lambda: {"x": np.zeros(1)}, every=None)
+    once = train_bank.Bank(lambda: {"x": np.zeros(1)}, every=None)
     assert once.newest() is once.newest()

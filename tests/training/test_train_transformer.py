@@ -70,3 +70,4 @@ def test_times_of_a_batch_are_spread_as_the_noisiest_of_several_uniform_ones_is(
     drawn = rng.integers(1000, size=(100_000, 3)).max(axis=1)
     # A slice of a hundredth is 16 wide where the density is least that is looked at.
     np.testing.assert_allclose(np.quantile(times[3], [0.1, 0.5, 0.9]), np.quantile(drawn, [0.1, 0.5, 0.9]), atol=16)
+    assert train_transformer.spread_times(100, 10**9, key=jax.random.key(0)).max() == 999  # where roots round to one
