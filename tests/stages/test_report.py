@@ -72,12 +72,13 @@ def test_damaged_curves_cost_the_curves_alone(tmp_path, caplog):
     (folder / reading.LEARNING).write_text('{"loss": [1.0')
     run = reading.read(settings, folder)
     assert run.learning == {"loss": LOSSES}
-    (folder / reading.LOSSES).write_text('["a word"]')
-    run = reading.read(settings, folder)
-    assert run.learning == {}
-    assert 'id="fine-tuning"' not in report.page(run)
+    for damage in ('["a word"]', "[1.0, NaN]"):
+        (folder / reading.LOSSES).write_text(damage)
+        run = reading.read(settings, folder)
+        assert run.learning == {}
+        assert 'id="fine-tuning"' not in report.page(run)
     assert [record.getMessage().rpartition("/")[2].split()[0] for record in caplog.records] == [
-        "learning.json", "learning.json", "losses.json",
+        "learning.json", *("learning.json", "losses.json") * 2,
     ]  # fmt: skip
 
 

@@ -108,12 +108,20 @@ def _learning(folder: Path) -> dict[str, list[float]]:
         try:
             found = json.loads((folder / name).read_text(encoding="utf-8"))
             curves = found if isinstance(found, dict) else {"loss": found}
-            return {key: [float(value) for value in values] for key, values in curves.items()}
+            return {key: [_finite(value) for value in values] for key, values in curves.items()}
         except FileNotFoundError:
             continue
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             _log.warning("%s is damaged: the page goes without its curves", folder / name)
     return {}
+
+
+def _finite(value: Any) -> float:
+    """A number that can be drawn."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{number} is not finite")
+    return number
 
 
 def _view(settings: Settings, folder: Path, view: str, metrics: dict[str, Any]) -> View:
