@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reangle_jax.checkpoints import nbytes
 from reangle_jax.data import safetensors, weights_folder
 from reangle_jax.nn.quantised import dequantise, quantise
-from reangle_jax.painters.flux import needs, networks
+from reangle_jax.painters.flux import networks
 from tests.painters import flux_networks
 
 
@@ -60,8 +61,7 @@ def test_both_networks_are_kept_in_int8(tmp_path):
     want = velocities(painter, painter.load())
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
     # The plan counts the bytes that there are.
-    size = needs.network_bytes
     for role in ("transformer", "controlnet"):
         # A quarter for the kernels; what is outside of the blocks is large beside these few.
-        assert 0.25 < size(kept.networks[role]) / size(painter.networks[role]) < 0.6
-    assert size(kept.networks["vae"]) == size(painter.networks["vae"])
+        assert 0.25 < nbytes(kept.networks[role].state) / nbytes(painter.networks[role].state) < 0.6
+    assert nbytes(kept.networks["vae"].state) == nbytes(painter.networks["vae"].state)
