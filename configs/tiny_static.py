@@ -1,7 +1,7 @@
 r"""Any clip as four cameras that stand elsewhere see it, with the small family of models.
 
 Purpose: to try one's own clip at a small size before paying for the full one.
-Cost: as the demo's, some 15 to 20 minutes on two CPU cores.
+Cost: as the demo's, 11 minutes on two CPU cores.
 Command:
 
     python -m reangle_jax.main --config configs/tiny_static.py --workdir runs/mine \
