@@ -3,6 +3,7 @@
 import collections
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,10 @@ def slowest(run: Callable[[], Any], program: str, number: int) -> list[Kernel]:
         with jax.profiler.trace(folder):
             jax.block_until_ready(run())
         (path,) = Path(folder).rglob("*.xplane.pb")
-        events = list(_events(ProfileData.from_file(str(path))))
+        with warnings.catch_warnings():
+            # Of its own types, by Python 3.13 and later: as an error it would end the process.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            events = list(_events(ProfileData.from_file(str(path))))
     sources = dict(re.findall(r'%?([\w.-]+) = [^\n]*?op_name="([^"]*)"', program))
     seconds: dict[str, dict[str, float]] = collections.defaultdict(lambda: collections.defaultdict(float))
     calls: dict[str, int] = collections.Counter()
