@@ -240,7 +240,7 @@ def execute(prepared: Prepared, steps: int, seconds: float = math.inf, kernels_t
             arguments = prepared.program.following(arguments, result)
         after = measure.device_bytes("peak_bytes_in_use")
         finite = all(map(_finite, jax.tree.leaves(result)))
-        told = []
+        told = None
         if kernels_told:
             told = kernels.slowest(lambda: prepared.compiled(*arguments), prepared.compiled.as_text(), kernels_told)
     step = statistics.median(took[1:])
@@ -257,7 +257,7 @@ def execute(prepared: Prepared, steps: int, seconds: float = math.inf, kernels_t
         "tflop": operations and round(operations / 1e12, 1),
         "share_of_peak": share and round(share, 3),
         "finite": finite,
-        **({"kernels": [kernel._asdict() for kernel in told]} if told else {}),
+        **({} if told is None else {"kernels": [kernel._asdict() for kernel in told]}),
     }
 
 

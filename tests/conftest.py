@@ -13,6 +13,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+# Imported for pytest, and for what importing them does: nothing here calls them.
 import tests.checker  # noqa: F401
 from tests.no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 from tests.slow_first import pytest_collection_modifyitems  # noqa: F401

@@ -22,6 +22,7 @@ REDUCED = "tensorfloat32"
 
 def reduced() -> bool:
     """Whether the caller has asked for the device's own rounding of float32 operands."""
+    # JAX makes its options attributes when it is imported: no type checker sees them.
     return jax.config.jax_default_matmul_precision == REDUCED  # type: ignore[attr-defined]
 
 

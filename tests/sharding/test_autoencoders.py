@@ -68,6 +68,23 @@ def test_pixels_are_divided_and_the_numbers_are_one_devices(kind, text):
         assert rows_and_columns not in line, line  # no pixels of a whole frame
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_there_and_back_lowers_at_full_size_with_rows_and_columns_divided(name):
+    """Both networks of each family, as published; traced alone."""
+    network, small, run, shape = KINDS[name]
+    model = checkpoints.abstract(lambda: network(type(small)(), rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(model)
+    mesh = meshes.make_mesh("r:2,u:4")
+    with meshes.use(mesh):
+        x = jax.ShapeDtypeStruct((1, *shape[1:-3], 480, 720, 3), jnp.float32)
+        traced = jax.jit(lambda state, x: run(nnx.merge(graphdef, state), x)).trace(state, x)
+    for platform in ("tpu", "cuda"):
+        lowered = traced.lower(lowering_platforms=(platform,)).as_text()
+        stated = re.findall(r"sharding_constraint .*\[(.*)\]> : tensor<1x(?:\d+x)?480x720x\d+x\w+>", lowered)
+        assert len(stated) > 8
+        assert all(each.endswith('{"u"}, {"r"}, {}') for each in stated), set(stated)
+
+
 def test_decoding_at_full_size_lowers_and_keeps_its_rows_divided():
     """480 rows, though the 60 of the latents do not divide."""
     mesh = meshes.make_mesh("u:8")
