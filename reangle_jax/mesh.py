@@ -16,6 +16,7 @@ products with them: no whole parameter is ever gathered.
 
 import contextlib
 import contextvars
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from reangle_jax.nn import layouts
 from reangle_jax.nn.layouts import Layout, Rules
 
 Tree = TypeVar("Tree")
+Item = TypeVar("Item")
 
 DATA = "data"
 MODEL = ("r", "u")
@@ -198,6 +200,11 @@ def room() -> int:
     """How many videos lie beside each other on the current mesh."""
     mesh = current()
     return 1 if mesh is None else mesh.shape[DATA]
+
+
+def filled(some: Sequence[Item], size: int) -> list[Item]:
+    """So many things to lie beside each other, the first ones again where there are too few: one program serves all."""
+    return list(itertools.islice(itertools.cycle(some), size))
 
 
 def _divided() -> Mapping[str, int] | None:

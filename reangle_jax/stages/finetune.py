@@ -191,9 +191,8 @@ def encode_videos(
     with progress(count, "finetune: encode", unit="video") as bar:
         for start in range(0, count, at_once):
             group = range(start, min(start + at_once, count))
-            # One program serves all: the last group is filled up, by devices that would have nothing to do.
-            rows = [*group, *[group[-1]] * (at_once - len(group))]
-            found.append(mesh.on_host(encode(coder, *mesh.from_own_rows(read, rows))))
+            rows = mesh.from_own_rows(read, mesh.filled(group, at_once))
+            found.append(mesh.on_host(encode(coder, *rows)))
             bar.update(len(group))
     mean, logvar, mask, first = (jnp.asarray(np.concatenate(parts)[:count]) for parts in zip(*found, strict=True))
     return TrainingSet(mean, logvar, mask, jnp.zeros((count, 0, 0)), first)

@@ -121,8 +121,7 @@ def _sample(
 
         at_once = max(1, mesh.room() // _halves(settings.sample))
         for group in _groups(units, at_once):
-            # One program serves all: the last group is filled up, by devices that would have nothing to do.
-            views = [unit.view for unit in (group * at_once)[:at_once]]
+            views = [unit.view for unit in mesh.filled(group, at_once)]
             prompts, conditions = zip(*(given[view] for view in views), strict=True)
             bar.set(view=", ".join(unit.name for unit in group))
             latents = sampler.denoise(
@@ -185,9 +184,9 @@ def _decode(sampler: Sampler, coder: Any, folder: Path, work: Work) -> None:
     with progress(len(work.todo), "generate: decode", unit="video") as bar:
         for start in range(0, len(work.todo), at_once):
             group = work.todo[start : start + at_once]
-            filled = (list(group) * at_once)[:at_once]
             latents = mesh.from_own_rows(
-                lambda row, units=filled: files.load_npz(_latents(work, units[row]))["latents"][0], range(at_once)
+                lambda row, units=group: files.load_npz(_latents(work, units[row]))["latents"][0],
+                mesh.filled(range(len(group)), at_once),
             )
             # What filled the group up is left.
             for unit, frames in zip(group, mesh.on_host(sampler.decode(coder, latents)), strict=False):

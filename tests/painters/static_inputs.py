@@ -1,14 +1,34 @@
 """What a run of static view transport starts from, with a toy painter and the second family's video model."""
 
+import contextlib
+
 import numpy as np
 
+from reangle_jax import main
+from reangle_jax.backbones import registry as backbones
 from reangle_jax.data import video
+from reangle_jax.painters import registry as painters
 from tests.backbones import flowing
 from tests.painters import toy
 from tests.scoring import small_scorer
 
 FRAMES, HEIGHT, WIDTH = 3, 32, 48
 VIEWS = {"left:12": "left_12", "right:6": "right_6", "up:9": "up_9"}
+
+
+@contextlib.contextmanager
+def registered():
+    """The second family and the toy painter are among those that a run may name."""
+    backbones.register(flowing.NAME, flowing.ENTRY)
+    painters.register(toy.NAME, toy.ENTRY)
+    yield
+    backbones._entries.pop(flowing.NAME)
+    painters._entries.pop(toy.NAME)
+
+
+def call(inputs, workdir, *arguments):
+    """The command's exit code."""
+    return main.main(["main", f"--config={inputs / 'config.py'}", f"--workdir={workdir}", *arguments])
 
 
 def write(folder):
