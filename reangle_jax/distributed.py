@@ -153,8 +153,6 @@ def join() -> Team:
         return ALONE
     import jax  # late: alone, nothing here needs it
 
-    # On CPUs two programs may run at once, each process's in its own order: their messages would meet each other's.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(**found, heartbeat_timeout_seconds=HEARTBEAT)
     except ValueError as error:  # a TPU's host that nobody told of others

@@ -128,9 +128,8 @@ def test_what_two_processes_saved_one_goes_on_with(config, one, stopped, tmp_pat
     assert_equally_learnt(tmp_path / "run", one)
 
 
-@pytest.mark.parametrize("sight", ["", " blind"])
-def test_each_process_reads_the_videos_that_its_devices_encode(config, one, sight, tmp_path):
-    said = run(config, tmp_path / "run", mesh="data:2", what=" short tell" + sight)
+def test_each_process_reads_the_videos_that_its_devices_encode(config, one, tmp_path):
+    said = run(config, tmp_path / "run", mesh="data:2", what=" short tell")
     assert [re.findall(r"^read video (\d)$", text, re.MULTILINE) for text in said] == [["0"], ["1"]]
     assert_equally_learnt(tmp_path / "run", one)
 
