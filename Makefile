@@ -62,8 +62,8 @@ format: $(VENV)/.test
 docs: $(VENV)/.runtime
 	$(PY) -m reangle_jax.config.table > docs/settings.md
 
-# All that run on any machine; full_size.py needs libtpu, full_size_run.py an accelerator, against_diffusers.py PyTorch.
-NOT_ALONE := full_size full_size_programs full_size_run compiled against_diffusers diffusers_steps ablate_int8
+# All that run on any machine; full_size.py needs libtpu or the CUDA plugin, full_size_run.py an accelerator, against_diffusers.py PyTorch.
+NOT_ALONE := full_size full_size_programs full_size_run targets compiled against_diffusers diffusers_steps ablate_int8
 bench: $(VENV)/.runtime
 	@for file in $(filter-out $(NOT_ALONE:%=benchmarks/%.py),$(wildcard benchmarks/*.py)); do \
 	  echo "== $$file"; $(PY) $$file || exit 1; done

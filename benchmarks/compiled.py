@@ -1,8 +1,9 @@
-"""What the TPU compiler says of a program that it compiled: memory, what goes over the wires, and its schedule.
+"""What XLA says of a program that it compiled: memory, what goes over the wires, and on TPUs its schedule.
 
-The time is static: the compiler's own estimate of each operation in cycles, as often as its loop runs, and for
+The time is static: the TPU compiler's own estimate of each operation in cycles, as often as its loop runs, and for
 attention, whose kernel the compiler does not look into, its products at a share of the chip's peak that such kernels'
 schedules reach. Stalls for memory and for other chips are not in it: it is a lower bound.
+For GPUs the compiler estimates none.
 """
 
 import collections
@@ -10,18 +11,35 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 GIB = 2.0**30
 COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "reduce-scatter", "collective-permute")
 _CHANNEL = re.compile(rf" (?:{'|'.join(COLLECTIVES)})\(.* channel_id=(\d+)")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
-# Cycles a second; peak in bfloat16; share of it that attention with heads of 64 channels reaches, forward and backward:
-# the matrix unit is 128 wide (v6e: 256), so that half (a quarter) of it is the most. Docs: scale.
+_BYTES |= {"f64": 8, "s64": 8, "u64": 8}
+# Pallas' splash on TPUs, cuDNN's on GPUs.
+_ATTENTION = re.compile(r'custom_call_target="(tpu_custom_call|__cudnn\$fmha\w+)"')
+NO_TIME = "no time, of which this compiler estimates none"
+
+
+class Chip(NamedTuple):
+    """A TPU: cycles a second, FLOP/s in bfloat16, and the share of them that attention reaches, forward and backward.
+
+    With heads of 64 channels: the matrix unit is 128 wide (v6e: 256), so that half (a quarter) of it is the most. Docs:
+    scale.
+    """
+
+    clock: float
+    peak: float
+    forward: float
+    backward: float
+
+
 _CHIPS = {
-    "v5 lite": (1.5e9, 197e12, 0.45, 0.5),
-    "v5": (1.75e9, 459e12, 0.45, 0.5),
-    "v6 lite": (1.75e9, 918e12, 0.19, 0.23),
+    "v5 lite": Chip(1.5e9, 197e12, 0.45, 0.5),
+    "v5": Chip(1.75e9, 459e12, 0.45, 0.5),
+    "v6 lite": Chip(1.75e9, 918e12, 0.19, 0.23),
 }
 
 
@@ -31,13 +49,13 @@ class Collective:
 
     Attributes:
         kind: one of ``COLLECTIVES``.
-        shape: what a device holds after it: the largest of its arrays.
-        size: bytes of all its arrays.
+        shapes: what a device holds after it.
+        size: bytes of all that.
         times: how often a step executes it.
     """
 
     kind: str
-    shape: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
     size: int
     times: int
 
@@ -50,16 +68,19 @@ class Report:
         peak: bytes at once.
         arguments: of them, arguments.
         temporaries: bytes that are neither arguments nor results.
-        operations_s: seconds of all operations but attention's kernels and what goes over the wires.
-        attention_s: seconds of attention's kernels.
+        operations_s: seconds of all operations but attention's kernels and what goes over the wires; None where the
+            compiler estimates none.
+        attention_s: seconds of attention's kernels; None alike.
+        attention_calls: how often a step executes these.
         collectives: all.
     """
 
     peak: int
     arguments: int
     temporaries: int
-    operations_s: float
-    attention_s: float
+    operations_s: float | None
+    attention_s: float | None
+    attention_calls: int
     collectives: tuple[Collective, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -73,11 +94,16 @@ class Report:
             "peak_gib": round(self.peak / GIB, 2),
             "arguments_gib": round(self.arguments / GIB, 2),
             "temporaries_gib": round(self.temporaries / GIB, 2),
-            "step_s": round(self.operations_s + self.attention_s, 3),
-            "operations_s": round(self.operations_s, 3),
-            "attention_s": round(self.attention_s, 3),
+            **self._times(),
+            "attention_calls": self.attention_calls,
             "collectives": {kind: {**row, "gib": round(row["gib"], 3)} for kind, row in table.items()},
         }
+
+    def _times(self) -> dict[str, Any]:
+        if self.operations_s is None or self.attention_s is None:
+            return {"step_s": None, "operations_s": None, "attention_s": None, "no_time": NO_TIME}
+        times = {"operations_s": self.operations_s, "attention_s": self.attention_s}
+        return {"step_s": round(sum(times.values()), 3)} | {name: round(time, 3) for name, time in times.items()}
 
 
 def read(compiled: Any, device_kind: str) -> Report:
@@ -88,13 +114,14 @@ def read(compiled: Any, device_kind: str) -> Report:
         device_kind: of its devices, such as ``TPU v5 lite``.
     """
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    clock, peak, forward, backward = next(chip for name, chip in _CHIPS.items() if name in device_kind)
-    cycles, attention = 0, 0.0
+    chip = next((chip for name, chip in _CHIPS.items() if name in device_kind), None)
+    cycles, attention, calls = 0, 0.0, 0
     for line, times in executed(text):
         if _collective(line, times):
             continue
-        if 'custom_call_target="tpu_custom_call"' in line:
-            attention += times * _attention_seconds(line, peak, backward if _is_backward(line) else forward)
+        if _ATTENTION.search(line):
+            calls += times
+            attention += times * _attention_seconds(line, chip) if chip else 0
         else:
             estimate = re.search(r'"estimated_cycles":"(\d+)"', line)
             cycles += times * int(estimate[1]) if estimate else 0
@@ -102,8 +129,9 @@ def read(compiled: Any, device_kind: str) -> Report:
         memory.peak_memory_in_bytes,
         memory.argument_size_in_bytes,
         memory.temp_size_in_bytes,
-        cycles / clock,
-        attention,
+        cycles / chip.clock if chip else None,
+        attention if chip else None,
+        calls,
         collectives(text),
     )
 
@@ -117,11 +145,16 @@ def _collective(line: str, times: int) -> Collective | None:
     kind = next((kind for kind in COLLECTIVES if re.search(rf" {kind}(-start)?\(", line)), None)
     if kind is None:
         return None
-    arrays = _arrays(line.partition(f" {kind}")[0])
-    largest = max(arrays, key=lambda array: array[1])
-    # One that is begun here names what it takes, too.
-    size = largest[1] if f"{kind}-start" in line else sum(size for _, size in arrays)
-    return Collective(kind, largest[0], size, times)
+    arrays = _given(line.partition(f" {kind}")[0], begun=f" {kind}-start(" in line and kind != "all-reduce")
+    return Collective(kind, tuple(shape for shape, _ in arrays), sum(size for _, size in arrays), times)
+
+
+def _given(result: str, begun: bool) -> list[tuple[tuple[int, ...], int]]:
+    """Arrays that a collective gives, from its result; one that is begun names before them what it takes."""
+    if not begun:
+        return _arrays(result)
+    taken, *given = re.sub(r"\{.*?\}", "", result).split("), ")  # several of each: two tuples
+    return _arrays(given[0]) if given else _arrays(taken)[1:2]
 
 
 def executed(text: str) -> Iterator[tuple[str, int]]:
@@ -181,11 +214,7 @@ def _arrays(text: str) -> list[tuple[tuple[int, ...], int]]:
     return found
 
 
-def _is_backward(line: str) -> bool:
-    return "dkv" in line
-
-
-def _attention_seconds(line: str, peak: float, share: float) -> float:
+def _attention_seconds(line: str, chip: Chip) -> float:
     """Of a splash kernel: two products forward, five backward, of its heads and its longest operand's tokens."""
     shapes = [shape for shape, _ in _arrays(line) if len(shape) >= 3 and shape[-1] in (64, 128)]
     if not shapes:
@@ -194,8 +223,9 @@ def _attention_seconds(line: str, peak: float, share: float) -> float:
     # Backward, the queries' gradient comes in one partial sum for each block of keys, which are no further heads.
     heads = min(math.prod(shape[:-2]) for shape in shapes if shape[-2] == tokens)
     channels = min(shape[-1] for shape in shapes)  # queries and keys may be wider, to mask their padding
-    flops = (5 if _is_backward(line) else 2) * 2.0 * heads * tokens**2 * channels
-    return flops / peak / min(0.85, share * channels / 64)
+    products, share = (5, chip.backward) if "dkv" in line else (2, chip.forward)
+    flops = products * 2.0 * heads * tokens**2 * channels
+    return flops / chip.peak / min(0.85, share * channels / 64)
 
 
 def float_stacks(text: str, *, layers: int, width: int, ways: int) -> list[str]:
@@ -236,14 +266,15 @@ def unexpected(report: Report, *, layers: int, width: int, tokens: int, whole_ke
     """
     faults = []
     for each in report.collectives:
-        elements = math.prod(each.shape)
-        words = f"{each.kind} of {'x'.join(map(str, each.shape))}, {each.size / GIB:.2f} GiB"
         if each.kind != "all-gather":
             continue
-        if layers > 1 and each.shape[:1] == (layers,) and elements >= layers * width * width:
-            faults.append(f"a whole base in one gather: {words}")
-        elif each.shape[:-2] == (1,) and {*each.shape[-2:]} <= _sides(width) - {tokens}:
-            continue  # one block's kernel, which is gathered where it is used: it may be as large as a short video
-        elif elements >= tokens * width and any(size >= tokens for size in each.shape) and not whole_keys:
-            faults.append(f"a gathered activation: {words}")
+        for shape in each.shapes:
+            elements = math.prod(shape)
+            words = f"{each.kind} of {'x'.join(map(str, shape))}, {each.size / GIB:.2f} GiB"
+            if layers > 1 and layers in shape and elements >= layers * width * width:
+                faults.append(f"a whole base in one gather: {words}")
+            elif shape[:-2] in ((), (1,)) and {*shape[-2:]} <= _sides(width) - {tokens}:
+                continue  # one block's kernel, gathered where it is used: it may be as large as a short video
+            elif elements >= tokens * width and not whole_keys:
+                faults.append(f"a gathered activation: {words}")
     return list(collections.Counter(faults))

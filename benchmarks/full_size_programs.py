@@ -255,3 +255,4 @@ PROGRAMS = {
     "decode": decoding,
     "score": scoring,
 }
+ATTENDING = ("finetune", "sample", "candidates")  # those whose attention is a fused kernel

@@ -52,9 +52,9 @@ def test_loops_count_as_often_as_they_run(said):
     assert found.operations_s == pytest.approx((42 * 1000 + 500) / 1.5e9)
     # Two products of six heads' 512 x 512 logits, 64 channels each, at 45 % of the peak.
     assert found.attention_s == pytest.approx(42 * 2 * 2 * 6 * 512**2 * 64 / (0.45 * 197e12))
-    assert {(each.kind, each.shape, each.size, each.times) for each in found.collectives} == {
-        ("all-gather", (8, 16), 256, 42),
-        ("all-reduce", (42, 3072, 128), 42 * 3072 * 128 * 4, 1),
+    assert {(each.kind, each.shapes, each.size, each.times) for each in found.collectives} == {
+        ("all-gather", ((8, 16),), 256, 42),
+        ("all-reduce", ((42, 3072, 128),), 42 * 3072 * 128 * 4, 1),
     }
     figures = found.as_json()
     assert (figures["peak_gib"], figures["arguments_gib"], figures["temporaries_gib"]) == (3.0, 1.0, 0.5)
@@ -69,7 +69,7 @@ def test_partial_sums_of_a_backward_kernel_are_no_heads():
 
 def test_arrays_that_are_summed_together_all_count():
     text = TEXT.replace("= f32[42,3072,128]{2,1,0} all-reduce(%g)", "= (f32[8,16], f32[16,8]) all-reduce(%g, %h)")
-    assert compiled.Collective("all-reduce", (8, 16), 1024, 1) in report(text).collectives
+    assert compiled.Collective("all-reduce", ((8, 16), (16, 8)), 1024, 1) in report(text).collectives
 
 
 def test_a_gather_beside_computation_counts_once():
@@ -86,7 +86,7 @@ def test_a_gather_beside_computation_counts_once():
     )
     text = TEXT.replace("%body (p.2", f"{start}{done}%body (p.2").replace("  %kernel.1", f"{calls}  %kernel.1")
     plain, found = report().collectives, report(text).collectives
-    assert set(found) - set(plain) == {compiled.Collective("all-gather", (8, 48), 768, 42)}
+    assert set(found) - set(plain) == {compiled.Collective("all-gather", ((8, 48),), 768, 42)}
     assert len(found) == len(plain) + 1
 
 
@@ -128,10 +128,12 @@ def test_stacks_of_kernels_as_floats_are_found():
     ]
 
 
-if importlib.util.find_spec("libtpu"):
+TARGETS = ["v5e:2x2", "v5e:2x4"] if importlib.util.find_spec("libtpu") else []
+TARGETS += ["h100:1", "h100:8"] if importlib.util.find_spec("jax_cuda12_plugin") else []
+if TARGETS:
 
     @pytest.mark.slow
-    @pytest.mark.parametrize("target", ["v5e:2x2", "v5e:2x4"])
+    @pytest.mark.parametrize("target", TARGETS)
     def test_short_programs_compile_for_real(target):
         """Two blocks and 2,026 tokens, with an int8 base: minutes on a busy core."""
         command = [sys.executable, "benchmarks/full_size.py", "--target", target, "--short", "--base", "int8", "--json"]
@@ -142,4 +144,5 @@ if importlib.util.find_spec("libtpu"):
         assert figures["faults"] == []
         assert done.returncode == 0, done.stderr
         assert 0 < figures["arguments_gib"] < figures["peak_gib"] < 2
-        assert figures["step_s"] > 0
+        assert figures["attention_calls"] == 4
+        assert figures["step_s"] is None if "h100" in target else figures["step_s"] > 0
