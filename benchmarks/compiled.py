@@ -26,8 +26,8 @@ NO_TIME = "no time, of which this compiler estimates none"
 class Chip(NamedTuple):
     """A TPU: cycles a second, FLOP/s in bfloat16, and the share of them that attention reaches, forward and backward.
 
-    With heads of 64 channels: the matrix unit is 128 wide (v6e: 256), so that half (a quarter) of it is the most. Docs:
-    scale.
+    With heads of 64 channels, by the kernels' schedules (`benchmarks/splash_schedule.py`): the matrix unit is 128 wide
+    (v6e: 256), so that half (a quarter) of it is the most, whatever a schedule says.
     """
 
     clock: float
@@ -37,9 +37,9 @@ class Chip(NamedTuple):
 
 
 _CHIPS = {
-    "v5 lite": Chip(1.5e9, 197e12, 0.45, 0.5),
-    "v5": Chip(1.75e9, 459e12, 0.45, 0.5),
-    "v6 lite": Chip(1.75e9, 918e12, 0.19, 0.23),
+    "v5 lite": Chip(1.5e9, 197e12, 0.475, 0.5),
+    "v5": Chip(1.75e9, 459e12, 0.47, 0.5),
+    "v6 lite": Chip(1.75e9, 918e12, 0.175, 0.238),
 }
 
 

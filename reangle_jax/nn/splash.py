@@ -9,7 +9,7 @@ JAX's kernel takes no bound of the logits in place of their running maximum (tok
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +18,25 @@ from jaxtyping import Array, Float
 
 LANES = 128
 _NEVER = -30000.0  # a logit beside which any other is infinite
-# The largest rectangles of logits in on-chip memory at once. Long blocks of keys mean few partial sums of the queries'
-# gradient in the fused backward pass, which are kept in float32 and added up at the end.
-BLOCK_Q, BLOCK_KV, BLOCK_COMPUTE = 512, 3584, 512
+_UNIT = 512
+
+
+class Blocks(NamedTuple):
+    """The largest rectangle of logits in on-chip memory: queries, keys, and keys of one product."""
+
+    q: int
+    kv: int
+    compute: int
+
+
+# By the compiler's schedules (`benchmarks/splash_schedule.py`). Long blocks of keys mean few partial sums of the
+# queries' gradient in the fused backward pass, which are kept in float32 and added up at the end.
+FORWARD, BACKWARD = Blocks(1280, 3584, 256), Blocks(512, 3584, 512)
 
 
 def padded_length(length: int) -> int:
-    """The next length that blocks divide: a multiple of ``BLOCK_Q``, of 128 for shorter sequences."""
-    unit = BLOCK_Q if length > BLOCK_Q else LANES
+    """The next length that blocks divide: a multiple of 512, of 128 for shorter sequences."""
+    unit = _UNIT if length > _UNIT else LANES
     return -(-length // unit) * unit
 
 
@@ -33,17 +44,21 @@ def _divisor(length: int, limit: int) -> int:
     return next(size for size in range(min(limit, length), 0, -LANES) if length % size == 0)
 
 
+def _fitting(most: Blocks, queries: int, keys: int) -> Blocks:
+    kv = _divisor(keys, most.kv)
+    return Blocks(_divisor(queries, most.q), kv, _divisor(kv, most.compute))
+
+
 @functools.lru_cache
 def _block_sizes(queries: int, keys: int) -> kernels.BlockSizes:
-    q, kv = _divisor(queries, BLOCK_Q), _divisor(keys, BLOCK_KV)
-    compute = _divisor(kv, BLOCK_COMPUTE)
+    forward, backward = (_fitting(most, queries, keys) for most in (FORWARD, BACKWARD))
     return kernels.BlockSizes(
-        block_q=q,
-        block_kv=kv,
-        block_kv_compute=compute,
-        block_q_dkv=q,
-        block_kv_dkv=kv,
-        block_kv_dkv_compute=compute,
+        block_q=forward.q,
+        block_kv=forward.kv,
+        block_kv_compute=forward.compute,
+        block_q_dkv=backward.q,
+        block_kv_dkv=backward.kv,
+        block_kv_dkv_compute=backward.compute,
         use_fused_bwd_kernel=True,
     )
 
@@ -72,12 +87,14 @@ def splash(
 
     def head_major(x: Array, lane: Array | None = None) -> Array:
         """[B, N, padded, D], or with one channel more in lanes that are filled up with zeros."""
-        padded = padded_length(x.shape[1])
-        x = jnp.pad(x, ((0, 0), (0, padded - x.shape[1]), (0, 0), (0, 0))).swapaxes(1, 2)
+        padded, width = padded_length(x.shape[1]), x.shape[-1]
+        free = 0 if lane is None else -width % LANES
+        x = jnp.pad(x, ((0, 0), (0, padded - x.shape[1]), (0, 0), (0, free))).swapaxes(1, 2)
         if lane is None:
             return x
-        free = jnp.zeros((padded, -x.shape[-1] % LANES), x.dtype).at[:, 0].set(lane.astype(x.dtype))
-        return jnp.concatenate([x, jnp.broadcast_to(free, (*x.shape[:-1], free.shape[1]))], axis=-1)
+        # Added, not joined: one pass over x, where a joined part would be written out for every head before.
+        is_lane = jnp.arange(width + free) == width
+        return x + jnp.where(is_lane, lane[:, None], 0.0).astype(x.dtype)
 
     mask = kernels.MultiHeadMask([kernels.FullMask((queries, keys))] * heads)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # the kernel's own code needs both

@@ -54,7 +54,7 @@ def test_only_heads_that_fill_their_lanes_need_segments(rng):
 
 def test_blocks_at_full_size():
     sizes = _block_sizes(padded_length(17776), padded_length(17776))
-    assert (sizes.block_q, sizes.block_kv, sizes.block_kv_compute) == (512, 3584, 512)
+    assert (sizes.block_q, sizes.block_kv, sizes.block_kv_compute) == (1280, 3584, 256)
     assert (sizes.block_q_dkv, sizes.block_kv_dkv, sizes.block_kv_dkv_compute) == (512, 3584, 512)
 
 

@@ -1,0 +1,98 @@
+"""The share of a TPU's peak that the attention kernel's own schedule reaches, by the compiler, without a TPU.
+
+    pip install "libtpu==0.0.42.*"      # beside jax 0.10.2
+    python benchmarks/splash_schedule.py --target v5e:1x1
+    python benchmarks/splash_schedule.py --target v6e:1x1 --forward 512,3584,512 --heads 6
+
+Compiles attention over 17,776 tokens, in heads of 64 channels, and its gradient for one chip, has the compiler write
+down the instructions of both kernels, and counts those of one block of logits: what runs for every block, and its part
+of what runs once for a row of blocks. An instruction takes a cycle; waiting for memory comes on top. One JSON line for
+each kernel. `benchmarks/compiled.py` takes its shares from here.
+"""
+
+import argparse
+import functools
+import json
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, too
+
+TOKENS, CHANNELS = 17776, 64
+# Multiplications and additions of a cycle, of one core: v5p has two like v5e's.
+PER_CYCLE = {"v5": 131072, "v6": 524288}
+PRODUCTS = {"fwd": 2, "dkv": 5}
+
+
+def cycles(schedule: str, blocks: int) -> float:
+    """Cycles of one block of logits, on the mean of a row.
+
+    Args:
+        schedule: the kernel's instructions in the compiler's words. Its loop is begun, computes a block, and is ended;
+            the first and last are skipped but at a row's ends.
+        blocks: of a row.
+
+    Raises:
+        ValueError: the loop has other parts.
+    """
+    parts = [int(at, 16) for at in re.findall(r"^ *(0x[0-9a-f]+) +(?:LB|PF)\b", schedule, re.MULTILINE)]
+    if len(parts) != 5:
+        raise ValueError(f"the kernel's loop has {len(parts)} parts where five are known: read its schedule anew")
+    begin, block, end, step, last = parts
+    return (block - begin + step - end) / blocks + (end - block) + (last - step)
+
+
+def compile_kernels(target: str, heads: int, folder: str) -> None:
+    """Has the kernels' schedules written to a folder."""
+    os.environ["LIBTPU_INIT_ARGS"] = (
+        f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final.*"
+    )
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+    from jax.sharding import SingleDeviceSharding
+
+    import benchmarks.full_size  # noqa: F401  its environment lets libtpu load where there is no TPU
+    from reangle_jax.nn.splash import splash
+
+    chip = topologies.get_topology_desc(platform="tpu", topology_name=target, chips_per_host_bounds=(1, 1, 1))
+    place = SingleDeviceSharding(chip.devices[0])
+    x = jax.ShapeDtypeStruct((1, TOKENS, heads, CHANNELS), jnp.bfloat16, sharding=place)
+    attend = functools.partial(splash, scale=CHANNELS**-0.5, saved="attention")
+    step = jax.jit(jax.grad(lambda q, k, v: attend(q, k, v).astype(jnp.float32).sum(), (0, 1, 2)))
+    step.trace(x, x, x).lower(lowering_platforms=("tpu",)).compile()
+
+
+def main() -> int:
+    """Compiles, counts, prints."""
+    from reangle_jax.nn import splash as kernel
+
+    def blocks(text: str) -> kernel.Blocks:
+        return kernel.Blocks(*map(int, text.split(",")))
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", default="v5e:1x1", choices=("v5e:1x1", "v5p:1x1x1", "v6e:1x1"))
+    parser.add_argument("--heads", type=int, default=6, help="of a device")
+    parser.add_argument("--forward", type=blocks, default=kernel.FORWARD, help="queries,keys,keys of one product")
+    parser.add_argument("--backward", type=blocks, default=kernel.BACKWARD, help="the same of the gradient")
+    args = parser.parse_args()
+    kernel.FORWARD, kernel.BACKWARD = args.forward, args.backward
+    with tempfile.TemporaryDirectory() as folder:
+        compile_kernels(args.target, args.heads, folder)
+        length = kernel.padded_length(TOKENS)
+        for name, most in (("fwd", args.forward), ("dkv", args.backward)):
+            (path,) = Path(folder).glob(f"*splash*{name}*[0-9]-final_bundles.txt")
+            row = length // (most.kv if name == "fwd" else most.q)  # the gradient goes down the queries
+            mean = cycles(path.read_text(), row)
+            share = PRODUCTS[name] * 2 * most.q * most.kv * CHANNELS / mean / PER_CYCLE[args.target[:2]]
+            figures = {"target": args.target, "kernel": name, "blocks": most}
+            print(json.dumps(figures | {"cycles": round(mean), "share": round(share, 3)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
