@@ -1,3 +1,6 @@
+import gc
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,6 +9,7 @@ from flax import nnx
 from networks import TEXT_SMALL, fill_randomly
 from spiece import write_spiece
 
+from reangle_jax import checkpoints
 from reangle_jax.checkpoints import abstract, load_into, save_model
 from reangle_jax.errors import InputError
 from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
@@ -73,3 +77,22 @@ def test_a_missing_tokenizer_is_named(published, tmp_path):
     save(tmp_path, CLIPTextEncoder, small)
     with pytest.raises(InputError, match=r"vocab\.json is missing"):
         embed(DEV, {**folders, "text_encoder": tmp_path}, PROMPTS)
+
+
+def test_one_text_encoder_is_in_memory_at_a_time_and_none_afterwards(published, monkeypatch):
+    """FLUX's transformer takes the memory that they leave."""
+    folders, *_ = published
+    gc.collect()
+    before, held = len(jax.live_arrays()), []
+    load = checkpoints.load
+
+    def loaded(*arguments):
+        gc.collect()
+        held.append(len(jax.live_arrays()) - before)
+        return load(*arguments)
+
+    monkeypatch.setattr(checkpoints, "load", loaded)
+    embed(DEV, folders, PROMPTS)
+    gc.collect()
+    assert held == [0, 0]
+    assert len(jax.live_arrays()) == before
