@@ -200,6 +200,14 @@ def decoding(case: Case, mesh: Mesh) -> Program:
     return Program(made._decode, (vae.state, array(mesh, 1, *case.latents, dtype=transformer.execution.dtype)))
 
 
+def encoding(case: Case, mesh: Mesh) -> Program:
+    """The latents of one video's frames."""
+    transformer, vae, _ = video_networks(case, mesh)
+    backbone = CogVideoXBackbone.of_networks(transformer, vae, case.clip)
+    video = array(mesh, 1, case.clip.num_frames, case.clip.height, case.clip.width, 3, dtype=jnp.uint8)
+    return Program(jax.jit(backbone.encode), (networks.encoder_alone(vae).state, video))
+
+
 def choosing(case: Case, mesh: Mesh) -> Program:
     """A round of candidates of stochastic control at 480x720, one a device: evaluated, decoded, the best kept.
 
@@ -252,6 +260,7 @@ PROGRAMS = {
     "finetune": finetuning,
     "sample": sampling,
     "candidates": choosing,
+    "encode": encoding,
     "decode": decoding,
     "score": scoring,
 }

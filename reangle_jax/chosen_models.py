@@ -19,7 +19,10 @@ from reangle_jax.nn.choices import ATTENTION, REMATS, Choice
 from reangle_jax.painters import registry as painters
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from reangle_jax.backbones.interface import Backbone, Demand
+    from reangle_jax.needs import Shares
     from reangle_jax.painters.interface import Editing, Painter, Painting
 
 
@@ -113,21 +116,48 @@ def demand(settings: Settings) -> "Demand":
         sampling_steps=settings.sample.steps,
         guided=is_guided(settings.sample.guidance_scale),
         variants=2 if settings.evaluate.untuned else 1,
+        training=_shares(settings, "finetune"),
+        sampling=_shares(settings, "generate"),
     )
 
 
-def on_mesh(settings: Settings, *, batch_size: int) -> contextlib.AbstractContextManager[None]:
-    """Within it the video model works on the mesh that settings choose, its base laid out as they say.
+def at_once(settings: Settings, stage: str) -> int:
+    """How many videos may lie beside each other in a stage of the video model: guidance compares two."""
+    from reangle_jax.diffusion.guidance import is_guided  # late: it brings jax
+
+    if stage == "finetune":
+        return settings.finetune.batch_size
+    return len(settings.views) * (1 + is_guided(settings.sample.guidance_scale))
+
+
+def on_mesh(settings: Settings, stage: str) -> contextlib.AbstractContextManager[None]:
+    """Within it the video model works on the mesh that settings choose for a stage, its base laid out as they say.
 
     Raises:
         InputError: as `reangle_jax.mesh.make_mesh` does.
     """
+    from reangle_jax import mesh  # late: it brings jax
+
+    made, base = _laid_out(settings, stage)
+    return mesh.use(made, base=base)
+
+
+def _laid_out(settings: Settings, stage: str) -> "tuple[Mesh, str]":
     from reangle_jax import measure, mesh  # late: they bring jax
 
-    made = mesh.make_mesh(settings.mesh, batch_size=batch_size)
-    limit = measure.device_limit_bytes()
-    base = mesh.base_layout(settings.base_layout, made, lambda: backbone(settings).base_bytes(), limit)
-    return mesh.use(made, base=base)
+    made = mesh.make_mesh(settings.mesh, batch_size=at_once(settings, stage))
+    size = _backbone(settings, settings.execution).base_bytes
+    return made, mesh.base_layout(settings.base_layout, made, size, measure.device_limit_bytes())
+
+
+def _shares(settings: Settings, stage: str) -> "Shares":
+    from reangle_jax import mesh  # late: they bring jax
+    from reangle_jax.needs import ALONE
+
+    try:
+        return mesh.shares(*_laid_out(settings, stage))
+    except InputError:  # one of the checks says it
+        return ALONE
 
 
 def painter_folder(settings: Settings) -> Path:
@@ -178,6 +208,31 @@ def editing(settings: Settings) -> "Editing":
 def paints(settings: Settings) -> bool:
     """Whether a run needs the painter, but for first frames that are given."""
     return settings.mode == "static" or bool(settings.edit.caption)
+
+
+def painters_mesh(settings: Settings) -> "Mesh":
+    """Where first frames are painted: rounds of candidates take every device, however many there are of both.
+
+    Raises:
+        InputError: as `reangle_jax.mesh.make_mesh` does.
+    """
+    import jax  # late: these bring it
+
+    from reangle_jax import mesh
+
+    several = settings.first_frames.candidates > 1
+    return mesh.make_own_mesh(settings.mesh, batch_size=jax.local_device_count() if several else 1)
+
+
+def painters_shares(settings: Settings) -> "Shares":
+    """The devices that divide painting; one where the setting is impossible, of which a check tells."""
+    from reangle_jax import mesh  # late: they bring jax
+    from reangle_jax.needs import ALONE
+
+    try:
+        return mesh.shares(painters_mesh(settings), settings.base_layout)
+    except InputError:
+        return ALONE
 
 
 def check_painter(settings: Settings) -> None:

@@ -31,6 +31,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from reangle_jax.errors import InputError
+from reangle_jax.needs import Shares
 from reangle_jax.nn import layouts
 from reangle_jax.nn.layouts import Layout, Rules
 
@@ -163,6 +164,14 @@ def base_layout(setting: str, mesh: Mesh, base_bytes: Callable[[], int], device_
     return "replicated" if base_bytes() <= REPLICATED_SHARE * device_bytes else "divided"
 
 
+def shares(mesh: Mesh, base: str) -> Shares:
+    """Over how many devices a mesh divides what they work on; ``base`` as :func:`base_layout` gives it."""
+    batch, rows, columns = (
+        math.prod(mesh.shape[axis] for axis in ACTIVATIONS[name]) for name in ("batch", "rows", "columns")
+    )
+    return Shares(batch, rows, columns, base_whole=base == "replicated")
+
+
 def _evenly(devices: Sequence[Any], each: int) -> list[Any]:
     """The first devices of each process, in their order."""
     taken: dict[int, int] = {}
@@ -223,6 +232,11 @@ def spec_for(variable: Any, sizes: Mapping[str, int]) -> PartitionSpec:
         return PartitionSpec()
     axes = variable.get_metadata().get("axes") or ()
     return layouts.spec(axes, variable.shape, sizes, ADAPTER if isinstance(variable, nnx.LoRAParam) else _frozen.get())
+
+
+def divides(variable: Any) -> bool:
+    """Whether a parameter of a frozen base is divided where it is long enough."""
+    return any(FROZEN[name] for name in variable.get_metadata().get("axes") or () if name)
 
 
 def sharding_for(variable: Any, mesh: Mesh) -> NamedSharding:

@@ -10,7 +10,6 @@ import numpy as np
 from reangle_jax import checkpoints, chosen_models, measure, mesh
 from reangle_jax.config import Settings
 from reangle_jax.diffusion import control
-from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
 from reangle_jax.models.depth_anything import DepthAnythingConfig
@@ -102,8 +101,8 @@ def estimate(settings: Settings) -> dict[str, Needs]:
 
 def _painting(settings: Settings) -> dict[str, Needs]:
     """Of one painted view, the score beside the painter; of the first warps, where the first frame is edited."""
-    how = chosen_models.painting(settings)
-    needs = chosen_models.painter(settings).needs(how, chosen_models.editing(settings))
+    how, editing = chosen_models.painting(settings), chosen_models.editing(settings)
+    needs = chosen_models.painter(settings).needs(how, editing, chosen_models.painters_shares(settings))
     if settings.mode == "static" and how.candidates > 1:
         options = {key: getattr(how, key) for key in ("candidates", "eta", "noise", "window", "every", "fewest")}
         drawn = control.plan(np.linspace(1, 0, how.steps + 1), **options).candidates
@@ -150,9 +149,12 @@ def chip_peak() -> float | None:
 
 def sharing(settings: Settings) -> dict[str, int]:
     """How many devices share a stage's work, by its name; one where it is not said."""
-    batches = {"finetune": settings.finetune.batch_size, "generate": 1 + is_guided(settings.sample.guidance_scale)}
+    stages = ("finetune", "generate")
     try:
-        return {name: mesh.make_mesh(settings.mesh, batch_size=size).size for name, size in batches.items()}
+        return {
+            name: mesh.make_mesh(settings.mesh, batch_size=chosen_models.at_once(settings, name)).size
+            for name in stages
+        }
     except InputError:  # one of the checks says it
         return {}
 

@@ -30,7 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "many": {"commands", "data", "measure", "stopping"},
     "progress": {"measure"},
     "faults": {"measure"},
-    "mesh": {"nn"},
+    "mesh": {"needs", "nn"},
     "checkpoints": {"data", "mesh", "nn"},
     "prompts": {"checkpoints", "mesh", "models", "nn"},
     "backbones": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn", "prompts"},
@@ -40,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "command_line": {"config", "data"},
     "saved_states": {"mesh"},
     "learning": {"mesh", "progress", "saved_states", "stopping"},
-    "chosen_models": {"backbones", "config", "data", "diffusion", "measure", "mesh", "nn", "painters", "tiny"},
+    "chosen_models": {"backbones", "config", "data", "diffusion", "measure", "mesh", "needs", "nn", "painters", "tiny"},
     "run": {
         "cameras", "compilation_cache", "config", "data", "distributed", "faults", "geometry", "measure", "stopping",
     },

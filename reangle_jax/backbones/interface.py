@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Shaped, UInt8
 
 from reangle_jax.arrays import AnyArray
 from reangle_jax.backbones import registry
-from reangle_jax.needs import Needs
+from reangle_jax.needs import ALONE, Needs, Shares
 from reangle_jax.nn.choices import AUTO, Choice
 
 
@@ -30,6 +30,8 @@ class Demand(NamedTuple):
         sampling_steps: of one video.
         guided: whether two passes are made at each.
         variants: of the adapters that are in memory at once when sampling.
+        training: the devices that divide fine-tuning.
+        sampling: those that divide sampling.
     """
 
     steps: int
@@ -38,6 +40,8 @@ class Demand(NamedTuple):
     sampling_steps: int
     guided: bool
     variants: int
+    training: Shares = ALONE
+    sampling: Shares = ALONE
 
 
 @runtime_checkable
@@ -135,7 +139,7 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def needs(self, demand: Demand) -> dict[str, Needs]:
-        """What a unit of ``finetune`` and of ``generate`` needs; without weights, of the published model."""
+        """What a unit of ``finetune`` and of ``generate`` needs of a device; without weights, the published model's."""
 
     # Loading. All raise InputError where a folder is damaged or holds another model.
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from reangle_jax.arrays import Picture
-from reangle_jax.needs import Needs
+from reangle_jax.needs import ALONE, Needs, Shares
 from reangle_jax.nn.choices import AUTO, Choice
 
 
@@ -119,10 +119,11 @@ class Painter(abc.ABC):
         """
 
     @abc.abstractmethod
-    def needs(self, painting: Painting, editing: Editing) -> dict[str, Needs]:
+    def needs(self, painting: Painting, editing: Editing, shares: Shares = ALONE) -> dict[str, Needs]:
         """What one picture of ``first_frames`` needs, and one of ``first_warps``, the edited one, if it can edit.
 
-        Without weights, of the published model. The reward's networks and work are not in it.
+        Of one of the devices that divide it. Without weights, of the published model. The reward's networks and work
+        are not in it.
         """
 
     # Loading. All raise InputError where a folder is damaged or holds another model.

@@ -73,7 +73,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def finetune(settings: Settings, folder: Path, work: Work) -> None:
     """Writes lora/: the adapters for this library and for diffusers, and the losses."""
-    with chosen_models.on_mesh(settings, batch_size=settings.finetune.batch_size):
+    with chosen_models.on_mesh(settings, "finetune"):
         for unit in work:
             _finetune(settings, folder, work, unit)
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -91,9 +90,7 @@ def _painted(settings: Settings, view: str, before: tuple[str, ...], outputs: tu
 def first_frames(settings: Settings, folder: Path, work: Work) -> None:
     """Writes views/NAME/first_frame.png and, of what is painted, first_frame.json."""
     if settings.mode == "static":
-        # Rounds of candidates take every device, however many there are of both.
-        share = jax.local_device_count() if settings.first_frames.candidates > 1 else 1
-        with mesh.use(mesh.make_own_mesh(settings.mesh, batch_size=share), base=settings.base_layout):
+        with mesh.use(chosen_models.painters_mesh(settings), base=settings.base_layout):
             studio = Studio(settings, folder)
             for unit in work:
                 if unit.external:

@@ -57,7 +57,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def generate(settings: Settings, folder: Path, work: Work) -> None:
     """Writes views/NAME/frames.npz and video.mp4; views/NAME/untuned.npz if asked for."""
-    with chosen_models.on_mesh(settings, batch_size=len(settings.views) * _halves(settings.sample)):
+    with chosen_models.on_mesh(settings, "generate"):
         _generate(settings, folder, work)
 
 

@@ -13,6 +13,7 @@ from reangle_jax.diffusion import flow
 from reangle_jax.errors import InputError
 from reangle_jax.models.flux.tokens import pack, unpack
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
+from reangle_jax.needs import Shares
 from reangle_jax.painters import registry
 from reangle_jax.painters.flux import conditions, needs
 from reangle_jax.painters.flux.networks import Text
@@ -267,6 +268,10 @@ def test_25_candidates_at_full_size_fit_80_gb():
     fill = FluxPainter("flux.1-fill-dev", {}, (480, 720)).needs(FULL, Editing(28, 4, 5.5, 1.5))
     assert fill["first_frames"].peak_bytes < paint.peak_bytes
     assert "first_warps" not in fill  # it cannot edit
+    # Devices that divide a picture have a share of all parameters but the autoencoder's, and a block gathered.
+    shared = FluxPainter("flux.1-dev", {}, (480, 720)).needs(FULL, Editing(28, 4, 5.5, 1.5), Shares(rows=8))
+    assert 0.17 < shared["first_frames"].peak_bytes / paint.peak_bytes < 0.18
+    assert shared["first_frames"].flops == paint.flops
 
 
 def test_text_is_embedded_as_tokens_and_as_a_whole(small):

@@ -45,7 +45,7 @@ class ToyPainter(Painter):
     def check(self, part, fields):
         pass
 
-    def needs(self, painting, editing):
+    def needs(self, painting, editing, shares=None):
         evaluations = 1 + (painting.steps - 1) * painting.candidates
         each = 10.0 * self.size[0] * self.size[1]
         return {

@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from reangle_jax import checkpoints
 from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import conditioning, lora, needs, networks
 from reangle_jax.backbones.cogvideox.pipeline import load_schedule
@@ -86,7 +85,7 @@ class CogVideoXBackbone(Backbone):
 
     def base_bytes(self) -> int:
         """See `Backbone.base_bytes`."""
-        return checkpoints.nbytes(self.transformer.state)
+        return needs.base_bytes(self)
 
     def check(self, part: str, fields: Mapping[str, Any]) -> None:
         """See `Backbone.check`."""

@@ -7,29 +7,58 @@ Operations count two per multiply-add. The formulas reproduce the roofline of th
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, mesh
 from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.backbones.interface import Backbone, Demand
+from reangle_jax.backbones.registry import Clip
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
-from reangle_jax.needs import Needs
+from reangle_jax.needs import Needs, Shares, coded_pixels
+from reangle_jax.nn.attention import platform
 from reangle_jax.nn.execution import Execution
 
-# Temporary bytes of coding a pixel, for each channel of the finest level: seven float32 arrays, as XLA plans it
-# (docs/measured.md: 10.6 GiB for nine frames of 480x720).
-_CODING = 7 * 4
+
+class Temporaries(NamedTuple):
+    """What is in memory beside parameters, results and what the backward pass needs, as XLA plans it (docs: scale).
+
+    Attributes:
+        encoding: float32 arrays as large as the autoencoder's finest level while frames are encoded; the second, where
+            frames are divided, as what neighbours hold comes beside a device's own.
+        decoding: the same while latents are decoded: nine frames of 480x720 take 10.6 GiB on a CPU.
+        training: arrays as large as what enters a block, in a block's two passes.
+        sampling: the same in one pass.
+        padded: more of them that each block keeps, as heads of 64 channels are filled up to 128.
+        gathered: blocks of a divided base that are whole at once.
+    """
+
+    encoding: tuple[float, float] = (7.0, 14.0)
+    decoding: tuple[float, float] = (7.0, 14.0)
+    training: float = 20.0
+    sampling: float = 10.0
+    padded: float = 0.0
+    gathered: float = 2.0
+
+
+_TEMPORARIES = {
+    "gpu": Temporaries(encoding=(6.2, 10.8), decoding=(8.5, 21.0), gathered=4.0),
+    # The gradient of the queries is summed up in float32 from five arrays, and one matrix is gathered at a time.
+    "tpu": Temporaries(
+        encoding=(13.7, 14.7), decoding=(13.7, 14.7), training=38.0, sampling=18.0, padded=1.0, gathered=0.6
+    ),
+}
 # What a block keeps for the backward pass, in arrays as large as what enters it, and the operations of a training step
 # over those of a forward pass (docs: scale): the base is frozen, and has no gradient.
 _KEPT = {"full": 1.0, "attention": 2.0, "matmuls": 9.2, "none": 48.0}
 PASSES = {"full": 3.6, "attention": 3.1, "matmuls": 2.8, "none": 2.75}
+_WITH_HEADS = ("attention", "matmuls")  # keep what attention gave, by heads
 _FULL = {"vae": VAEConfig.cogvideox_5b, "text_encoder": T5Config.t5_v1_1_xxl}
 # What is published under each name.
 _PUBLISHED: dict[str, dict[str, Callable[[], Any]]] = {
@@ -46,12 +75,7 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
         backbone: the model; its published sizes count where a folder is missing.
         demand: what is asked of it.
     """
-    transformer, vae, t5 = (
-        checkpoints.config_or(backbone.folders[part], kind, _PUBLISHED[backbone.name][part])
-        for part, kind in (("transformer", TransformerConfig), ("vae", VAEConfig), ("text_encoder", T5Config))
-    )
-    transformer = checkpoints.as_kept(transformer, backbone.base_dtype, backbone.folders["transformer"])
-    transformer = dataclasses.replace(transformer, lora_rank=backbone.rank, lora_alpha=backbone.alpha)
+    transformer, vae, t5 = _configs(backbone)
     execution = Execution.chosen(transformer.param_dtype, backbone.choice)
     clip = backbone.clip
     pixels = clip.num_frames * clip.height * clip.width
@@ -62,36 +86,77 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
     block = tokens * transformer.inner_dim * jnp.dtype(execution.dtype).itemsize
     heads_at_once = {"mapped": 1, "cudnn": 0, "splash": 0}.get(execution.attention, transformer.num_attention_heads)
     logits = heads_at_once * tokens**2 * 4
-    coded = pixels  # at once: of every frame a tile or the whole
-    if networks.in_tiles(clip.tiles, (clip.height, clip.width)):
-        coded = min(pixels, clip.num_frames * networks.TILE_SAMPLE[0] * networks.TILE_SAMPLE[1])
     text = float(text_encoder_bytes(t5))
     encoder, decoder = vae_bytes(vae)
+    training, sampling = demand.training, demand.sampling
     # Of nine frames at once, the first chunk; one is encoded alone, as the condition. What only encodes is loaded whole
     # and drops the decoder.
-    nine, one = (coded * min(1.0, count / clip.num_frames) * _CODING * vae.block_out_channels[0] for count in (9, 1))
+    count = min(9, clip.num_frames)
     encode, decode = vae_flops(vae, pixels)
-    kept = transformer.num_layers * _KEPT[execution.remat] * block
+    beside = temporaries()
+    each = _KEPT[execution.remat] + (beside.padded if execution.remat in _WITH_HEADS else 0)
+    kept = transformer.num_layers * each * block
+    gathered = {"whole": undivided_bytes(transformer), "beside": beside.gathered * base / transformer.num_layers}
+    own = training.of_batch(demand.batch_size)
     train = Needs(
         {
-            "text": text,
-            "encode": encoder + max(decoder, nine),
+            "text": text / training.video,
+            "encode": encoder + max(decoder, coding_bytes(vae, clip, count, training)),
             # Beside the float32 adapters lie their gradient and AdamW's two moments.
-            "train": base + 4.0 * adapters + encoder + demand.batch_size * max(kept + 20 * block + 2 * logits, one),
+            "train": training.of_base(base, **gathered)
+            + 4.0 * adapters / training.video
+            + encoder
+            + own
+            * max((kept + beside.training * block + 2 * logits) / training.video, coding_bytes(vae, clip, 1, training)),
         },
         demand.steps * demand.batch_size * forward * PASSES[execution.remat] + encode * demand.videos,
     )
     guided = 2 if demand.guided else 1
+    passes = sampling.of_batch(guided * max(1, sampling.videos // guided))
     sample = Needs(
         {
-            "text": text,
-            "condition": encoder + max(decoder, one),
-            "sample": base + demand.variants * adapters + guided * (10 * block + 2 * logits),
-            "decode": encoder + decoder + nine,
+            "text": text / sampling.video,
+            "condition": encoder + max(decoder, coding_bytes(vae, clip, 1, sampling)),
+            "sample": sampling.of_base(base, **gathered)
+            + (demand.variants * adapters + passes * (beside.sampling * block + 2 * logits)) / sampling.video,
+            "decode": encoder + decoder + coding_bytes(vae, clip, count, sampling, decodes=True),
         },
         demand.sampling_steps * guided * forward + decode,
     )
     return {"finetune": train, "generate": sample}
+
+
+def coding_bytes(vae: VAEConfig, clip: Clip, frames: int, shares: Shares, *, decodes: bool = False) -> float:
+    """Temporary bytes of coding so many frames of a clip at once, of each a tile or the whole, on one device."""
+    size = (clip.height, clip.width)
+    if networks.in_tiles(clip.tiles, size):
+        size = (min(size[0], networks.TILE_SAMPLE[0]), min(size[1], networks.TILE_SAMPLE[1]))
+    widths, ratio = vae.block_out_channels, vae.temporal_compression_ratio
+    # A frame of each resolution is shorter in time, too: decoded, it doubles with the first doublings of space.
+    slower = [max(1, ratio // 2 ** (len(widths) - 1 - n)) for n in range(len(widths))]
+    levels = [(width / widths[0] / slower[n], n) for n, width in enumerate(widths)]
+    beside = temporaries()
+    arrays = (beside.decoding if decodes else beside.encoding)[shares.video > 1]
+    return frames * coded_pixels(levels, *size, shares) * widths[0] * 4 * arrays
+
+
+def temporaries() -> Temporaries:
+    """Of the platform that programs are compiled for."""
+    return _TEMPORARIES.get(platform(), Temporaries())
+
+
+def base_bytes(backbone: Backbone) -> int:
+    """Bytes of the frozen transformer, of the published sizes where its folder is missing."""
+    return transformer_bytes(_configs(backbone)[0])[0]
+
+
+def _configs(backbone: Backbone) -> tuple[TransformerConfig, VAEConfig, T5Config]:
+    transformer, vae, t5 = (
+        checkpoints.config_or(backbone.folders[part], kind, _PUBLISHED[backbone.name][part])
+        for part, kind in (("transformer", TransformerConfig), ("vae", VAEConfig), ("text_encoder", T5Config))
+    )
+    transformer = checkpoints.as_kept(transformer, backbone.base_dtype, backbone.folders["transformer"])
+    return dataclasses.replace(transformer, lora_rank=backbone.rank, lora_alpha=backbone.alpha), vae, t5
 
 
 @functools.cache
@@ -100,6 +165,15 @@ def transformer_bytes(config: TransformerConfig) -> tuple[int, int]:
     model = checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     adapters = checkpoints.nbytes(nnx.state(model, nnx.LoRAParam))
     return checkpoints.nbytes(model) - adapters, adapters
+
+
+@functools.cache
+def undivided_bytes(config: TransformerConfig) -> int:
+    """Bytes of a transformer's base that lie whole on every device, whatever its layout: positions, norms."""
+    model = checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    parameters = [variable for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+    frozen = [variable for variable in parameters if not isinstance(variable, nnx.LoRAParam)]
+    return checkpoints.nbytes([variable for variable in frozen if not mesh.divides(variable)])
 
 
 @functools.cache

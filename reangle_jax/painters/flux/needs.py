@@ -17,7 +17,8 @@ from reangle_jax.diffusion import control, flow
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
-from reangle_jax.needs import Needs
+from reangle_jax.needs import ALONE, Needs, Shares, coded_pixels
+from reangle_jax.nn.network import Network
 from reangle_jax.painters.flux import networks
 from reangle_jax.painters.flux.networks import DEV, FILL, TINY
 from reangle_jax.painters.interface import Editing, Painter, Painting
@@ -39,7 +40,7 @@ _PUBLISHED: dict[str, dict[str, Callable[[], Any]]] = {
 _CONFIGS = {"transformer": FluxConfig, "controlnet": ControlNetConfig, "vae": AutoencoderConfig}
 
 
-def of_stages(painter: Painter, painting: Painting, editing: Editing) -> dict[str, Needs]:
+def of_stages(painter: Painter, painting: Painting, editing: Editing, shares: Shares = ALONE) -> dict[str, Needs]:
     """Needs of one painted picture and, but for Fill, of one edited one; see `Painter.needs`."""
     name, (height, width) = painter.name, painter.size
     found = {
@@ -56,16 +57,19 @@ def of_stages(painter: Painter, painting: Painting, editing: Editing) -> dict[st
     tokens = height * width // (2 * vae.spatial_compression_ratio) ** 2
     length = networks.T5_LENGTH.get(name, 512)
     plan = planned(painting, tokens)
-    parameters = float(sum(checkpoints.nbytes(network.state) for network in found.values()))
-    coding = float(height * width * vae.block_out_channels[0] * _CODING)
+    kept = {role: _kept(network, shares) for role, network in found.items()}
+    parameters = sum(kept.values())
+    widths = vae.block_out_channels
+    levels = [(channels / widths[0], n) for n, channels in enumerate(widths)]
+    coding = coded_pixels(levels, height, width, shares) * widths[0] * _CODING
     # A block's: queries, keys and values in float32 and rounded, and the feed-forward; the residuals of the ControlNet.
     size = jnp.dtype(transformer.execution.dtype).itemsize
     narrow = (tokens + length) * transformer.config.inner_dim * size
     impl = transformer.execution.attention
     heads = transformer.config.num_attention_heads if _ATTENDED.get(impl) is None else _ATTENDED[impl]
-    plain = 20.0 * narrow + 2.0 * heads * (tokens + length) ** 2 * 4
-    working = plain + (beside.used_layers * tokens * beside.inner_dim * size if beside else 0)
-    text = {"text": float(_text_bytes(painter.folders, name))}
+    plain = (20.0 * narrow + 2.0 * heads * (tokens + length) ** 2 * 4) / shares.video
+    working = plain + (beside.used_layers * tokens * beside.inner_dim * size / shares.video if beside else 0)
+    text = {"text": _text_bytes(painter.folders, name) / shares.video}
     encode, decode = vae_flops(vae, height * width)
     decodes = int(plan.candidates[plan.candidates > 1].sum()) + 1
     each, alone = (flops(transformer.config, one, tokens, length) for one in (beside, None))
@@ -75,9 +79,17 @@ def of_stages(painter: Painter, painting: Painting, editing: Editing) -> dict[st
     )
     if name == FILL:
         return {"first_frames": painted}
-    parameters -= checkpoints.nbytes(found["controlnet"].state)
+    parameters -= kept["controlnet"]
     edited = Needs({**text, "edit": parameters + max(2 * plain, coding)}, 2 * taken * alone + decode + encode)
     return {"first_frames": painted, "first_warps": edited}
+
+
+def _kept(network: Network, shares: Shares) -> float:
+    """Bytes of a network's parameters on a device, a block gathered beside divided ones; an autoencoder's lie whole."""
+    size, config = float(checkpoints.nbytes(network.state)), network.config
+    if isinstance(config, AutoencoderConfig):
+        return size
+    return shares.of_base(size, whole=0.0, beside=size / (config.num_layers + config.num_single_layers))
 
 
 def planned(how: Painting, tokens: int) -> control.Plan:

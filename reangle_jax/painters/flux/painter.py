@@ -20,7 +20,7 @@ from reangle_jax.diffusion.flow import Coefficients
 from reangle_jax.errors import InputError, named
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.tokens import pack, unpack
-from reangle_jax.needs import Needs
+from reangle_jax.needs import ALONE, Needs, Shares
 from reangle_jax.nn.network import Network
 from reangle_jax.painters.flux import conditions, needs, networks
 from reangle_jax.painters.flux.networks import FILL, TINY, Parameters, Text
@@ -79,9 +79,9 @@ class FluxPainter(Painter):
         """See `Painter.check`."""
         networks.check(self.name, self.folders, part, fields)
 
-    def needs(self, painting: Painting, editing: Editing) -> dict[str, Needs]:
+    def needs(self, painting: Painting, editing: Editing, shares: Shares = ALONE) -> dict[str, Needs]:
         """See `Painter.needs`."""
-        return needs.of_stages(self, painting, editing)
+        return needs.of_stages(self, painting, editing, shares)
 
     def embed(self, prompts: Sequence[str]) -> Text:
         """See `Painter.embed`."""
