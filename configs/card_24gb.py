@@ -29,6 +29,6 @@ def get_config() -> ml_collections.ConfigDict:
     """Settings for any clip; `video` must be given."""
     c = get_default()
     c.model = "cogvideox1.5-5b-i2v"
-    c.vae_tiles = "on"  # whole frames would take 11 GiB, which fits, but beside little else
+    c.vae_tiles = "on"  # whole frames would take 13 GiB, which fits, but beside little else
     c.update_from_flattened_dict({"finetune.rank": 64, "finetune.alpha": 64.0})
     return c
