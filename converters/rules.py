@@ -155,12 +155,7 @@ class Move:
 def match(
     tensors: Mapping[str, Tensor], table: Table, targets: Mapping[str, tuple[int, ...]]
 ) -> tuple[list[Move], list[str], list[str]]:
-    """Every tensor's way into a model, by names and shapes alone.
-
-    Args:
-        tensors: the published ones.
-        table: the checkpoint's rules.
-        targets: path and shape of every parameter of the model.
+    """Every tensor's way into a model, by names and shapes alone; ``targets`` has path and shape of each parameter.
 
     Returns:
         The ways; names of tensors that are left over and may be; one fault for each tensor without a place, or with a

@@ -109,11 +109,9 @@ class Team:
         return value
 
     def share(self, root: Path, names: Sequence[str]) -> None:
-        """Files below process 0's folder come to lie below the others' own, but for what they have already.
+        """Files below process 0's own folder, ``root``, come to lie below the others', but for what they have already.
 
-        Args:
-            root: the process's own folder.
-            names: files relative to it, as process 0 gives them.
+        Process 0 gives their names, relative to it.
         """
 
     def sees(self, folder: Path) -> bool:

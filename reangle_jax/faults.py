@@ -73,10 +73,7 @@ def _human(number: str, unit: str) -> str:
 def memory_explained(work: str, settings: Mapping[str, Any], keys: Sequence[str]) -> Iterator[None]:
     """Turns what is raised for want of memory inside of the block into the user's one line.
 
-    Args:
-        work: what is done in the block.
-        settings: dotted key to value, all of them.
-        keys: those of SMALLER that make this work smaller.
+    The line has the settings (dotted key to value, all of them) of those keys of SMALLER that make this work smaller.
 
     Raises:
         InputError: there was too little memory.

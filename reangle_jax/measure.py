@@ -95,8 +95,7 @@ def peak_bytes(record: Mapping[str, Any]) -> int:
 def device_bytes(statistic: str) -> int | None:
     """The largest of the local devices' values, in bytes; None where devices do not tell (CPU).
 
-    Args:
-        statistic: ``bytes_in_use``, or ``peak_bytes_in_use``, the largest since the process began.
+    The statistic is ``bytes_in_use``, or ``peak_bytes_in_use``, the largest since the process began.
     """
     if "jax" not in sys.modules:
         return None

@@ -148,14 +148,10 @@ def _grid(devices: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def base_layout(setting: str, mesh: Mesh, base_bytes: Callable[[], int], device_bytes: int | None) -> str:
-    """How a frozen base lies over ``r`` and ``u``.
+    """How a frozen base of so many bytes lies over ``r`` and ``u``: ``replicated``, ``divided``, or as ``auto`` says.
 
-    Args:
-        setting: ``replicated``, ``divided``, or ``auto``: replicated where it leaves most of a device's memory to the
-            rest; on CPUs, whose devices share one memory, divided.
-        mesh: from :func:`make_mesh`.
-        base_bytes: of the base.
-        device_bytes: a device's memory, None if unknown.
+    That is replicated where it leaves most of a device's memory to the rest; divided on CPUs, whose devices share one
+    memory, and where the memory is unknown.
     """
     if setting != "auto":
         return setting
@@ -187,9 +183,7 @@ def _evenly(devices: Sequence[Any], each: int) -> list[Any]:
 def use(mesh: Mesh, *, base: str = "divided") -> Iterator[None]:
     """All work within it is done on this mesh: ``jax.set_mesh``, and the rules for activations and parameters.
 
-    Args:
-        mesh: from :func:`make_mesh`.
-        base: how a diffusion transformer's frozen base lies over ``r`` and ``u``: ``replicated``, else ``divided``.
+    A diffusion transformer's frozen base lies ``replicated`` over ``r`` and ``u``, else ``divided``.
     """
     token = _frozen.set(REPLICATED if base == "replicated" else FROZEN)
     try:

@@ -46,13 +46,7 @@ class SavedStates:
             self._manager.close()
 
     def save(self, step: int, tree: Any, history: Any) -> None:
-        """Saves the state after a step, while further ones are taken, if it is not saved yet.
-
-        Args:
-            step: its number.
-            tree: of arrays.
-            history: a JSON value that does not change.
-        """
+        """Saves the state after a step, if not yet saved, while further ones are taken; `history` may not change."""
         if not self._seen:
             tree = mesh.on_host(tree)
         if self._manager is not None and step != self._manager.latest_step():
@@ -65,11 +59,7 @@ class SavedStates:
             self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> tuple[Any, Any] | None:
-        """The newest state and its history; None if there is none.
-
-        Args:
-            like: a tree of arrays, whose shapes, types and layout the restored ones get.
-        """
+        """The newest state, in the shapes, types and layout of `like`, and its history; None if there is none."""
         if self._seen:
             assert self._manager is not None
             return _restored(self._manager, like)

@@ -20,14 +20,7 @@ def _patches(config: TransformerConfig) -> Transform:
 
 
 def table(config: TransformerConfig) -> Table:
-    """The rules for one of the published transformers, or for one of their shape.
-
-    Args:
-        config: the transformer's.
-
-    Returns:
-        The table. No published tensor is left over.
-    """
+    """The rules for one of the published transformers, or for one of their shape. No published tensor is left over."""
     kernel, vector = rotated(config.attention_head_dim)
     layer, stack = "transformer_blocks.{i}", "blocks.layers"
     rules = [

@@ -5,16 +5,7 @@ from converters.tables.common import affine, block, norm
 
 
 def backbone(source: str = "", target: str = "", *, layer_scale: bool = False) -> list[Rule]:
-    """A `reangle_jax.nn.vit.VisionTransformer` in the authors' names.
-
-    Args:
-        source: prefix of the published names, with its dot.
-        target: prefix of the parameters' paths, with its dot.
-        layer_scale: whether there is LayerScale (DINOv2).
-
-    Returns:
-        The rules.
-    """
+    """A `reangle_jax.nn.vit.VisionTransformer` in the authors' names, both behind a prefix; DINOv2 has LayerScale."""
     layer, layers = f"{source}blocks.{{i}}", f"{target}blocks.layers"
     scales = [Rule(f"{layer}.ls{n}.gamma", f"{layers}.scale{n}") for n in (1, 2)] if layer_scale else []
     return [

@@ -50,13 +50,9 @@ def _head(kind: str, n: int) -> tuple[list[Rule], list[str]]:
 
 
 def table(head: str) -> Table:
-    """The rules of both layouts.
+    """The rules of both layouts, for one of `reangle_jax.models.dust3r.config.HEADS`.
 
-    Args:
-        head: `reangle_jax.models.dust3r.Dust3rConfig.head`.
-
-    Returns:
-        The table; what it ignores are the unused ``mask_token`` and skip unit, and the ``.pth`` files' copies.
+    What is ignored are the unused ``mask_token`` and skip unit, and the ``.pth`` files' copies.
     """
     rules = [
         *affine("patch_embed.proj", "patch_embed", CONV2D),

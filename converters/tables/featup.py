@@ -14,15 +14,7 @@ TRAINING = (
 
 
 def table(*, use_norm: bool = True, stages: int = 4) -> Table:
-    """The rules.
-
-    Args:
-        use_norm: as in `reangle_jax.models.dino.FeatUpConfig`; it changes the backbone's prefix too.
-        stages: how many doublings.
-
-    Returns:
-        The table.
-    """
+    """The rules for so many doublings; ``use_norm``, as in `FeatUpConfig`, changes the backbone's prefix too."""
     prefix = "model.0.model." if use_norm else "model.model."
     rules = backbone(prefix, "backbone.")
     rules += norm("model.1.norm", "norm") if use_norm else []

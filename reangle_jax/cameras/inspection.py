@@ -35,12 +35,7 @@ class Path(NamedTuple):
 
 
 def describe(cameras: Cameras, pivot: float) -> Path:
-    """What a path does.
-
-    Args:
-        cameras: in the frame of the source's first camera.
-        pivot: its distance to the point that views turn about.
-    """
+    """What a path does, in the frame of the source's first camera; `pivot` is the distance of what views turn about."""
     poses = np.asarray(cameras.camera_to_world, np.float64)
     places, rotations = poses[:, :3, 3], poses[:, :3, :3]
     return Path(
@@ -84,10 +79,7 @@ def check_steps(name: str, cameras: Cameras, pivot: float) -> None:
 def seen_share(source: Cameras, depth: Float[np.ndarray, "H W"], cameras: Cameras) -> Float[np.ndarray, " T"]:
     """Of each camera the share of the first frame's points that lie in its picture, whatever may hide them.
 
-    Args:
-        source: the source's cameras.
-        depth: the first frame's, scene units.
-        cameras: in the same frame, for pictures of the same size.
+    The depth is the first frame's, scene units; all cameras are in one frame, for pictures of one size.
     """
     height, width = depth.shape
     stride = max(1, int(np.sqrt(depth.size / _POINTS)))
@@ -109,12 +101,8 @@ def seen_share(source: Cameras, depth: Float[np.ndarray, "H W"], cameras: Camera
 def check_seen(name: str, shares: Float[np.ndarray, " T"]) -> None:
     """Refuses cameras that look away from everything.
 
-    Args:
-        name: begins the error.
-        shares: what each sees.
-
     Raises:
-        InputError: some see nothing.
+        InputError: some see nothing; the line begins with `name`.
     """
     blind = np.flatnonzero(shares == 0)
     if blind.size:

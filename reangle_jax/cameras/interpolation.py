@@ -11,13 +11,7 @@ from reangle_jax.geometry import trajectories
 def linear(
     at: Float[np.ndarray, " n"], poses: Float[np.ndarray, "n 4 4"], new: Float[np.ndarray, " m"]
 ) -> Float[np.ndarray, "m 4 4"]:
-    """Positions in a line, rotations by slerp.
-
-    Args:
-        at: times of the poses, ascending.
-        poses: camera to world.
-        new: times asked for, within the others.
-    """
+    """Positions in a line, rotations by slerp, of poses at ascending times, at new times within these."""
     before, share = _between(at, new)
     after = np.minimum(before + 1, len(at) - 1)
     result = np.tile(np.eye(4), (len(new), 1, 1))
@@ -30,15 +24,9 @@ def linear(
 def on_sphere(
     at: Float[np.ndarray, " n"], poses: Float[np.ndarray, "n 4 4"], new: Float[np.ndarray, " m"], pivot: float
 ) -> Float[np.ndarray, "m 4 4"]:
-    """Yaw, pitch and distance about the pivot in a line, and by slerp what a camera turns away from it.
+    """Yaw, pitch and distance about the pivot in a line, by slerp what a camera turns away from it (see `linear`).
 
-    Between two cameras that look at the pivot every camera does.
-
-    Args:
-        at: times of the poses, ascending.
-        poses: camera to world, the pivot at (0, 0, pivot).
-        new: times asked for, within the others.
-        pivot: the pivot's distance from the origin.
+    Between two cameras that look at the pivot, (0, 0, pivot), every camera does.
 
     Raises:
         InputError: a camera is at the pivot, and so at no place about it.

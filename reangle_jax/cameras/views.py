@@ -50,14 +50,7 @@ def prompt(spelling: str, cameras: Path, caption: str, mode: str, prompts: dict[
     """What the model is told of a video of a view, in training and in sampling alike; see `trajectories.View.prompt`.
 
     In dynamic mode a path from a file gets the words of the motion that it is most like (`inspection.main_motion`), or
-    none where it is like none.
-
-    Args:
-        spelling: of the view.
-        cameras: its cameras.json in the run's folder, which is read if it is a file's.
-        caption: what the video shows.
-        mode: ``dynamic`` or ``static``.
-        prompts: the user's own, by view.
+    none where it is like none: its cameras.json in the run's folder is read. The user's prompts, by view, go before.
     """
     from reangle_jax.geometry import trajectories  # late: it brings jax
 

@@ -54,7 +54,7 @@ def fit_depth(
     source_size: tuple[int, int],
     pixel_aspect: float = 1.0,
 ) -> np.ndarray:
-    """Cuts, resizes and crops depth as the frames were; what is no depth at all is left for `scene_depth` to refuse.
+    """Cuts, resizes and crops depth as the frames were, to [T, H, W]; what is no depth is left to `scene_depth`.
 
     Args:
         depth: [t, h, w], of the T frames that were taken or of all frames of the source (more than ``max(indices)``);
@@ -63,9 +63,6 @@ def fit_depth(
         indices: which frame of the source each of them is.
         source_size: rows and columns of the source's frames.
         pixel_aspect: a source pixel's width over its height.
-
-    Returns:
-        [T, H, W].
 
     Raises:
         InputError: neither length nor size fits; the line begins with ``depth: ``.

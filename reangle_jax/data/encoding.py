@@ -13,13 +13,9 @@ _CONVERSION = "flags=bicubic+accurate_rnd+full_chroma_inp:out_color_matrix=bt709
 
 
 def encode_mp4(frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> bytes:
-    """The content of an mp4 (H.264, yuv420p, BT.709, faststart); equal frames give equal bytes.
+    """The content of an mp4 (H.264, yuv420p, BT.709, faststart); equal frames give equal bytes. Sides are even.
 
     It is made in memory: a file that FFmpeg itself opens stays open where the disk is too full for the header.
-
-    Args:
-        frames: RGB; height and width are even.
-        fps: frames per second.
 
     Raises:
         av.error.FFmpegError: the encoder failed.

@@ -239,15 +239,9 @@ def hash_file(path: str | os.PathLike[str]) -> str:
 def hash_path(
     path: str | os.PathLike[str], hash_file: Callable[[Path], str] = hash_file, without: Collection[Path] = ()
 ) -> str | None:
-    """Content hash of a file or of a folder (names and contents of all files below it).
+    """Content hash ``"sha256:..."`` of a file or of a folder (all files below it, with their names); None of nothing.
 
-    Args:
-        path: of the file or folder.
-        hash_file: gives a file's.
-        without: files below the folder that do not count.
-
-    Returns:
-        ``"sha256:..."``, or None if there is nothing at `path`.
+    ``hash_file`` gives a file's; those in ``without`` do not count.
     """
     path = Path(path)
     if path.is_file():

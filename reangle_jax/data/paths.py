@@ -9,11 +9,7 @@ from reangle_jax.errors import InputError
 
 
 def user_path(text: str, setting: str) -> str:
-    """The path that a setting names: ``~`` opens a home.
-
-    Args:
-        text: as the user wrote it; empty stays empty.
-        setting: what to call it in an error, ``config.video`` or ``--workdir``.
+    """The path that a setting, ``config.video`` or ``--workdir``, names: ``~`` opens a home; empty stays empty.
 
     Raises:
         InputError: an address with a scheme, gs://bucket/run or https://host/clip.mp4, which no part of this program

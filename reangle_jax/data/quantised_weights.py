@@ -9,12 +9,7 @@ from reangle_jax.nn.quantised import SCALE, quantise
 
 
 def quantised(stored: Mapping[str, Stored], wanted: Mapping[str, np.dtype]) -> dict[str, Stored]:
-    """What is stored as a model wants it: floats that are wanted in int8 come so, with their scales.
-
-    Args:
-        stored: arrays by parameter path.
-        wanted: dtype of each of the model's parameters.
-    """
+    """What is stored, by path, as a model wants it: floats that are wanted in int8 come so, with their scales."""
     found = dict(stored)
     for path, array in stored.items():
         if wanted.get(path) == np.int8 and array.dtype != np.int8:

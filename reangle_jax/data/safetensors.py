@@ -105,12 +105,7 @@ def is_finite(values: np.ndarray) -> bool:
 
 
 def header(tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None = None) -> bytes:
-    """What stands before the values.
-
-    Args:
-        tensors: dtype and shape by name, in the order in which the values follow without a gap.
-        metadata: strings.
-    """
+    """What stands before the values, which follow in the order of the tensors' dtypes and shapes, without a gap."""
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name, (dtype, shape) in tensors.items():

@@ -55,13 +55,9 @@ def covering_size(rows: int, columns: int, height: int, width: int, aspect: floa
 def fit(
     frame: Shaped[np.ndarray, "h w 3"], height: int, width: int, aspect: float = 1.0
 ) -> Shaped[np.ndarray, "{height} {width} 3"]:
-    """Resizes to cover height x width with the aspect ratio kept, then crops the centre.
+    """Resizes uint8 or uint16 to cover height x width with the aspect ratio kept, then crops the centre.
 
-    Args:
-        frame: uint8 or uint16.
-        height: rows of the result.
-        width: columns of the result.
-        aspect: a pixel's width over its height; the result's pixels are square.
+    `aspect` is a pixel's width over its height; the result's pixels are square.
     """
     rows, columns = covering_size(frame.shape[0], frame.shape[1], height, width, aspect)
     if frame.shape[:2] != (rows, columns):
@@ -137,9 +133,6 @@ def read_video(
 
 def iterate_frames(path: str | os.PathLike[str]) -> Generator[Picture, None, None]:
     """Every frame of a video file or of a folder of frames, RGB, one at a time, its pixels made square.
-
-    Args:
-        path: as in `read_video`.
 
     Raises:
         InputError: at the first frame: no such file, not a video, or no frame; later: a frame that cannot be read.

@@ -23,15 +23,7 @@ def edit_step(
     *,
     key: Array,
 ) -> Float[Array, "*s"]:
-    """One step; before the first of them the edit is the source.
-
-    Args:
-        edited: the edit so far, clean latents.
-        source: the picture's latents.
-        velocities: of the model.
-        c: the step's coefficients.
-        key: of this step's noise.
-    """
+    """One step of clean latents edited so far; before the first of them the edit is the source."""
     noised = c.rest * source + c.time * jax.random.normal(key, source.shape, source.dtype)
     from_source, to_target = velocities(noised, edited + (noised - source), c.time)
     return edited + c.span * (to_target - from_source)

@@ -105,12 +105,7 @@ def _cameras(track: Track) -> Cameras:
 
 
 def read(run: Path, views: Sequence[str] = (), *, with_input: bool = False) -> Clip:
-    """Reads a run whose views are generated.
-
-    Args:
-        run: its folder.
-        views: spellings or folder names; all of them if none is given.
-        with_input: whether the input is one of the tracks, the first.
+    """Reads a run whose views are generated: those spelt or named by folder, or all; the input may be the first track.
 
     Raises:
         InputError: it is no run, a view is none of its, or is not generated yet.

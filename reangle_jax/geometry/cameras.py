@@ -47,19 +47,11 @@ class Cameras:
 
 
 def default_intrinsics(height: int, width: int, focal: float | None = None) -> Float[np.ndarray, "3 3"]:
-    """Intrinsics for a video whose camera is unknown.
+    """Intrinsics, float32, for a video whose camera is unknown; sizes and focal length in pixels.
 
     The released scripts use a focal length of 260 px at 480x720 (method.md). The default keeps that in proportion to
     the *shorter* side: a smaller copy of the video keeps its field of view, a clip held upright gets the focal length
-    of the same clip held level, and so does a square cut out of its middle.
-
-    Args:
-        height: pixels.
-        width: pixels.
-        focal: focal length in pixels of this size; None for the default.
-
-    Returns:
-        K, float32 ``[3, 3]``, with the principal point at the image's centre, ``(width / 2, height / 2)``.
+    of the same clip held level, and so does a square cut out of its middle. The principal point is the image's centre.
 
     Raises:
         InputError: the focal length is not a positive number.
@@ -99,12 +91,8 @@ def save_cameras(
 ) -> None:
     """Writes ``cameras.json``; `data.files.atomic_path` gives a path at which it appears whole or not at all.
 
-    Args:
-        path: the file.
-        cameras: what to write.
-        width: of the pictures, pixels.
-        height: likewise.
-        pivot_depth: the distance from the source's first camera to the point that views turn about, to be kept beside.
+    Width and height are the pictures', pixels. `pivot_depth`, the distance from the source's first camera to the point
+    that views turn about, is kept beside.
     """
     K = np.asarray(cameras.K, np.float64).tolist()
     poses = np.asarray(cameras.camera_to_world, np.float64).tolist()
@@ -120,18 +108,11 @@ def load_pivot_depth(path: str | os.PathLike) -> float | None:
 
 
 def load_cameras(path: str | os.PathLike, expect_frames: int | None = None) -> tuple[Cameras, int, int]:
-    """Reads and checks ``cameras.json``.
-
-    Args:
-        path: the file.
-        expect_frames: how many frames it must hold; None for any number.
-
-    Returns:
-        ``(cameras, width, height)``.
+    """Reads and checks ``cameras.json``: cameras, width and height.
 
     Raises:
-        InputError: the file is missing, is no JSON, or its contents describe no cameras; the line names the file, the
-            place in it and the mend.
+        InputError: the file is missing, is no JSON, or its contents describe no cameras, or not `expect_frames` of
+            them; the line names the file, the place in it and the mend.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))

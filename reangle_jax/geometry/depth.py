@@ -142,18 +142,12 @@ def _fit(x: np.ndarray, y: np.ndarray, rounds: int = 10) -> tuple[float, float]:
 
 
 def pivot_depth(depth: Float[AnyArray, "T H W"]) -> float:
-    """The distance of the first frame's subject, which the cameras travel about.
+    """The distance of the first frame's subject, which the cameras travel about, scene units.
 
     The subject is taken to be the nearer half of the frame's middle (the central half of its rows and columns), and its
     distance the median there: the middle's lower quartile. So neither the wall behind a person counts nor the ground at
     the lower edge. Nor does what lies at the far limit, the sky or what was not measured: if there is nothing else in
     the middle, the rest of the frame is looked at, and then the clip.
-
-    Args:
-        depth: scene depth z.
-
-    Returns:
-        The pivot's z in scene units.
     """
     depth = np.asarray(depth)
     height, width = depth.shape[1:]

@@ -10,19 +10,10 @@ from reangle_jax.arrays import AnyArray
 
 
 def latent_mask(visible: Bool[AnyArray, "T H W"], height: int, width: int, group: int) -> Float[Array, "t h w"]:
-    """Brings a visible mask to the latent grid (method.md, stage 2).
+    """Brings a visible mask to the latent grid (method.md, stage 2): float32, 1 = visible.
 
     Nearest in space by PyTorch's rule (row ``floor(i * H / height)``); in time the first frame stays alone and each
     following group of frames becomes one by logical AND, because a latent frame mixes them all.
-
-    Args:
-        visible: True where the warp shows a source point, ``[T, H, W]`` with T = 1 + group k.
-        height: the latent grid's rows.
-        width: the latent grid's columns.
-        group: frames that become one latent frame, after the first.
-
-    Returns:
-        float32 ``[1 + k, height, width]``, 1 = visible.
 
     Raises:
         ValueError: T is not 1 + group k.

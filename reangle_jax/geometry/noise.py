@@ -19,14 +19,7 @@ def carried(
     """Moves each cell of white noise, whole, to the cell in which the target camera sees its middle.
 
     No cell is used twice (the nearest wins) and cells that nothing reaches keep their own: what comes out is white
-    noise again, exactly.
-
-    Args:
-        noise: of the source's latents.
-        own: the target's, independent of it.
-        depth: z in the source cameras of the frames that the latents stand for, scene units.
-        source: the cameras of these frames, intrinsics in pixels of the depth.
-        target: the cameras that they are carried to.
+    noise again, exactly. Depth is z of the frames that the latents stand for, intrinsics are in its pixels.
     """
     rows, columns = noise.shape[1:3]
     height, width = depth.shape[1:]

@@ -140,18 +140,12 @@ def _parse_part(spelling: str, text: str) -> Motion:
 def view_cameras(
     view: View, K: Float[AnyArray, "3 3"], pivot_depth: float, num_frames: int, mode: str = "dynamic"
 ) -> Cameras:
-    """The cameras of a view, relative to a source camera at the identity.
+    """The cameras of a view, relative to a source camera at the identity, all with its intrinsics.
 
     ``left`` moves the camera itself to its left (towards -x), ``up`` towards -y, both on a sphere about the pivot
-    ``(0, 0, pivot_depth)`` that it keeps looking at; ``in`` and ``out`` change its distance from it by a fraction.
-
-    Args:
-        view: the view.
-        K: intrinsics shared by all frames, ``[3, 3]``.
-        pivot_depth: the pivot's distance from the source camera, in scene units.
-        num_frames: T.
-        mode: ``dynamic``: the amounts grow linearly from 0 at the first frame to their full value at the last;
-            ``static``: every frame has the full value.
+    ``(0, 0, pivot_depth)`` that it keeps looking at; ``in`` and ``out`` change its distance from it by a fraction. In
+    mode ``dynamic`` the amounts grow linearly from 0 at the first frame to their full value at the last; in ``static``
+    every frame has the full value.
 
     Raises:
         InputError: the pivot's depth is not a positive number, or the mode is unknown.
@@ -175,11 +169,8 @@ def _orbit(view: View, share: float, pivot_depth: float) -> Float[np.ndarray, "4
 def orbit(yaw: float, pitch: float, distance: float, pivot_depth: float) -> Float[np.ndarray, "4 4"]:
     """The pose, camera to world in float64, of a camera that looks at the pivot and does not roll.
 
-    Args:
-        yaw: degrees about the pivot, to the camera's left.
-        pitch: degrees, upwards.
-        distance: from the pivot.
-        pivot_depth: the source camera's distance from it.
+    Yaw is in degrees about the pivot, to the camera's left, pitch upwards; the distance is from the pivot, which lies
+    ``pivot_depth`` from the source camera.
     """
     yaw, pitch = math.radians(yaw), math.radians(pitch)
     turn_y = np.array([[math.cos(yaw), 0, math.sin(yaw)], [0, 1, 0], [-math.sin(yaw), 0, math.cos(yaw)]])
@@ -206,13 +197,8 @@ def coordinates(pose: Float[np.ndarray, "4 4"], pivot_depth: float) -> tuple[flo
 def nearest_motion(yaw: float, pitch: float, stretch: float) -> str:
     """Which of the six motions a change of place about the pivot is most like; empty: of none.
 
-    Each amount is compared with what the paper's six reach: 10 degrees sideways, 8 upwards or downwards, 0.15 of the
-    pivot's distance. Less than a tenth of that along all three is no motion.
-
-    Args:
-        yaw: degrees, to the left.
-        pitch: degrees, upwards.
-        stretch: change of the distance as a share of the pivot's, outwards.
+    Each amount is compared with what the paper's six reach: 10 degrees to the left, 8 upwards, 0.15 of the pivot's
+    distance outwards (`stretch`). Less than a tenth of that along all three is no motion.
     """
     amounts = {"yaw": yaw / 10, "pitch": pitch / 8, "distance": stretch / 0.15}
     axis = max(amounts, key=lambda name: abs(amounts[name]))

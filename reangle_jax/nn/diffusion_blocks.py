@@ -23,12 +23,6 @@ def linear_builder(
 ) -> Callable[..., Linear]:
     """Builds the maps of one model: what all have in common is said once.
 
-    Args:
-        param_dtype: what is stored.
-        execution: what is computed in.
-        rngs: source of the initial values.
-        kernel_dtype: what kernels are stored in, where that is another type (`Linear`).
-
     Returns:
         (in_features, out_features, axes, lora=None, init_scale=1.0) -> `Linear`.
     """

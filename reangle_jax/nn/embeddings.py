@@ -11,17 +11,14 @@ from jaxtyping import Array, Float, Float32, Float64, Num
 def timestep_embedding(
     timesteps: Num[Array, " B"], width: int, *, flip: bool = True, freq_shift: float = 0.0, max_period: float = 1e4
 ) -> Float32[Array, "B {width}"]:
-    """Sinusoidal embedding of diffusion times (DDPM, Ho et al., 2020), in float32.
+    """Sinusoidal embedding of diffusion times, usually 0..1000 (DDPM, Ho et al., 2020), in float32.
 
     Args:
-        timesteps: the times, usually 0..1000.
+        timesteps: the times.
         width: even size of the result.
         flip: cosines first, as CogVideoX and FLUX do; sines first otherwise.
         freq_shift: subtracted from the count of frequencies in the exponent's denominator.
         max_period: the longest wavelength over 2 pi.
-
-    Returns:
-        The embedding.
     """
     half = width // 2
     exponent = -math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
@@ -68,16 +65,8 @@ class Rope(NamedTuple):
 def grid_rope(rows: int, columns: int, width: int, theta: float = 100.0) -> Rope:
     """Rotations of ``width`` channels at every token of a grid, row by row (CroCo v2, Weinzaepfel et al., 2023).
 
-    The first half of the channels turns with the token's row, the second with its column, both counted from 0.
-
-    Args:
-        rows: of tokens.
-        columns: of tokens.
-        width: channels of one head, a multiple of 4.
-        theta: the longest wavelength over 2 pi, in tokens.
-
-    Returns:
-        Float32 tables for ``S = rows * columns`` tokens.
+    The first half of the channels turns with the token's row, the second with its column, both counted from 0;
+    ``theta`` is the longest wavelength over 2 pi, in tokens.
 
     Raises:
         ValueError: ``width`` is no multiple of 4.
@@ -90,16 +79,11 @@ def grid_rope(rows: int, columns: int, width: int, theta: float = 100.0) -> Rope
 
 
 def place_waves(rows: int, columns: int, width: int) -> Float32[np.ndarray, "{rows} {columns} {width}"]:
-    """Sines and cosines of every token's place in the picture, float32 [rows, columns, width].
+    """Sines and cosines of every token's place in the picture, half of its row, half of its column.
 
     A place is measured from the picture's middle in lengths of its shorter side, so that it says the same of the ray
     through the token whatever the resolution, and if a longer picture is cropped. Wavelengths are four shorter sides
-    down to an eighth of one.
-
-    Args:
-        rows: of tokens.
-        columns: of tokens.
-        width: of the embedding, a multiple of 4: the first half is of the row, the second of the column.
+    down to an eighth of one. The width is a multiple of 4.
     """
     frequencies = np.geomspace(0.25, 8.0, width // 4)
 

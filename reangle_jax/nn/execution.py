@@ -37,10 +37,6 @@ class Execution:
     def chosen(cls, stored: str, choice: Choice = AUTO) -> "Execution":
         """A diffusion transformer's: self-attention of many tokens without a bias, in a deep stack.
 
-        Args:
-            stored: dtype of the weights.
-            choice: the user's.
-
         Raises:
             InputError: a kernel of another platform, or of other types.
         """

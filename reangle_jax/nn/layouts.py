@@ -189,7 +189,7 @@ def _pieces(lengths: Sequence[int], each: int) -> list[int]:
 
 
 def attend(kernel: Callable[..., Array], q: Array, k: Array, v: Array, lengths: Sequence[int]) -> Array:
-    """Self-attention over tokens that lie divided over the mesh.
+    """Self-attention over tokens, of sequences of these lengths, that lie divided over the mesh; so does its result.
 
     Each device exchanges its share of the tokens for a share of the heads with those beside it (all-to-all over the
     last axis of ``tokens``; Jacobs et al., 2023, arXiv 2309.14509), and gathers keys and values over the others. Heads
@@ -202,9 +202,6 @@ def attend(kernel: Callable[..., Array], q: Array, k: Array, v: Array, lengths: 
         k: keys, alike.
         v: values, alike.
         lengths: of the sequences in them, without what fills them up.
-
-    Returns:
-        The mix of values [B, S, N, D], divided as the queries are.
 
     Raises:
         ValueError: S is not those lengths, each filled up.

@@ -27,13 +27,7 @@ def bilinear_matrix(size_in: int, size_out: int, *, align_corners: bool) -> Matr
 def bicubic_matrix(size_in: int, size_out: int, *, step: float | None = None) -> Matrix:
     """Weights [out, in] of PyTorch's bicubic (a = -0.75, edge clamped, no antialiasing), float64.
 
-    Args:
-        size_in: input length.
-        size_out: output length.
-        step: input positions per output position; in / out by default. PyTorch uses 1 / ``scale_factor`` if given.
-
-    Returns:
-        The matrix.
+    `step` is input positions per output position, in / out by default; PyTorch uses 1 / ``scale_factor`` if given.
     """
     a = -0.75
     step = size_in / size_out if step is None else step
@@ -50,15 +44,9 @@ def bicubic_matrix(size_in: int, size_out: int, *, step: float | None = None) ->
 
 
 def pillow_matrix(size_in: int, size_out: int, kernel: str) -> Matrix:
-    """Weights [out, in] of Pillow's resizing, which widens the kernel when it shrinks, float64.
+    """Weights [out, in] of Pillow's resizing, which widens the kernel when it shrinks, float64; each row adds up to 1.
 
-    Args:
-        size_in: input length.
-        size_out: output length.
-        kernel: ``lanczos`` (three lobes) or ``bicubic`` (a = -0.5).
-
-    Returns:
-        The matrix; each row adds up to 1.
+    The kernel is ``lanczos`` (three lobes) or ``bicubic`` (a = -0.5).
     """
     support = {"lanczos": 3.0, "bicubic": 2.0}[kernel]
     step = size_in / size_out

@@ -72,15 +72,10 @@ def splash(
     saved: str,
     interpret: bool = False,
 ) -> Float[Array, "B Sq N D"]:
-    """Attention over the sequence axis with the splash kernel, differentiable.
+    """Attention over the sequence axis with the splash kernel, differentiable; the logits are scaled.
 
-    Args:
-        q: queries.
-        k: keys.
-        v: values.
-        scale: factor on the logits.
-        saved: name under which the output and the softmax's log-sum can be kept by a checkpoint policy.
-        interpret: run the kernel's arithmetic without a TPU, slowly, for tests.
+    The output and the softmax's log-sum can be kept by a checkpoint policy under the name ``saved``. For tests,
+    ``interpret`` runs the kernel's arithmetic without a TPU, slowly.
     """
     heads, queries, keys = q.shape[2], padded_length(q.shape[1]), padded_length(k.shape[1])
     in_lanes = keys > k.shape[1] and q.shape[-1] % LANES != 0

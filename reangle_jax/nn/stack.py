@@ -64,15 +64,7 @@ class Stack(nnx.Module):
         return cls(lambda layer: make(rngs=layer), depth, remat=execution.remat, tokens=tokens, rngs=rngs)
 
     def __call__(self, carry, *shared):
-        """Applies ``carry = block(carry, *shared)`` for every block.
-
-        Args:
-            carry: a pytree whose shapes and dtypes every block keeps.
-            *shared: further arguments, equal for all blocks.
-
-        Returns:
-            The last block's carry.
-        """
+        """Applies ``carry = block(carry, *shared)`` for every block; each keeps the carry's shapes and dtypes."""
         graphdef, state = nnx.split(self.layers)
 
         def body(carry, layer):
@@ -82,13 +74,7 @@ class Stack(nnx.Module):
         return carry
 
     def with_taps(self, carry, *shared, depth: int | None = None):
-        """Like calling, and also returns every block's output, stacked on a leading axis.
-
-        Args:
-            carry: as in calling.
-            *shared: as in calling.
-            depth: apply so many of the first blocks only.
-        """
+        """Like calling, of the first ``depth`` blocks; also returns every block's output, stacked on a leading axis."""
         graphdef, state = nnx.split(self.layers)
 
         def body(carry, layer):
@@ -102,18 +88,10 @@ class Stack(nnx.Module):
         return jax.lax.scan(pick, carry, jnp.arange(depth))
 
     def at(self, blocks: Sequence[int], carry, *shared):
-        """Like calling, and also returns some blocks' outputs, without keeping the others'.
-
-        Args:
-            blocks: which (counted from 1), ascending; the last must be the stack's last.
-            carry: as in calling.
-            *shared: as in calling.
-
-        Returns:
-            The outputs of ``blocks``, a list.
+        """Like calling, but gives a list of some blocks' outputs, without keeping the others'.
 
         Raises:
-            ValueError: ``blocks`` is not ascending, or does not end with the last block.
+            ValueError: ``blocks``, counted from 1, is not ascending, or does not end with the last block.
         """
         if list(blocks) != sorted(set(blocks)) or blocks[0] < 1 or blocks[-1] != self.depth:
             raise ValueError(f"blocks {tuple(blocks)} must ascend from 1 or more to {self.depth}")

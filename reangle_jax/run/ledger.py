@@ -58,12 +58,7 @@ class Ledger:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, root: str | os.PathLike[str], settings: Settings, command: str = "") -> Iterator[Self]:
-        """The ledger of a folder that this process alone works in, made if need be.
-
-        Args:
-            root: the folder.
-            settings: the run's.
-            command: what goes on with the run, as a shell takes it; kept in run.json.
+        """The ledger of a folder that this process alone works in, made if need be; `command` goes on with the run.
 
         Raises:
             InputError: the folder cannot be written, or another process works in it.
@@ -81,9 +76,7 @@ class Ledger:
     def survey(self, stage: Stage, remade: dict[str, str] | None = None) -> list[Verdict]:
         """Judges a stage's units, in order.
 
-        Args:
-            stage: the stage.
-            remade: outputs that units of earlier stages are to make anew, and which do; this stage's are added.
+        `remade` has the outputs that units of earlier stages are to make anew, and which do; this stage's are added.
         """
         remade = {} if remade is None else remade
         verdicts = []
@@ -111,13 +104,7 @@ class Ledger:
         self.save()
 
     def enter(self, name: str, unit: Unit, depends: dict[str, Any], took: dict[str, Any]) -> None:
-        """Enters a unit as done.
-
-        Args:
-            name: its full name.
-            unit: the unit.
-            depends: what it depended on when it was begun.
-            took: of `measure.Meter.read`.
+        """Enters a unit as done: what it depended on when it was begun, and what it took (`measure.Meter.read`).
 
         Raises:
             RuntimeError: an output that it promised was not written.
@@ -192,10 +179,7 @@ def _maker(path: str, remade: dict[str, str]) -> str | None:
 def _changes(then: dict[str, Any], now: dict[str, Any], before: dict[str, Any]) -> list[str]:
     """What tells two sets of dependencies apart; made another way, a unit has many that the other had not.
 
-    Args:
-        then: what the unit was made of.
-        now: what it would be made of.
-        before: the settings of the run that made it, by key without ``config.``.
+    `before` has the settings of the run that made it, by key without ``config.``.
     """
     known = {f"config.{key}": value for key, value in before.items()} | then
     changed = [_change(key, known[key], value) for key, value in now.items() if key in known and known[key] != value]

@@ -31,14 +31,9 @@ def external(settings: Settings, view: str) -> tuple[External, ...]:
 
 
 def cameras(settings: Settings, view: str, source: Cameras, pivot: float, indices: np.ndarray) -> Cameras:
-    """A view's cameras, in the frame of the source's first camera.
+    """A view's cameras, in the frame of the source's first camera, from which the pivot is so far.
 
-    Args:
-        settings: the run's.
-        view: its spelling.
-        source: the source's cameras.
-        pivot: the pivot's distance from the first of them.
-        indices: which of the source's frames were taken.
+    `indices` says which of the source's frames were taken.
 
     Raises:
         InputError: a file's path does not fit the video, begins elsewhere, or jumps.

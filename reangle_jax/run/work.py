@@ -22,13 +22,8 @@ _log = logging.getLogger(__name__)
 def run_stage(stage: Stage, ledger: Ledger, *, stop: Stop | None = None, team: Team = ALONE) -> bool:
     """Does what of a stage is not done; says what and why. Returns whether there was anything to do.
 
-    What an optional stage raises is logged: what was made before it is not lost for its sake.
-
-    Args:
-        stage: the stage.
-        ledger: of the run's folder, which this process owns.
-        stop: whether the process shall stop.
-        team: the processes that follow this one.
+    What an optional stage raises is logged: what was made before it is not lost for its sake. This process owns the
+    run's folder; those of the team follow it.
     """
     try:
         return _run(stage, ledger, stop or Stop(), team)

@@ -84,16 +84,10 @@ def tsed(
     max_error: float = MAX_ERROR,
     ratio: float = RATIO,
 ) -> Tsed:
-    """TSED and SED of images under known cameras (see `geometry.cameras` for the conventions).
+    """TSED and SED of RGB images under known cameras (see `geometry.cameras` for the conventions).
 
-    Args:
-        images: RGB.
-        K: intrinsics in pixels of each image.
-        camera_to_world: rigid motions, OpenCV axes.
-        pairs: which images are compared; `neighbours` by default.
-        min_matches: T_matches.
-        max_error: T_error, pixels of the images as given; the published figures are of 256x256.
-        ratio: of Lowe's test.
+    The pairs are `neighbours` by default; ``ratio`` is Lowe's. Errors are in pixels of the images as given: the
+    published figures are of 256x256.
 
     Raises:
         ValueError: not one camera an image, or fewer than two images.

@@ -20,15 +20,9 @@ def psnr(
     reference: UInt8[np.ndarray, "*batch H W 3"],
     mask: Bool[np.ndarray, "*batch H W"] | None = None,
 ) -> float:
-    """Peak signal-to-noise ratio in dB, of one mean squared error over all images given.
+    """Peak signal-to-noise ratio in dB, of one mean squared error over all images given, or over the mask's pixels.
 
-    Args:
-        image: values 0 to 255.
-        reference: of the same shape.
-        mask: which pixels count; all by default.
-
-    Returns:
-        dB; infinite for equal images, NaN if no pixel counts.
+    It is infinite for equal images, NaN if no pixel counts.
     """
     _check(image, reference, mask)
     squared = (image.astype(np.float64) - reference.astype(np.float64)) ** 2
@@ -59,18 +53,10 @@ def ssim(
     reference: UInt8[np.ndarray, "*batch H W 3"],
     mask: Bool[np.ndarray, "*batch H W"] | None = None,
 ) -> float:
-    """Mean structural similarity over the pixels that count.
+    """Mean structural similarity over the pixels that count, at most 1; NaN if none does.
 
     With a mask, what it leaves out is taken from `reference` in both images first, so that a hole does not spoil the
-    windows of its visible neighbours.
-
-    Args:
-        image: values 0 to 255.
-        reference: of the same shape.
-        mask: which pixels count; all by default. Without one, the border of half a window is left out, as is usual.
-
-    Returns:
-        at most 1; NaN if no pixel counts.
+    windows of its visible neighbours. Without one, the border of half a window is left out, as is usual.
 
     Raises:
         TooSmallError: there is no mask, and a side is no longer than the borders.

@@ -11,10 +11,7 @@ PARTS = ("score", "overlap", "first", "second")
 
 
 def pictures(way: OneWay) -> dict[str, Picture]:
-    """RGB pictures of one way of a pair.
-
-    Args:
-        way: unbatched.
+    """RGB pictures of one way of a pair, unbatched.
 
     Returns:
         ``score``: 1 - cosine from dark blue (0) to yellow (1 and above), black outside the overlap; ``overlap``: white

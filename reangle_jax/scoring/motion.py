@@ -47,13 +47,9 @@ def likeness(
     frozen: UInt8[np.ndarray, "T H W 3"],
     mask: Bool[np.ndarray, "T H W"],
 ) -> Motion:
-    """How well a video shows what moves in a warp.
+    """How well a video shows what moves in a warp of the clip along the same camera path; frozen, the clip's median is.
 
-    Args:
-        frames: the video.
-        warp: the clip along the same camera path.
-        frozen: the clip's median along it.
-        mask: what moves, of `moving`; the frozen scene differs from the warp at each of its pixels.
+    The mask is `moving`'s; the frozen scene differs from the warp at each of its pixels.
     """
     shown, still, truth = (video[mask][None] for video in (frames, frozen, warp))  # as one row of pixels
     psnr = image.psnr(shown, truth)

@@ -24,12 +24,8 @@ _KEPT = 6  # a candidate's features are there as often while it is compared
 def of_choosing(folder: Path, height: int, width: int, finished: float, candidates: int) -> tuple[float, float]:
     """Bytes of the score's networks and of what is kept of pictures, and operations of scoring candidates.
 
-    Args:
-        folder: of the weights; the published networks count while there are none.
-        height: of the pictures.
-        width: likewise.
-        finished: pictures that each candidate is compared with.
-        candidates: how many are, in all.
+    Each of so many candidates is compared with the finished pictures. The published networks count while the folder has
+    none.
     """
     geometry = checkpoints.config_or(folder / networks.GEOMETRY, Dust3rConfig, Dust3rConfig.dpt_512)
     name = next((name for name in networks.FEATURES if (folder / name).is_dir()), "featup")

@@ -35,15 +35,7 @@ class Likeness(NamedTuple):
 
 
 def likeness(picture: Picture, reference: Picture, lpips: Measure | None = None) -> Likeness:
-    """Compares two pictures of one size.
-
-    Args:
-        picture: RGB of values 0 to 255.
-        reference: of the same shape.
-        lpips: from `reangle_jax.scoring.perceptual.load`; None leaves the distance out.
-
-    Returns:
-        The figures.
+    """Compares two RGB pictures of one size; ``lpips`` is `perceptual.load`'s, None leaves the distance out.
 
     Raises:
         ValueError: the shapes or dtypes differ.

@@ -35,12 +35,8 @@ def cover(
 ) -> Cover:
     """Finds the discs that cover each pixel of a camera at the origin that looks along z (OpenCV axes).
 
-    Args:
-        points: in the camera's frame; those with z <= 0 and those not finite are left out.
-        focal: in pixels; the principal point is the centre.
-        height: of the picture, pixels.
-        width: of the picture, pixels.
-        radius: of the discs, in halves of the shorter side.
+    Points with z <= 0 and those not finite are left out. The focal length is in pixels, the principal point the centre,
+    the radius of the discs in halves of the shorter side.
     """
     radius = radius * min(height, width) / 2  # pixels from here on
     side = math.floor(2 * radius) + 1  # at most so many pixel centres lie within a disc's diameter

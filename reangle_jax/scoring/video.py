@@ -54,14 +54,8 @@ def score_views(
 ) -> Iterator[PairScore]:
     """MEt3R of pairs of images of one size: all, in the order (0, 1), (0, 2), ..., (1, 2), ..., or some.
 
-    Each image is described once, and its description is kept: 100 MB at 256x256 with 384 channels.
-
-    Args:
-        metric: the networks.
-        states: their parameters.
-        images: RGB; sides are multiples of DUSt3R's patch size.
-        pairs: which, by the images' indices; None for all.
-        keep_ways: give the renderings too.
+    Each image is described once, and its description is kept: 100 MB at 256x256 with 384 channels. Sides are multiples
+    of DUSt3R's patch size.
     """
     described = [describe(metric, states, jnp.asarray(image)) for image in images]
     for i, j in itertools.combinations(range(len(images)), 2) if pairs is None else pairs:
@@ -77,17 +71,7 @@ def score_videos(
     *,
     keep_ways: bool = False,
 ) -> Iterator[list[PairScore]]:
-    """MEt3R of videos frame by frame.
-
-    Args:
-        metric: the networks.
-        states: their parameters.
-        moments: for each moment, the frame of every video.
-        keep_ways: give the renderings too.
-
-    Yields:
-        For each moment, the scores of all unordered pairs of videos.
-    """
+    """For each moment, of which the frame of every video is given, MEt3R of all unordered pairs; see `score_views`."""
     for images in moments:
         yield list(score_views(metric, states, images, keep_ways=keep_ways))
 
@@ -103,9 +87,6 @@ def temporal_flickering(frames: Iterable[Picture]) -> float:
 
     The change is that of each pixel and channel from one frame to the next; 1 means that nothing changes. Motion counts
     as flicker too, so that figures of different clips compare only where their motion is alike.
-
-    Args:
-        frames: RGB values 0 to 255, two or more.
 
     Raises:
         ValueError: fewer than two frames.

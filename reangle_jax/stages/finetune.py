@@ -169,15 +169,10 @@ def _training_set(settings: Settings, folder: Path, backbone: Backbone, scratch:
 def encode_videos(
     backbone: Backbone, coder: Any, read: Callable[[int], tuple[np.ndarray, np.ndarray]], count: int
 ) -> TrainingSet:
-    """Encodes videos, as many at a time as there is room for, and their masks; the text is left empty.
+    """Encodes so many videos, as many at a time as there is room for, and their masks; the text is left empty.
 
-    Of several processes each reads the videos that its own devices encode, and no others.
-
-    Args:
-        backbone: the video model.
-        coder: its autoencoder's parameters.
-        read: from a video's number its frames, uint8 [T, H, W, 3], and where they are visible, bool [T, H, W].
-        count: how many videos there are.
+    Of several processes each reads the videos that its own devices encode, and no others. ``read`` gives a video's
+    frames, uint8 [T, H, W, 3], and where they are visible, bool [T, H, W].
     """
 
     @jax.jit
@@ -227,16 +222,9 @@ def rate_at(options: Finetune) -> Callable[[int], float]:
 def motion_loss(
     backbone: Backbone, adapters: Any, base: Any, coder: Any, data: TrainingSet, options: Finetune, *, key: Array
 ) -> Float[Array, ""]:
-    """The masked loss of videos drawn from the set.
+    """The masked loss of the adapters on videos drawn from the set, with the denoiser's frozen parameters, ``base``.
 
-    Args:
-        backbone: the video model.
-        adapters: what is learnt.
-        base: the denoiser's frozen parameters.
-        coder: the autoencoder's, for the noised first frames.
-        data: the set.
-        options: batch size, whether masked, noise and dropout of the condition.
-        key: of the draw, the times and every noise.
+    The autoencoder encodes the noised first frames. The key is of the draw, the times and every noise.
     """
     keys = iter(jax.random.split(key, 8))
     batch = options.batch_size

@@ -104,14 +104,10 @@ def _warp(settings: Settings, folder: Path, unit: Unit) -> None:
 def warped(
     picture: Picture, depth: np.ndarray, source: cameras.Cameras, target: cameras.Cameras, size: tuple[int, int]
 ) -> tuple[Picture, np.ndarray]:
-    """A picture as another camera sees it, at a size of its own, and where it is visible: bool [rows, columns].
+    """A picture as another camera sees it, at a size (rows, columns) of its own, and where it is visible: bool.
 
-    Args:
-        picture: of the source camera.
-        depth: z of its pixels, float32 [H, W].
-        source: its camera, intrinsics in its pixels.
-        target: the other.
-        size: rows and columns; the picture is enlarged before it is warped, so that as much of it as there is remains.
+    It is enlarged before it is warped, so that as much of it as there is remains. The depth is z of the source camera's
+    pixels, in which its intrinsics are.
     """
     rows, columns = size
     height, width = depth.shape

@@ -16,12 +16,7 @@ def image_condition(
     """The condition that stands beside the noised latents: the image's latents, drawn and scaled, then zeros.
 
     Training and sampling both come through here: scaled otherwise in one of them, first frames come out too bright.
-
-    Args:
-        vae: the autoencoder.
-        image: first frames in [-1, 1].
-        latent_frames: t.
-        key: of the draw from the posterior.
+    Images are in [-1, 1].
     """
     mean, logvar = vae.encode(image[:, None])
     first = vae.scale_image_latents(vae.sample(mean, logvar, key=key))

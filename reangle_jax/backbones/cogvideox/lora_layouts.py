@@ -90,14 +90,7 @@ def placed(names: Mapping[str, Tensor]) -> tuple[dict[tuple[int, str, str], list
 def read_header(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, layers: int, width: int
 ) -> dict[tuple[int, str], Adapter]:
-    """Every adapted layer of a file, by layer and target.
-
-    Args:
-        path: the file, for its neighbours and the messages.
-        tensors: of its header.
-        metadata: of its header.
-        layers: of the transformer that it is to fit.
-        width: of the transformer's tokens.
+    """Every adapted layer of a file, by layer and target, from its header; `layers` and `width` are the transformer's.
 
     Raises:
         InputError: another layout, a layer that cannot be adapted, half of a pair, a wrong width, a layer left out, a

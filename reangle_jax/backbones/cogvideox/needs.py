@@ -69,12 +69,7 @@ _PUBLISHED: dict[str, dict[str, Callable[[], Any]]] = {
 
 
 def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
-    """Needs of one unit of fine-tuning and of sampling.
-
-    Args:
-        backbone: the model; its published sizes count where a folder is missing.
-        demand: what is asked of it.
-    """
+    """Needs of one unit of fine-tuning and of sampling; the model's published sizes count where a folder is missing."""
     transformer, vae, t5 = _configs(backbone)
     execution = Execution.chosen(transformer.param_dtype, backbone.choice)
     clip = backbone.clip

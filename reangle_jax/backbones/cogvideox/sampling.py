@@ -33,14 +33,7 @@ def latent_frames(transformer: TransformerConfig, vae: VAEConfig, num_frames: in
 def decode_latents(
     vae: VAE, latents: Float[Array, "B t h w C"], num_frames: int, extra: int = 0
 ) -> Float[Array, "B T H W 3"]:
-    """Decodes sampled latents to ``num_frames`` frames, about in [-1, 1].
-
-    Args:
-        vae: the autoencoder.
-        latents: as the diffusion model has them.
-        num_frames: T = 1 + 4k.
-        extra: latent frames at the front that are dropped first.
-    """
+    """Decodes sampled latents, without the first ``extra``, to ``num_frames`` = 1 + 4k frames, about in [-1, 1]."""
     latents = latents[:, extra:].astype(jnp.float32)
     # An even number t of latents decodes to 4 t frames (the published way), not to 4 t - 3: one more in front makes it
     # odd, and the frames that it adds are dropped.

@@ -26,12 +26,7 @@ def accepts(text: str) -> bool:
 
 
 def read(path: Path, text: str, tool: str | None = None) -> CameraFile:
-    """Reads it.
-
-    Args:
-        path: of the file.
-        text: in it.
-        tool: whose order it has; None: a comment in the file or its name says so.
+    """Reads it in a tool's order; None: a comment in the file or its name says whose.
 
     Raises:
         InputError: it does not say which tool's it is, or the lines do not fit.

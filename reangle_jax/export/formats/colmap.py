@@ -45,10 +45,7 @@ def write_binary(
 ) -> None:
     """Writes cameras.bin with one SIMPLE_PINHOLE, number 1, images.bin, and a points3D.bin without points.
 
-    Args:
-        folder: for the three.
-        lens: width, height, focal length, and the principal point.
-        images: names with poses, camera to world.
+    The lens is width, height, focal length and principal point; images are names with poses, camera to world.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cameras.bin").write_bytes(struct.pack("<QiiQQddd", 1, 1, 0, *lens))

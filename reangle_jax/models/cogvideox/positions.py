@@ -22,16 +22,9 @@ def _over_grid(along_t: Array, along_a: Array, along_b: Array, *, rows_first: bo
 
 
 def sincos_table(config: TransformerConfig, frames: int, height: int, width: int) -> Float[Array, "video inner"]:
-    """The position table of CogVideoX-2b, for the video tokens; text tokens have zeros.
+    """The position table of CogVideoX-2b for the tokens of so many latent frames, rows and columns, float32.
 
-    Args:
-        config: the transformer's.
-        frames: latent frames.
-        height: latent rows.
-        width: latent columns.
-
-    Returns:
-        A quarter of the width for frames, then columns, then rows (in the published order), float32.
+    A quarter of the width is for frames, then come columns, then rows (in the published order). Text tokens have zeros.
     """
     space = config.spatial_interpolation_scale
     t = sincos_1d(np.arange(frames) / config.temporal_interpolation_scale, config.inner_dim // 4)
@@ -42,14 +35,9 @@ def sincos_table(config: TransformerConfig, frames: int, height: int, width: int
 
 
 def crop_region(grid: tuple[int, int], base: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The centred part of the base grid that a grid of another aspect ratio covers.
+    """The centred part of the grid that a model was trained with that a grid of another aspect ratio covers.
 
-    Args:
-        grid: rows and columns of the video's tokens.
-        base: rows and columns that the model was trained with.
-
-    Returns:
-        (top, left), (bottom, right) in the base grid.
+    Both count rows and columns of tokens; what is given are (top, left) and (bottom, right) in the base grid.
     """
     rows, columns = grid
     base_rows, base_columns = base
@@ -80,16 +68,9 @@ def rope_positions(config: TransformerConfig, frames: int, height: int, width: i
 def rope_table(
     config: TransformerConfig, frames: int, height: int, width: int
 ) -> tuple[Float[Array, "video half"], Float[Array, "video half"]]:
-    """Cosines and sines of the rotation of each pair of a head's channels, for the video tokens, float32.
+    """Cosines and sines of each pair of a head's channels, float32, for tokens of so many latent frames, rows, columns.
 
-    Args:
-        config: the transformer's.
-        frames: latent frames.
-        height: latent rows.
-        width: latent columns.
-
-    Returns:
-        Two tables over ``attention_head_dim / 2`` pairs: a quarter turned by frame, 3/8 by row, 3/8 by column.
+    Of the pairs a quarter is turned by frame, 3/8 by row and 3/8 by column.
     """
     width_t, width_s = config.attention_head_dim // 4, config.attention_head_dim // 8 * 3
     t, y, x = rope_positions(config, frames, height, width)

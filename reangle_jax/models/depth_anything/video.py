@@ -15,19 +15,10 @@ from reangle_jax.nn.resize import resize_bilinear
 
 
 def input_size(height: int, width: int, *, short_side: int, multiple: int) -> tuple[int, int]:
-    """The size at which the network sees a frame, as the authors choose it.
+    """Height and width at which the network sees a frame of that size, pixels, as the authors choose them.
 
-    The shorter side becomes ``short_side``, the other one follows in proportion; each is rounded to a multiple, half to
-    even, but never below ``short_side``.
-
-    Args:
-        height: the frame's, pixels.
-        width: the frame's, pixels.
-        short_side: lower bound of both sides, pixels.
-        multiple: the patch size, pixels.
-
-    Returns:
-        Height and width.
+    The shorter side becomes ``short_side``, the other one follows in proportion; each is rounded to a multiple (of the
+    patch size), half to even, but never below ``short_side``.
     """
     scale = max(short_side / height, short_side / width)
 
@@ -64,16 +55,13 @@ def estimate_video_depth(
     batch_size: int = 4,
     short_side: int | None = None,
 ) -> Float32[np.ndarray, "T H W"]:
-    """Estimates the depth of every frame, each on its own.
+    """Estimates the depth of every RGB frame at its own size, each by itself, as `DepthAnything` gives it.
 
     Args:
         model: relative or metric.
         frames: RGB.
         batch_size: frames per call of the network; the last batch is padded, so that one program serves all.
         short_side: the shorter side at which the network sees the frames, pixels; by default the one it was trained at.
-
-    Returns:
-        Depth at the frames' own size, as `DepthAnything` returns it (relative models: inverse depth).
 
     Raises:
         ValueError: there are no frames, they are not uint8 [T, H, W, 3], or ``batch_size`` is not positive.

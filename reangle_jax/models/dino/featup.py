@@ -100,15 +100,7 @@ class JBUStack(nnx.Module):
         self.fixup = Linear(config.width, config.width, rngs=rngs, **dtypes)
 
     def __call__(self, x: Float[Array, "B h w C"], guidance: Float[Array, "B H W 3"]) -> Float[Array, "B u v C"]:
-        """Upsamples.
-
-        Args:
-            x: features.
-            guidance: the image that they are of, at any resolution; values as in training (MEt3R: 0 to 1).
-
-        Returns:
-            Features of ``2**stages`` times the resolution.
-        """
+        """Features of ``2**stages`` times the resolution, guided by the image of any size (MEt3R: values 0 to 1)."""
         for stage in self.stages:
             rows, columns = 2 * x.shape[1], 2 * x.shape[2]
             matrices = adaptive_mean_matrix(guidance.shape[1], rows), adaptive_mean_matrix(guidance.shape[2], columns)

@@ -61,11 +61,7 @@ class Dust3r(nnx.Module):
         return self.encoder_norm(tokens).reshape(grid)
 
     def decode(self, tokens1: Float[Array, "B h w C"], tokens2: Float[Array, "B h2 w2 C"]) -> tuple[View, View]:
-        """Decodes pairs of encoded images.
-
-        Args:
-            tokens1: of the first images, from `encode`.
-            tokens2: of the second images; their size may be another.
+        """Decodes pairs of encoded images, which may differ in size.
 
         Returns:
             What is seen in the first and in the second images, at their own sizes, all in the first ones' cameras.

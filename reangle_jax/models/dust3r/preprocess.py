@@ -19,7 +19,7 @@ def _resized(height: int, width: int, image_size: int) -> tuple[int, int]:
 def input_size(
     height: int, width: int, *, image_size: int, multiple: int = 16, square_ok: bool = False
 ) -> tuple[int, int]:
-    """The size at which the network sees an image, as the authors choose it.
+    """Height and width at which the network sees an image, as the authors choose them.
 
     Args:
         height: the image's, pixels.
@@ -27,9 +27,6 @@ def input_size(
         image_size: length of the longer side after resizing, pixels; 224 makes squares of that size.
         multiple: the patch size, pixels.
         square_ok: leave square images square; otherwise they are cropped to 4:3.
-
-    Returns:
-        Height and width after the crop.
 
     Raises:
         ValueError: the shorter side would be shorter than ``multiple``.
@@ -51,17 +48,7 @@ def preprocess(
 ) -> Float32[np.ndarray, "h w 3"]:
     """Resizes an RGB image (Lanczos to smaller, bicubic to larger), crops its centre and scales it to -1..1.
 
-    Args:
-        image: RGB.
-        image_size: as in `input_size`.
-        multiple: as in `input_size`.
-        square_ok: as in `input_size`.
-
-    Returns:
-        The network's input, of the size that `input_size` says.
-
-    Raises:
-        ValueError: as in `input_size`.
+    Arguments and errors are `input_size`'s.
     """
     height, width = image.shape[:2]
     high, wide = input_size(height, width, image_size=image_size, multiple=multiple, square_ok=square_ok)

@@ -185,16 +185,10 @@ class Autoencoder(nnx.Module):
         self.decoder = Decoder(config, execution, rngs=rngs)
 
     def encode(self, pictures: Float[Array, "B H W 3"]) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
-        """Encodes pictures in [-1, 1] to the mean (which is the mode too) and log variance of latents.
-
-        Args:
-            pictures: height and width are multiples of the config's ``spatial_compression_ratio``.
-
-        Returns:
-            Mean and log variance, the latter clamped to [-30, 20].
+        """Encodes pictures in [-1, 1] to the mean (the mode too) and log variance, clamped to [-30, 20], of latents.
 
         Raises:
-            ValueError: other heights or widths.
+            ValueError: height or width is no multiple of the config's ``spatial_compression_ratio``.
         """
         ratio = self.config.spatial_compression_ratio
         if pictures.shape[1] % ratio or pictures.shape[2] % ratio:

@@ -57,12 +57,12 @@ class FluxControlNet(nnx.Module):
         """The residuals that reach the transformer; blocks whose would not are not computed.
 
         Args:
-            tokens: packed noised latents, as the transformer's.
+            tokens: packed noised latents; this and what is not said here is as the transformer's.
             condition: packed latents of the masked picture, and the mask of what is known as one channel more.
-            text: as the transformer's.
-            pooled: as the transformer's.
-            times: as the transformer's.
-            guidance: as the transformer's.
+            text: of tokens.
+            pooled: of the whole text.
+            times: of each picture.
+            guidance: of each picture.
             grid: rows and columns of tokens.
             scale: factor on all residuals.
 

@@ -95,14 +95,7 @@ class Lpips(nnx.Module):
         return taps
 
     def __call__(self, images1: Float[Array, "B H W 3"], images2: Float[Array, "B H W 3"]) -> Float[Array, " B"]:
-        """The distance of each pair.
-
-        Args:
-            images1: RGB of values 0 to 1, float32.
-            images2: of the same shape.
-
-        Returns:
-            0 for equal images, within round-off; larger the less they are alike; float32.
+        """The distance of each pair of RGB images, values 0 to 1: about 0 for equal ones; larger the less alike.
 
         Raises:
             TooSmallError: a side is below ``config.smallest_side``.

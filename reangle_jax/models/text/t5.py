@@ -71,18 +71,10 @@ class T5Config:
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int) -> Int32[np.ndarray, "{length} {length}"]:
-    """Which bucket the way from each query (row) to each key (column) falls into.
+    """Which of the buckets, from 0, the way from each query (row) to each key (column) falls into.
 
     Half of the buckets are for keys after the query. In each half, half are single distances and the others grow
-    with the logarithm of the distance up to ``max_distance``.
-
-    Args:
-        length: of the sequence.
-        buckets: how many in all.
-        max_distance: where the last one begins.
-
-    Returns:
-        A number from 0 to ``buckets - 1`` for every pair.
+    with the logarithm of the distance up to ``max_distance``, where the last one begins.
     """
     way = np.arange(length)[None, :] - np.arange(length)[:, None]
     half, exact = buckets // 2, buckets // 4

@@ -35,11 +35,8 @@ def control_condition(
 ) -> Float[Array, "B N D"]:
     """The inpainting ControlNet's condition: latents of the picture with black holes, and which cells are known.
 
-    Args:
-        vae: the autoencoder.
-        picture: in [-1, 1]; anything in the holes.
-        visible: where it is known.
-        key: of the draw from the posterior, as published; None takes its mean.
+    The picture is in [-1, 1], anything in its holes. The key is of the draw from the posterior, as published; None
+    takes its mean.
 
     Returns:
         Tokens of 4 (C + 1) features, 68 of FLUX.1's.

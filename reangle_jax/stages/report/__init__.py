@@ -40,12 +40,7 @@ def report(settings: Settings, folder: Path, work: Work) -> None:
 
 
 def page(run: reading.Run, most_bytes: int = media.MOST_BYTES) -> str:
-    """The whole page.
-
-    Args:
-        run: what it shows.
-        most_bytes: of its videos; beyond, they are linked from it.
-    """
+    """The whole page; videos of more bytes than these are linked from it."""
     held, linked = media.videos(run, most_bytes)
     has_untuned = "untuned" in run.variants and "-untuned" in held
     shown = [
