@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from reangle_jax import commands
+
 VIEW, FOLDER = "left:10", "left_10"
 KEPT = ("auto", "bfloat16", "int8")  # auto: the small family's weights are stored in float32
 
@@ -43,7 +45,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def main() -> None:
     """Runs all three and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--sampling-steps", type=int, default=10)
@@ -65,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(lambda stop: main()))

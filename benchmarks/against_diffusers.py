@@ -28,6 +28,7 @@ import functools
 import gc
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,7 +45,7 @@ from flax import nnx
 
 from benchmarks.diffusers_steps import GUIDANCE, SAMPLING_STEPS, Theirs
 from converters import command
-from reangle_jax import checkpoints, config, learning, measure, mesh
+from reangle_jax import checkpoints, commands, config, learning, measure, mesh
 from reangle_jax.backbones.cogvideox import conditioning, networks
 from reangle_jax.backbones.cogvideox import lora as lora_file
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
@@ -165,10 +166,10 @@ class Ours:
 
     def __init__(self, folder: Path, case: Case, data: finetune.TrainingSet):
         self.config, self.data = case.adapted, data
-        self.vae = networks.load_vae(folder / "ours" / "vae")
-        self.transformer = networks.load_transformer(
-            folder / "ours" / "transformer", lora_rank=case.rank, lora_alpha=float(case.rank)
-        )
+        parts = folder / "ours" / "vae", folder / "ours" / "transformer"
+        self.vae = networks.load(networks.describe_vae(parts[0]), parts[0])
+        described = networks.describe_transformer(parts[1], lora_rank=case.rank, lora_alpha=float(case.rank))
+        self.transformer = networks.load(described, parts[1])
         lora = lora_file.to_state(lora_file.read(folder / "lora.safetensors", self.config), self.config)
         optimiser = finetune.make_optimiser(case.options)
         self.state = learning.init(lora, optimiser)
@@ -259,7 +260,7 @@ def resident_rise(call: Call) -> float:
 
 def main() -> None:
     """Compares, then prints a line for each program and side."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
     highest = jax.default_matmul_precision("highest")  # as PyTorch multiplies float32
@@ -337,4 +338,4 @@ def peak(pair: Pair, call: Call) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(lambda stop: main()))

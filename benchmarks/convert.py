@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from converters import registry, rules
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, commands
 from reangle_jax.data import safetensors
+from reangle_jax.errors import InputError
 from reangle_jax.models.flux.transformer_config import FluxConfig
 
 MODELS = ("cogvideox-5b-i2v/transformer", "flux.1-dev/transformer")
@@ -129,7 +130,7 @@ def convert(name: str, source: Path, target: Path) -> tuple[float, float, float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
     parser.add_argument("--layers", type=int, default=3, help="42 is CogVideoX, of which 3 make about a gigabyte")
     parser.add_argument("--single-file", action="store_true", help="the authors' own layout, of FLUX")
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="leave the files")
     options = parser.parse_args()
     if options.single_file and len(registry.find(options.model)[1][0].layouts) < 2:
-        parser.error(f"--single-file: {options.model} is published as a folder only")
+        raise InputError(f"--single-file: {options.model} is published as a folder only")
     if options.folder:
         Path(options.folder).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="convert", dir=options.folder))
@@ -162,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(lambda stop: main()))

@@ -147,4 +147,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(main))
+    sys.exit(commands.answer(lambda stop: main()))

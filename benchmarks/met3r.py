@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import functools
 import statistics
+import sys
 import time
 
 import jax
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, commands
 from reangle_jax.models.dino import FeatUp, FeatUpConfig
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from reangle_jax.scoring import networks
@@ -149,7 +150,7 @@ def timed(function, *arguments):
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, default=25)
     parser.add_argument("--views", default="1,2,3,4,5,6", help="the numbers of finished views, in this order")
     parser.add_argument("--size", type=int, default=64, help="pixels per side; a multiple of 8, or 16 (full)")
@@ -211,4 +212,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(lambda stop: main()))

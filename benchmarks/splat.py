@@ -8,12 +8,14 @@ the tuned one adds channel by channel with flat indices, which NumPy (1.25 and l
 """
 
 import argparse
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reangle_jax import commands
 from reangle_jax.geometry import splat as ours
 from reangle_jax.geometry.cameras import default_intrinsics, identity_cameras, source_to_target
 from reangle_jax.geometry.trajectories import parse_view, view_cameras
@@ -129,7 +131,7 @@ def compare(video, warped, visible, references):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -174,4 +176,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(lambda stop: main()))

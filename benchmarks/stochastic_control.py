@@ -157,11 +157,11 @@ class Bench:
     """
 
     def __init__(self, size: tuple[int, int], *, steps: int, every: int, seed: int, cheap: bool):
-        entry = registry.entry("tiny")
+        entry = registry.ENTRIES["tiny"]
         self.painter = entry.load()("tiny", {part: tiny.WEIGHTS / part for part in entry.parts}, size)
         self.text = self.painter.embed([""])
         self.networks = self.painter.load()
-        self.agreement = Agreement.load(tiny.WEIGHTS, *size, key="--weights")
+        self.agreement = Agreement.load(tiny.WEIGHTS, *size)
         metric = self.agreement.metric
         self.chooser = dataclasses.replace(
             self.agreement, metric=dataclasses.replace(metric, stride=2, both=False) if cheap else metric
@@ -199,7 +199,7 @@ class Bench:
     def paint(self, scene: Scene, arm: str) -> tuple[list[np.ndarray], list[np.ndarray], dict[str, float]]:
         """An arm's views with what is known pasted back, and as they are decoded, RGB; costs of a view."""
         how = self.painting(arm)
-        grid = scene.truth.shape[1] * scene.truth.shape[2] // registry.entry("tiny").multiple ** 2
+        grid = scene.truth.shape[1] * scene.truth.shape[2] // registry.ENTRIES["tiny"].multiple ** 2
         pasted: list[np.ndarray] = []
         decoded: list[np.ndarray] = []
         start = time.process_time()

@@ -11,6 +11,7 @@ with the flow that depth and cameras give, over pixels that the warp sees throug
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from reangle_jax import commands
 from reangle_jax.geometry import splat
 from reangle_jax.geometry.cameras import load_cameras, source_to_target
 from reangle_jax.scoring import image
@@ -71,7 +73,7 @@ def measure(run: Path, view: Path) -> Row:
 
 def main() -> None:
     """Prints a line a view, and the means of each run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a finished run with evaluate.untuned=True")
     for run in parser.parse_args().runs:
         rows = {view.name: measure(run, view) for view in sorted((run / "views").iterdir())}
@@ -84,4 +86,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(lambda stop: main()))

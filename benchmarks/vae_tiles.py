@@ -7,21 +7,24 @@ the whole clip: chunks run one after the other. Compiling takes minutes on a CPU
 """
 
 import argparse
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from reangle_jax import commands
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
+from reangle_jax.nn.execution import Execution
 
 FRAMES, LATENTS = 9, 3
 
 
-def planned(config: VAEConfig, code: str, height: int, width: int) -> tuple[float, float]:
+def planned(config: VAEConfig, execution: Execution, code: str, height: int, width: int) -> tuple[float, float]:
     """Temporary memory in GiB beside parameters, input and output; and the seconds that compiling took."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: VAE(config, execution=execution, rngs=nnx.Rngs(0))))
     shape = (1, FRAMES, height, width, 3) if code == "encode" else (1, LATENTS, height // 8, width // 8, 16)
     method = VAE.encode if code == "encode" else VAE.decode
     start = time.perf_counter()
@@ -35,17 +38,17 @@ def planned(config: VAEConfig, code: str, height: int, width: int) -> tuple[floa
 
 def main() -> None:
     """Prints a line for each size and direction."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--code", nargs="+", choices=("decode", "encode"), default=["decode", "encode"])
     parser.add_argument("--sizes", nargs="+", default=["480x720", "768x1360"])
     parser.add_argument("--dtype", default="float32", help="what is computed in")
     arguments = parser.parse_args()
-    config = VAEConfig(dtype=arguments.dtype)
+    config, execution = VAEConfig(), Execution(dtype=arguments.dtype)
     for code in arguments.code:
         for size in arguments.sizes:
             height, width = map(int, size.split("x"))
-            tiled, tiled_seconds = planned(config.tiled(), code, height, width)
-            whole, whole_seconds = planned(config, code, height, width)
+            tiled, tiled_seconds = planned(config.tiled(), execution, code, height, width)
+            whole, whole_seconds = planned(config, execution, code, height, width)
             print(
                 f"{code} {size}: whole {whole:.2f} GiB, in tiles {tiled:.2f} GiB, {whole / tiled:.1f} times less "
                 f"(compiled in {whole_seconds:.0f} s and {tiled_seconds:.0f} s, {jax.default_backend()})",
@@ -54,4 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(lambda stop: main()))

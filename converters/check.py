@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from converters.errors import SourceError
 from converters.registry import Layout, Part, relatives
 from converters.rules import Move, match, places
 from converters.sources.folder import Opened
@@ -52,14 +51,9 @@ class Plan:
 def plan(name: str, part: Part, opened: Opened) -> Plan:
     """Finds every tensor's place.
 
-    Args:
-        name: of the model, for the messages.
-        part: what the source should be.
-        opened: the source.
-
     Raises:
-        SourceError: it is something else, or not whole; `report` has one line a fault.
-        InputError: what goes along with it is damaged.
+        InputError: it is something else than the part, or not whole (`report` has one line a fault), or what goes along
+            with it is damaged.
     """
     tensors = opened.source.tensors
     where = opened.source.files[0].parent
@@ -68,7 +62,7 @@ def plan(name: str, part: Part, opened: Opened) -> Plan:
     if layout is None:
         marks = " or ".join(layout.mark for layout in part.layouts)
         guess = _looks_like(name, part, opened, None) or f" is no {part.name} of {name}"
-        raise SourceError(f"{where}:{guess}: it has no tensor {marks}", tuple(faults))
+        raise InputError(f"{where}:{guess}: it has no tensor {marks}", tuple(faults))
     targets = parameter_shapes(part.build, config)
     moves, ignored, misplaced = match(tensors, layout.table(config), targets)
     used = {move.tensor.name: move.tensor for move in moves}
@@ -81,7 +75,7 @@ def plan(name: str, part: Part, opened: Opened) -> Plan:
         guess = _looks_like(name, part, opened, own) or f" does not fit {name}/{part.name}"
         first = next((fault for fault in faults if ": shape " in fault), faults[0])
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise SourceError(f"{where}:{guess}: {first}{more}; give the right folder, or download it again", tuple(faults))
+        raise InputError(f"{where}:{guess}: {first}{more}; give the right folder, or download it again", tuple(faults))
     moves.sort(key=lambda move: (opened.source.files.index(move.tensor.file), move.tensor.offset))
     if opened.config is None:
         notes.append(f"there is no config.json: taken to be of {name}'s published size")
@@ -112,9 +106,9 @@ def _config(part: Part, published: Mapping[str, Any] | None) -> tuple[Any, list[
             _check_field(key, value, hints[key], signed=key in signed)
         config = dataclasses.replace(part.config, **fields)
     except KeyError as error:
-        raise SourceError(f"config.json of {part.name} lacks {error}; download it again") from None
+        raise InputError(f"config.json of {part.name} lacks {error}; download it again") from None
     except (TypeError, ValueError, AttributeError) as error:
-        raise SourceError(f"config.json of {part.name} describes another network: {error}") from None
+        raise InputError(f"config.json of {part.name} describes another network: {error}") from None
     want, got = part.kind(part.config), part.kind(config)
     return config, [f"config.json: {key} is {got[key]}, not {want[key]}" for key in want if got[key] != want[key]]
 

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from converters import registry
-from converters.errors import SourceError
 from reangle_jax import commands
 from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
-from reangle_jax.stopping import Stop
 
 USAGE = """\
 python -m converters NAME --source DIR_OR_FILE_OR_REPO_ID --out DIR [--dtype bfloat16]
@@ -41,12 +39,7 @@ def _parser() -> commands.Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code, as `commands.answer` has them."""
-
-    def work() -> int:
-        with Stop().installed():
-            return _dispatch(list(argv))
-
-    return commands.answer(work, explain=_explain)
+    return commands.answer(lambda stop: _dispatch(list(argv)), explain=_explain)
 
 
 def _explain(error: Exception) -> str | None:
@@ -102,8 +95,8 @@ def _convert(model: registry.Model, parts: Sequence[registry.Part], alone: bool,
         except InputError as error:
             errors.append(error)
     if errors:
-        report = [line for error in errors for line in (str(error), *getattr(error, "report", ()))]
-        raise SourceError(report[0], tuple(report[1:]))
+        report = [line for error in errors for line in (str(error), *error.report)]
+        raise InputError(report[0], tuple(report[1:]))
     for part, opened, plan in plans:
         size = sum(tensor.nbytes for tensor in opened.source.tensors.values())
         print(

@@ -10,7 +10,7 @@ from reangle_jax import checkpoints, commands
 from reangle_jax.backbones.cogvideox import lora, lora_layouts
 from reangle_jax.data import files, lora_files, safetensors
 from reangle_jax.data.paths import expand
-from reangle_jax.errors import InputError, named
+from reangle_jax.errors import InputError, about
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 
 # Of each width and depth one: a LoRA does not tell 5b, 5b-i2v and 1.5 apart, and is laid out alike for them.
@@ -74,7 +74,7 @@ def export_command(args: list[str]) -> int:
 def _transformer(source: Path, folder: str | None) -> TransformerConfig:
     """The transformer that a file is for: the one in a folder, or one with the file's layers and width."""
     if folder is not None:
-        with named("--transformer"):
+        with about("--transformer"):
             return checkpoints.load_config(folder, TransformerConfig)
     layers, widths = lora_layouts.sizes(safetensors.read_header(source)[0])
     for config in _KNOWN:

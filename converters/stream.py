@@ -20,7 +20,6 @@ import numpy as np
 
 from converters import check
 from converters.check import Plan
-from converters.errors import SourceError
 from converters.hashing import Hasher, hash_file
 from converters.rules import Move
 from converters.sources.folder import Opened
@@ -91,7 +90,7 @@ class Writer:
 
         Raises:
             InputError: OUT/PART is something else, the disk is full, or another process is at work on it.
-            SourceError: the source is damaged, or changed meanwhile.
+            InputError: the source is damaged, or changed meanwhile.
         """
         if self.final.exists():
             self._check_final()
@@ -103,7 +102,7 @@ class Writer:
             hashes = self._write(done)
             self._check_hashes(hashes)
             if self._sources() != sources:
-                raise SourceError(f"{self.opened.source.files[0].parent}: changed while it was read; start again")
+                raise InputError(f"{self.opened.source.files[0].parent}: changed while it was read; start again")
             self._finish(sources, hashes)
         return True
 
@@ -125,7 +124,7 @@ class Writer:
             try:
                 status = os.stat(file)
             except OSError as error:
-                raise SourceError(f"{file}: cannot be read ({error.strerror}); download it again") from None
+                raise InputError(f"{file}: cannot be read ({error.strerror}); download it again") from None
             found.append({"file": file.name, "size": status.st_size, "mtime_ns": status.st_mtime_ns})
         return found
 
@@ -232,7 +231,7 @@ class Writer:
             blob = file.resolve()
             if blob.parent.name == "blobs" and len(blob.name) == len(digest) and blob.name != digest:
                 shutil.rmtree(self.partial)
-                raise SourceError(f"{file}: is damaged (its SHA-256 is not what it was published with); delete {blob}")
+                raise InputError(f"{file}: is damaged (its SHA-256 is not what it was published with); delete {blob}")
 
     def _to_read(self, moves: Mapping[str, Sequence[Move]]) -> list[Tensor]:
         """Tensors in the order in which they lie; where they have a place in the file all of them, to hash it whole."""
@@ -244,7 +243,7 @@ class Writer:
     def _put(self, writing: weights_folder.ParamsWriter, moves: Sequence[Move], raw: np.ndarray) -> None:
         tensor = moves[0].tensor
         if not safetensors.is_finite(raw):
-            raise SourceError(
+            raise InputError(
                 f"{tensor.file}: {tensor.name} holds NaN or infinity, and so would all that is "
                 "computed with it; download it again, or take another release"
             )

@@ -20,7 +20,7 @@ from converters.stream import stored_dtype
 from reangle_jax import checkpoints
 from reangle_jax.data import safetensors
 from reangle_jax.data.weights_folder import Stored, open_arrays
-from reangle_jax.errors import InputError, named
+from reangle_jax.errors import InputError, about
 from reangle_jax.nn.quantised import INT8
 
 SHARD_BYTES = 5_000_000_000  # as the Hub's own tools cut
@@ -45,12 +45,7 @@ class _Piece:
 def run(model: Model, parts: Sequence[Part], source: Path, out: Path, dtype: str | None) -> int:
     """Writes parts of a weights folder in their published layout, each to OUT/FOLDER as a pipeline has it.
 
-    Args:
-        model: whose entry says the layout.
-        parts: which.
-        source: our weights: a folder with a folder a part, or the part's own.
-        out: the pipeline's folder.
-        dtype: of the published tensors; None keeps what is stored.
+    The source has a folder a part, or is the part's own. Tensors are of a dtype; None keeps what is stored.
 
     Raises:
         InputError: a part is missing or damaged, or has no published layout here, or its target exists.
@@ -66,7 +61,7 @@ def run(model: Model, parts: Sequence[Part], source: Path, out: Path, dtype: str
         target = out / (part.folder or part.name)
         if target.exists():
             raise InputError(f"--out: {target} exists; move it away, or give another folder")
-        with named("--source"):
+        with about("--source"):
             config = checkpoints.load_config(folder, type(part.config))
         if getattr(config, "kernel_dtype", ""):
             raise InputError(
@@ -82,7 +77,7 @@ def run(model: Model, parts: Sequence[Part], source: Path, out: Path, dtype: str
 def _write_part(part: Part, folder: Path, target: Path, config: Any, dtype: np.dtype | None) -> None:
     table = part.layouts[0].table(config)
     shapes = parameter_shapes(part.build, config)
-    with named("--source"):
+    with about("--source"):
         stored = open_arrays(folder)
     faults = [path for path, shape in shapes.items() if path not in stored or stored[path].shape != shape]
     faults += [path for path in stored if path not in shapes]

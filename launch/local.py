@@ -18,13 +18,16 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
+from reangle_jax.commands import Parser, answer
+from reangle_jax.errors import InputError
+
 PATIENCE = 60.0  # seconds that the others have to end by themselves after one has ended in failure
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """This command's flags, and those of the run."""
     own, _, flags = "\0".join(argv).partition("\0--\0") if "--" in argv[1:] else ("\0".join(argv), "", "")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, required=True, help="how many")
     parser.add_argument(
         "--devices-per-process", type=int, default=0, help="on CPUs: so many devices each; without it a GPU each"
@@ -32,7 +35,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--dry-run", action="store_true", help="print what would be started")
     arguments = parser.parse_args([word for word in own.split("\0") if word])
     if arguments.processes < 1 or arguments.devices_per_process < 0:
-        parser.error("--processes and --devices-per-process are counted from 1")
+        raise InputError("--processes and --devices-per-process are counted from 1")
     return arguments, [word for word in flags.split("\0") if word]
 
 
@@ -127,4 +130,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(answer(lambda stop: main(sys.argv)))

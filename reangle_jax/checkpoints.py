@@ -19,7 +19,7 @@ from reangle_jax import mesh as meshes
 from reangle_jax.data import quantised_weights, weights_folder
 from reangle_jax.data.weights_folder import load_config as load_config
 from reangle_jax.data.weights_folder import save_config
-from reangle_jax.errors import InputError, named
+from reangle_jax.errors import InputError
 from reangle_jax.nn.quantised import INT8
 
 Model = TypeVar("Model", bound=nnx.Module)
@@ -53,10 +53,7 @@ def base_parameters(model: nnx.Module) -> nnx.State:
 def as_kept(config: Any, base_dtype: str, folder: str | os.PathLike | None = None) -> Any:
     """A transformer's config, its base kept as ``config.base_dtype`` says.
 
-    Args:
-        config: as its weights are stored.
-        base_dtype: ``auto`` keeps it so; ``int8`` makes the blocks' kernels int8; or a dtype for all parameters.
-        folder: of the weights, for the message.
+    ``auto`` keeps it as stored; ``int8`` makes the blocks' kernels int8; else it is a dtype for all parameters.
 
     Raises:
         InputError: the weights are int8 and shall be wider.
@@ -107,11 +104,7 @@ def _misfits(variables: Mapping[str, nnx.Variable], found: Mapping[str, tuple[in
 def save_model(folder: str | os.PathLike, model: nnx.Module, config: Any, *, dtype: Any = None) -> None:
     """Writes a model's base parameters and its config as the small family has them: ``model.safetensors``.
 
-    Args:
-        folder: made if missing.
-        model: the model.
-        config: its frozen dataclass; the class's name and every field are kept.
-        dtype: stored as this instead of each parameter's own.
+    They are stored in a dtype, or each in its own; of the config, a frozen dataclass, the class's name and every field.
     """
     arrays = {}
     for path, variable in parameter_paths(base_parameters(model)).items():
@@ -121,31 +114,28 @@ def save_model(folder: str | os.PathLike, model: nnx.Module, config: Any, *, dty
     save_config(folder, config)
 
 
-def load(
-    folder: str | os.PathLike, config_class: type, model_class: Callable[..., Model], *, key: str = "config.weights"
-) -> Model:
-    """The model of a folder, without adapters.
-
-    Args:
-        folder: of either form.
-        config_class: the class of its config.json.
-        model_class: makes the model of that and of ``rngs``.
-        key: the setting or flag that names the folder.
+def load(folder: str | os.PathLike, config_class: type, model_class: Callable[..., Model]) -> Model:
+    """The model of a folder, without adapters; ``model_class`` makes it of its config and of ``rngs``.
 
     Raises:
         InputError: the folder is missing or damaged, or holds another model.
     """
-    with named(key):
-        config = load_config(folder, config_class)
-        return load_into(abstract(lambda: model_class(config, rngs=nnx.Rngs(0))), folder)
+    config = load_config(folder, config_class)
+    return load_into(abstract(lambda: model_class(config, rngs=nnx.Rngs(0))), folder)
 
 
 def load_into(model: Model, folder: str | os.PathLike, *, mesh: Mesh | None = None) -> Model:
-    """Fills an abstract model's base parameters from a folder; adapters, if any, stay abstract.
+    """Fills an abstract model's base parameters as `load_state` does; adapters, if any, stay abstract."""
+    nnx.update(model, load_state(base_parameters(model), folder, mesh=mesh))
+    return model
+
+
+def load_state(state: nnx.State, folder: str | os.PathLike, *, mesh: Mesh | None = None) -> nnx.State:
+    """The base parameters of a folder.
 
     Args:
-        model: abstract; its parameters' dtypes are what is loaded, whatever is stored: floats are quantised on the
-            way, kernel by kernel.
+        state: abstract; its dtypes are what is loaded, whatever is stored: floats are quantised on the way, kernel by
+            kernel.
         folder: of either form.
         mesh: where to put the parameters (:func:`reangle_jax.mesh.sharding_for`); the current mesh by default, and
             without one the default device. It need not be the mesh that they were saved from.
@@ -154,20 +144,19 @@ def load_into(model: Model, folder: str | os.PathLike, *, mesh: Mesh | None = No
         InputError: the folder is missing or damaged, or holds another model.
     """
     mesh = mesh or meshes.current()
-    state = base_parameters(model)
+    state = jax.tree.map(lambda shape: shape, state)  # with variables of its own
     variables = parameter_paths(state)
     wanted = {path: np.dtype(variable.dtype) for path, variable in variables.items()}
     stored = quantised_weights.quantised(weights_folder.open_arrays(folder), wanted)
     faults = "; ".join(_misfits(variables, {path: array.shape for path, array in stored.items()}))
     if faults:
         raise InputError(
-            f"config.weights: {folder} does not fit the model: {faults[:300]}{'...' if len(faults) > 300 else ''}; "
+            f"{folder} does not fit the model: {faults[:300]}{'...' if len(faults) > 300 else ''}; "
             "give the weights of this model"
         )
     for path, variable in variables.items():
         variable.set_value(_place(stored[path], variable, mesh))
-    nnx.update(model, state)
-    return model
+    return state
 
 
 def _place(stored: weights_folder.Stored, variable: nnx.Variable, mesh: Mesh | None) -> jax.Array:

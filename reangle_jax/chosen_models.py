@@ -5,16 +5,17 @@ No tensor is read; what they are is checked when they are loaded (`checkpoints.l
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reangle_jax import tiny
 from reangle_jax.backbones import registry
 from reangle_jax.config import Settings, read_window
 from reangle_jax.data import lora_files
 from reangle_jax.data.weights_folder import check_whole, read_config
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, about
 from reangle_jax.nn.choices import ATTENTION, REMATS, Choice
 from reangle_jax.painters import registry as painters
 
@@ -53,7 +54,7 @@ def folders(settings: Settings, *parts: str) -> tuple[tuple[str, Path], ...]:
 
 def of_model(settings: Settings) -> tuple[tuple[str, Path], ...]:
     """Name and folder of each part of the video model."""
-    return folders(settings, *registry.entry(settings.model).parts)
+    return folders(settings, *registry.ENTRIES[settings.model].parts)
 
 
 def backbone(settings: Settings) -> "Backbone":
@@ -63,7 +64,7 @@ def backbone(settings: Settings) -> "Backbone":
 
 
 def _backbone(settings: Settings, choice: Choice) -> "Backbone":
-    entry = registry.entry(settings.model)
+    entry = registry.ENTRIES[settings.model]
     return entry.load()(
         settings.model,
         dict(of_model(settings)),
@@ -170,12 +171,14 @@ def painter_folder(settings: Settings) -> Path:
 
 def of_painter(settings: Settings) -> tuple[tuple[str, Path], ...]:
     """Name and folder of each part of the painter."""
-    return tuple((part, painter_folder(settings) / part) for part in painters.entry(settings.first_frames.model).parts)
+    return tuple(
+        (part, painter_folder(settings) / part) for part in painters.ENTRIES[settings.first_frames.model].parts
+    )
 
 
 def painted_size(settings: Settings) -> tuple[int, int]:
     """Rows and columns at which first frames are painted."""
-    multiple, scale = painters.entry(settings.first_frames.model).multiple, settings.first_frames.scale
+    multiple, scale = painters.ENTRIES[settings.first_frames.model].multiple, settings.first_frames.scale
     rows, columns = (max(1, round(side * scale / multiple)) * multiple for side in (settings.height, settings.width))
     return rows, columns
 
@@ -183,7 +186,7 @@ def painted_size(settings: Settings) -> tuple[int, int]:
 def painter(settings: Settings) -> "Painter":
     """The picture model that settings name. Nothing is read yet."""
     chosen = settings.first_frames
-    kind = painters.entry(chosen.model).load()
+    kind = painters.ENTRIES[chosen.model].load()
     return kind(
         chosen.model, dict(of_painter(settings)), painted_size(settings), settings.execution, settings.base_dtype
     )
@@ -241,26 +244,35 @@ def check_painter(settings: Settings) -> None:
     Raises:
         InputError: as `check` does.
     """
-    chosen, model = settings.first_frames, painter(settings)
-    if not chosen.weights and not painter_folder(settings).is_dir():
-        raise InputError(
-            f"{PAINTER_KEY}: {chosen.model} needs its converted weights, and there is no {painter_folder(settings)}: "
-            f"set {PAINTER_KEY} to the folder that `python -m converters` wrote, or make it: `python -m converters "
-            f"{chosen.model} --source SOURCE --out {painter_folder(settings)}`"
-        )
-    for part, expected in painters.entry(chosen.model).parts.items():
-        where = painter_folder(settings) / part
-        found = read_config(where, PAINTER_KEY)
-        if found.get("class") != expected:
-            words = f"{where} holds {found.get('class')}, not {expected}: give the weights of {chosen.model}"
-            raise InputError(f"{PAINTER_KEY}: {words}")
-        model.check(part, found)
-        check_whole(where, PAINTER_KEY)
+    name, model, where = settings.first_frames.model, painter(settings), painter_folder(settings)
+    if not settings.first_frames.weights and not where.is_dir():
+        raise _not_made(PAINTER_KEY, name, where, f"{name} --source SOURCE --out {where}")
+    for part, expected in painters.ENTRIES[name].parts.items():
+        _check_part(PAINTER_KEY, where / part, expected, name, functools.partial(model.check, part))
+
+
+def _not_made(key: str, name: str, where: Path, command: str) -> InputError:
+    return InputError(
+        f"{key}: {name} needs its converted weights, and there is no {where}: set {key} to the folder that `python -m "
+        f"converters` wrote, or make it: `python -m converters {command}`"
+    )
+
+
+def _check_part(key: str, where: Path, expected: str, name: str, fits: Callable[[dict[str, Any]], None] | None) -> None:
+    """Refuses a folder whose config.json is of another class, or does not fit, or whose arrays are not whole."""
+    with about(key):
+        fields = read_config(where)
+        if fields.get("class") != expected:
+            raise InputError(f"{where} holds {fields.get('class')}, not {expected}: give the weights of {name}")
+    if fits:
+        fits(fields)
+    with about(key):
+        check_whole(where)
 
 
 def parts(settings: Settings) -> dict[str, str]:
     """The parts of a run's weights, and the class of the config.json beside each one's arrays."""
-    return {"depth": "DepthAnythingConfig", **registry.entry(settings.model).parts}
+    return {"depth": "DepthAnythingConfig", **registry.ENTRIES[settings.model].parts}
 
 
 def needed(settings: Settings, *, preview: bool = False) -> list[str]:
@@ -269,11 +281,7 @@ def needed(settings: Settings, *, preview: bool = False) -> list[str]:
 
 
 def check(settings: Settings, names: Iterable[str]) -> None:
-    """Refuses weights that are not there, or are plainly others, before any work is done.
-
-    Args:
-        settings: the run's.
-        names: which of `parts` the work needs.
+    """Refuses weights that are not there, or are plainly others, before any work is done; `names` are of `parts`.
 
     Raises:
         InputError: a folder or its config.json is missing or unreadable, is another kind of model's, or does not fit
@@ -286,25 +294,10 @@ def check(settings: Settings, names: Iterable[str]) -> None:
         key = depth_key(settings) if part == "depth" else "config.weights"
         if key == "config.weights" and not settings.weights and not where.is_dir():
             command = f"{settings.model} --source SOURCE --out {where.parent}" if part in model.folders else "--list"
-            raise InputError(
-                f"{key}: {settings.model} needs its converted weights, and there is no {where}: set {key} to the "
-                f"folder that `python -m converters` wrote, or make it: `python -m converters {command}`"
-            )
-        found = read_config(where, key)
-        if found.get("class") != classes[part]:
-            raise InputError(
-                f"{key}: {where} holds {found.get('class')}, not {classes[part]}: give the weights of {settings.model}"
-            )
-        if part in model.folders:
-            model.check(part, found)
-        check_whole(where, key)
-        if settings.loras and part == next(iter(model.folders)):
-            _check_loras(settings, model)
-
-
-def _check_loras(settings: Settings, model: "Backbone") -> None:
-    for text in settings.loras:
-        try:
-            model.check_adapters(lora_files.choice(text)[0])
-        except InputError as error:
-            raise InputError(f"config.loras: {error}") from None
+            raise _not_made(key, settings.model, where, command)
+        fits = functools.partial(model.check, part) if part in model.folders else None
+        _check_part(key, where, classes[part], settings.model, fits)
+        if part == next(iter(model.folders)):
+            for text in settings.loras:
+                with about("config.loras"):
+                    model.check_adapters(lora_files.choice(text)[0])

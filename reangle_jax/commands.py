@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def answer(
-    work: Callable[[], int | None],
+    work: Callable[[Stop], int | None],
     *,
     stopped: str = "the same command continues",
     explain: Callable[[Exception], str | None] = lambda error: None,
@@ -31,7 +31,7 @@ def answer(
     """Does a command's work and gives its exit code.
 
     Args:
-        work: may give an exit code of its own; None is 0.
+        work: is given what handles signals meanwhile; may give an exit code of its own; None is 0.
         stopped: what to say when a signal ended it.
         explain: the line to say in place of another exception; None if it is a bug.
         claim: whether it is this process that says why several of them end, with an exit code.
@@ -41,11 +41,11 @@ def answer(
         signal. Anything else that goes wrong is raised: it is a bug, and Python exits with 1.
     """
     try:
-        return work() or 0
+        with Stop().installed() as stop:
+            return work(stop) or 0
     except InputError as error:
-        report = getattr(error, "report", ())  # of all its faults
-        more = [f"... and {len(report) - SHOWN} more"] if len(report) > SHOWN else []
-        code, words = 2, _complaint(str(error), *report[:SHOWN], *more)
+        more = [f"... and {len(error.report) - SHOWN} more"] if len(error.report) > SHOWN else []
+        code, words = 2, _complaint(str(error), *error.report[:SHOWN], *more)
     except Stopped as stop:
         code, words = stop.exit_code, f"stopped by {stop}: {stopped}"
     except NotFiniteError as error:
@@ -63,19 +63,11 @@ def answer(
 
 
 def start(module: str, stopped: str) -> NoReturn:
-    """Runs a room's command, ``main`` of a module, as this process.
+    """Runs a room's command, ``main`` of a module, as this process; ``stopped`` is as of `answer`.
 
-    Args:
-        module: imported here, which takes seconds: a signal is answered in a line meanwhile too.
-        stopped: as of `answer`.
+    The module is imported here, which takes seconds: a signal is answered in a line meanwhile too.
     """
-
-    def work() -> int:
-        with Stop().installed():
-            found = importlib.import_module(module)
-        return found.main(sys.argv[1:])
-
-    stopping.run(lambda: answer(work, stopped=stopped))
+    stopping.run(lambda: answer(lambda stop: importlib.import_module(module).main(sys.argv[1:]), stopped=stopped))
 
 
 def _complaint(message: str, *lines: str) -> str:

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +15,12 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from reangle_jax import commands, compilation_cache, measure, tiny
+from reangle_jax import commands, compilation_cache, measure, stopping, tiny
 from reangle_jax.backbones import registry as backbones
 from reangle_jax.data.paths import expand
 from reangle_jax.data.weights_folder import CONFIG, check_whole, read_config
 from reangle_jax.errors import InputError
 from reangle_jax.painters import registry as painters
-from reangle_jax.stopping import Stop, run
 
 DISTRIBUTION = "reangle-jax"
 LEAST_DISK = 1 << 30  # bytes; adapters of full size and their optimiser's state alone are more
@@ -137,7 +137,7 @@ def _room(thing: str, folder: Path, otherwise: str) -> Finding:
 
 def weights(folders: Sequence[str]) -> Iterator[Finding]:
     """The small family's weights, those that runs look for in ``weights/``, and those in given folders."""
-    parts = ("depth", *backbones.entry("tiny").parts, *painters.entry("tiny").parts, *SCORE)
+    parts = ("depth", *backbones.ENTRIES["tiny"].parts, *painters.ENTRIES["tiny"].parts, *SCORE)
     small = list(dict.fromkeys(parts))  # both have a text encoder
     missing = [part for part in small if not (tiny.WEIGHTS / part / CONFIG).is_file()]
     mend = f"{INSTALL}, from a whole checkout"
@@ -145,12 +145,12 @@ def weights(folders: Sequence[str]) -> Iterator[Finding]:
         yield Finding("small weights", f"{tiny.WEIGHTS} has no {', '.join(missing)}", mend)
     else:
         yield _whole("small weights", tiny.WEIGHTS, [tiny.WEIGHTS / part for part in small], mend)
-    for name in (*backbones.names(), *painters.names()):
+    for name in (*backbones.ENTRIES, *painters.ENTRIES):
         folder = Path("weights") / name
         if name != "tiny" and folder.is_dir():
             yield _in_folder(folder)
         elif name != "tiny":
-            how = f"--config.model={name}" if name in backbones.names() else f"--config.first_frames.model={name}"
+            how = f"--config.model={name}" if name in backbones.ENTRIES else f"--config.first_frames.model={name}"
             command = f"python -m converters {name} --source SOURCE --out {folder}"
             yield Finding(name, f"not in {folder}; {how} alone needs it", f"`{command}`", optional=True)
     for folder in folders:
@@ -169,21 +169,18 @@ def _whole(thing: str, folder: Path, parts: Sequence[Path], mend: str) -> Findin
     names = []
     for part in parts:
         try:
-            check_whole(part, thing)
-            names.append(f"{part.relative_to(folder)} ({read_config(part, thing).get('class')})")
+            check_whole(part)
+            names.append(f"{part.relative_to(folder)} ({read_config(part).get('class')})")
         except InputError as error:
-            return Finding(thing, str(error).removeprefix(f"{thing}: "), mend)
+            return Finding(thing, str(error), mend)
     return Finding(thing, f"{folder}: {', '.join(names)}, whole")
 
 
 def main(argv: Sequence[str]) -> int:
     """Looks at everything and gives the exit code: 0 where all is well, 2 where something is missing.
 
-    Args:
-        argv: the arguments after the command's name.
-
     Raises:
-        InputError: they cannot be used.
+        InputError: the arguments, those after the command's name, cannot be used.
     """
     description = "Devices, memory, versions, FFmpeg's libraries, room on the disk and weights: a line each."
     parser = commands.Parser(prog="reangle doctor", description=description)
@@ -199,12 +196,5 @@ def main(argv: Sequence[str]) -> int:
     return 2 if any(finding.mend and not finding.optional for finding in found) else 0
 
 
-def _main() -> int:
-    import sys
-
-    with Stop().installed():
-        return main(sys.argv[1:])
-
-
 if __name__ == "__main__":
-    run(lambda: commands.answer(_main))
+    stopping.run(lambda: commands.answer(lambda stop: main(sys.argv[1:])))

@@ -1,7 +1,7 @@
 """Errors with a meaning of their own. `InputError`: what the user gave cannot be used, and here is the mend."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 
 class InputError(ValueError):
@@ -9,23 +9,26 @@ class InputError(ValueError):
 
     The message is a single line that names the setting or the file and says how to mend it; the command prints it as
     ``error: <message>`` and exits with status 2. Anything else that escapes is a bug.
+
+    Attributes:
+        report: every fault, one a line, where there may be many; empty where the message says all.
     """
+
+    def __init__(self, message: str, report: Sequence[str] = ()):
+        super().__init__(message)
+        self.report = tuple(report)
 
 
 @contextlib.contextmanager
-def named(key: str) -> Iterator[None]:
-    """Within it, what is refused of a folder of weights as ``config.weights`` goes by another setting or flag.
+def about(name: str) -> Iterator[None]:
+    """Begins the line of what is refused within it by the setting or flag that it came from: ``config.video: ...``.
 
-    Args:
-        key: the setting or flag; empty: the file alone is named.
-
-    Raises:
-        InputError: one was raised.
+    What reads a file names the file; by which setting it was given, the caller knows.
     """
     try:
         yield
     except InputError as error:
-        raise InputError(str(error).replace("config.weights: ", f"{key}: " if key else "", 1)) from None
+        raise InputError(f"{name}: {error}", error.report) from None
 
 
 class TooSmallError(ValueError):

@@ -15,8 +15,9 @@ from typing import NoReturn
 
 from reangle_jax import chosen_models, command_line, commands, compilation_cache, config, distributed, faults, stopping
 from reangle_jax.distributed import Team
+from reangle_jax.errors import about
 from reangle_jax.measure import human_seconds
-from reangle_jax.run import Ledger, Stage, follow, run_stage, tell_settings
+from reangle_jax.run import Ledger, Stage, follow, run_stage
 from reangle_jax.stopping import Stop
 
 _log = logging.getLogger("reangle_jax.main")  # by name: the command itself is __main__
@@ -79,7 +80,7 @@ def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Cal
             yield functools.partial(chosen_models.check_painter, settings)
         chooses = bool(open_views) and settings.first_frames.candidates > 1
         if settings.mode == "static" and (chooses or agreement.there(folder)):
-            yield functools.partial(agreement.check, folder, chosen_models.PAINTER_KEY)
+            yield functools.partial(about(chosen_models.PAINTER_KEY)(agreement.check), folder)
     if settings.mesh != "auto":
         from reangle_jax import mesh  # late: it looks for the devices
 
@@ -93,17 +94,19 @@ def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Cal
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code, as `commands.answer` has them."""
     if list(argv[1:2]) == ["doctor"]:
-        return commands.answer(lambda: _doctor(argv[2:]))
+        return commands.answer(lambda stop: _doctor(argv[2:]))
     if command_line.wants_help(argv):
         print(command_line.usage())
         return 0
     with _logging_to_stderr():
         met: list[Team] = []
-        code = commands.answer(lambda: met.append(_meet()))
+        code = commands.answer(lambda stop: met.append(_meet()))
         if code:
             return code
         team = met[0]
-        return team.run(lambda: commands.answer(lambda: _run(argv, team), explain=_explain, claim=team.claim))
+        return team.run(
+            lambda: commands.answer(lambda stop: _run(argv, team, stop), explain=_explain, claim=team.claim)
+        )
 
 
 def console() -> NoReturn:
@@ -112,15 +115,13 @@ def console() -> NoReturn:
 
 
 def _doctor(arguments: Sequence[str]) -> int:
-    with Stop().installed():
-        from reangle_jax import doctor  # late: it looks for the devices
+    from reangle_jax import doctor  # late: it looks for the devices
 
-        return doctor.main(arguments)
+    return doctor.main(arguments)
 
 
 def _meet() -> Team:
-    with Stop().installed():
-        team = distributed.join()
+    team = distributed.join()
     if not team.owns:
         logger = logging.getLogger("reangle_jax")  # process 0 says it all
         logger.setLevel(logging.WARNING)
@@ -129,32 +130,30 @@ def _meet() -> Team:
     return team
 
 
-def _run(argv: Sequence[str], team: Team) -> None:
-    stop = Stop()
-    with stop.installed():
-        if not team.owns:
-            follow(list(stages()), team, stop)
-            return
-        command = command_line.parse(argv)
-        settings = config.parse(command.config)
-        if command.plan:
-            from reangle_jax import plan
-            from reangle_jax.stages import ingest
+def _run(argv: Sequence[str], team: Team, stop: Stop) -> None:
+    if not team.owns:
+        follow(list(stages()), team, stop)
+        return
+    command = command_line.parse(argv)
+    settings = config.parse(command.config)
+    if command.plan:
+        from reangle_jax import plan
+        from reangle_jax.stages import ingest
 
-            checks = [functools.partial(ingest.check, settings), *_checks(settings)]
-            print(plan.table(Ledger(command.workdir, settings), list(stages()), checks))
-            return
-        for check in _checks(settings, preview=command.preview):
-            check()
-        compilation_cache.use(settings.compilation_cache)
-        start = time.monotonic()
-        with Ledger.opened(command.workdir, settings, _again(argv)) as ledger:
-            tell_settings(settings, team)
-            for stage in stages(preview=command.preview):
-                run_stage(stage, ledger, stop=stop, team=team)
-        if command.preview:
-            _log.info("look at %s", ledger.root / "views" / "*" / "warp.mp4")
-        _log.info("done in %s: %s", human_seconds(time.monotonic() - start), ledger.root)
+        checks = [functools.partial(ingest.check, settings), *_checks(settings)]
+        print(plan.table(Ledger(command.workdir, settings), list(stages()), checks))
+        return
+    for check in _checks(settings, preview=command.preview):
+        check()
+    compilation_cache.use(settings.compilation_cache)
+    start = time.monotonic()
+    with Ledger.opened(command.workdir, settings, _again(argv)) as ledger:
+        team.tell(ledger.flat)
+        for stage in stages(preview=command.preview):
+            run_stage(stage, ledger, stop=stop, team=team)
+    if command.preview:
+        _log.info("look at %s", ledger.root / "views" / "*" / "warp.mp4")
+    _log.info("done in %s: %s", human_seconds(time.monotonic() - start), ledger.root)
 
 
 def _again(argv: Sequence[str]) -> str:

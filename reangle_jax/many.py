@@ -25,7 +25,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from reangle_jax import commands, stopping
 from reangle_jax.data.paths import user_path
@@ -217,10 +216,10 @@ def _outcome(out: Path, name: str, code: int) -> str:
 def main(argv: Sequence[str]) -> int:
     """Runs a command line, the program's name first, and gives the exit code."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO, stream=sys.stderr)
-    return commands.answer(lambda: _main(argv))
+    return commands.answer(lambda stop: _main(argv, stop))
 
 
-def _main(argv: Sequence[str]) -> int:
+def _main(argv: Sequence[str], stop: Stop) -> int:
     at = argv.index("--") if "--" in argv else len(argv)
     parser = commands.Parser(
         prog="reangle_jax.many", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -235,24 +234,17 @@ def _main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     given = parser.parse_args(list(argv[1:at]))
-    stop = Stop()
-    with stop.installed():
-        if given.groups < 0:
-            raise InputError(f"--groups={given.groups} is not possible: it must be a number from 1")
-        share, shares = share_of(given.share, os.environ)
-        clips, flags = read(Path(user_path(given.clips, "CLIPS.txt")))[share::shares], argv[at + 1 :]
-        out, places = Path(user_path(given.out, "--out")), groups(given.groups)
-        if given.dry_run:
-            for clip, place in zip(clips, itertools.cycle(places)):
-                print(*(f"{key}={value}" for key, value in place.items()), shlex.join(command_of(clip, out, flags)))
-            return 0
-        return run(clips, out, flags, places, stop)
-
-
-def console() -> NoReturn:
-    """`python -m reangle_jax.many`."""
-    stopping.run(lambda: main(sys.argv))
+    if given.groups < 0:
+        raise InputError(f"--groups={given.groups} is not possible: it must be a number from 1")
+    share, shares = share_of(given.share, os.environ)
+    clips, flags = read(Path(user_path(given.clips, "CLIPS.txt")))[share::shares], argv[at + 1 :]
+    out, places = Path(user_path(given.out, "--out")), groups(given.groups)
+    if given.dry_run:
+        for clip, place in zip(clips, itertools.cycle(places)):
+            print(*(f"{key}={value}" for key, value in place.items()), shlex.join(command_of(clip, out, flags)))
+        return 0
+    return run(clips, out, flags, places, stop)
 
 
 if __name__ == "__main__":
-    console()
+    stopping.run(lambda: main(sys.argv))

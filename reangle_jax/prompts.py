@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from reangle_jax import checkpoints, mesh
 from reangle_jax.models.text import tokenizers
@@ -32,26 +32,15 @@ def embed_prompts(
     config = checkpoints.load_config(folder, T5Config)
     tokenizer = tokenizers.for_encoder(folder, config.vocab_size)
     tokenizers.warn_of_cuts(tokenizer, prompts, length)
-    model = _load(folder, T5Config, T5Encoder, choice)
-    graphdef, state = nnx.split(model)
-    encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids).astype(jnp.float32))
-    known: dict[str, np.ndarray] = {}
-    for prompt in prompts:
-        if prompt not in known:
-            known[prompt] = mesh.on_host(encode(state, jnp.asarray(tokenizer([prompt], length))))[0]
+    encode = _encoder(folder, config, T5Encoder, choice, lambda tokens: tokens)
+    known = {prompt: mesh.on_host(encode(tokenizer([prompt], length)))[0] for prompt in dict.fromkeys(prompts)}
     return np.stack([known[prompt] for prompt in prompts])
 
 
 def pool_prompts(
     folder: Path, prompts: Sequence[str], *, choice: Choice = AUTO, others: str = ""
 ) -> Float[np.ndarray, "N D"]:
-    """One vector for each prompt by CLIP's text tower, float32 on the host.
-
-    Args:
-        folder: the tower's.
-        prompts: any number.
-        choice: how it is computed.
-        others: an encoder that sees what is too long for this one, for the log.
+    """One vector for each prompt by CLIP's text tower, float32 on the host; ``others`` sees what is too long for it.
 
     Raises:
         InputError: the folder is missing or damaged, or holds another model.
@@ -59,14 +48,16 @@ def pool_prompts(
     config = checkpoints.load_config(folder, CLIPConfig)
     tokenizer = CLIPTokenizer(folder, config.vocab_size)
     tokenizers.warn_of_cuts(tokenizer, prompts, config.max_length, encoder="CLIP", others=others)
-    model = _load(folder, CLIPConfig, CLIPTextEncoder, choice)
-    graphdef, state = nnx.split(model)
-    encode = jax.jit(lambda state, ids: nnx.merge(graphdef, state)(ids)[1].astype(jnp.float32))
-    return np.concatenate([encode(state, jnp.asarray(tokenizer([text], config.max_length))) for text in prompts])
+    encode = _encoder(folder, config, CLIPTextEncoder, choice, lambda found: found[1])
+    return np.concatenate([encode(tokenizer([text], config.max_length)) for text in prompts])
 
 
-def _load(folder: Path, config_class: type, encoder: Callable[..., Any], choice: Choice) -> nnx.Module:
-    def build(config: Any, *, rngs: nnx.Rngs) -> nnx.Module:
-        return encoder(config, execution=Execution.in_type(config.param_dtype, choice), rngs=rngs)
-
-    return checkpoints.load(folder, config_class, build)
+def _encoder(
+    folder: Path, config: Any, network: Callable[..., nnx.Module], choice: Choice, of: Callable[[Any], Array]
+) -> Callable[[np.ndarray], Array]:
+    """A text encoder as a compiled function of ids; ``of`` takes of its result what is wanted, in float32."""
+    execution = Execution.in_type(config.param_dtype, choice)
+    model = checkpoints.abstract(lambda: network(config, execution=execution, rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(checkpoints.load_into(model, folder))
+    encode = jax.jit(lambda state, ids: of(nnx.merge(graphdef, state)(ids)).astype(jnp.float32))
+    return lambda ids: encode(state, jnp.asarray(ids))

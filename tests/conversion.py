@@ -40,3 +40,8 @@ def revert(parameters: Mapping[str, np.ndarray], table: Table) -> dict[str, np.n
             else:
                 result[name] = np.ascontiguousarray(piece).reshape(piece.shape)
     return result
+
+
+def dequantised(steps: Any, scale: Any) -> np.ndarray:
+    """The float32 kernel that int8 steps and their scales mean."""
+    return np.asarray(steps, np.float32) * np.asarray(scale)[..., None, :]

@@ -35,7 +35,7 @@ def test_the_bundled_weights_are_the_small_familys():
     vae = checkpoints.load_config(tiny.WEIGHTS / "vae", VAEConfig)
     assert dataclasses.replace(vae, scaling_factor=1.0) == dataclasses.replace(VAEConfig.tiny(), scaling_factor=1.0)
     assert checkpoints.load_config(tiny.WEIGHTS / "transformer", TransformerConfig) == TransformerConfig.tiny()
-    grid = registry.entry("tiny").grid
+    grid = registry.ENTRIES["tiny"].grid
     assert grid.pixels == vae.spatial_compression_ratio
     assert grid.multiple == grid.pixels * TransformerConfig.tiny().patch_size
 

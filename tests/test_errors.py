@@ -13,7 +13,13 @@ def test_a_wider_type_is_no_mend_of_the_widest():
 
 def test_a_folder_of_weights_is_told_by_the_flag_that_named_it(tmp_path):
     folder = tmp_path / "none"
-    with pytest.raises(errors.InputError, match=rf"^config\.weights: {folder}/config\.json is missing"):
+    with pytest.raises(errors.InputError, match=rf"^{folder}/config\.json is missing"):
         checkpoints.load_config(folder, VAEConfig)
-    with pytest.raises(errors.InputError, match=rf"^--init: {folder}/config\.json is missing"), errors.named("--init"):
+    with pytest.raises(errors.InputError, match=rf"^--init: {folder}/config\.json is missing"), errors.about("--init"):
         checkpoints.load_config(folder, VAEConfig)
+
+
+def test_a_report_is_kept_by_whoever_names_the_flag():
+    with pytest.raises(errors.InputError) as caught, errors.about("--source"):
+        raise errors.InputError("x: two faults", ["one", "another"])
+    assert (str(caught.value), caught.value.report) == ("--source: x: two faults", ("one", "another"))

@@ -31,12 +31,7 @@ def _from(least: int, text: str) -> int:
 
 def answer(main: Callable[[], None]) -> int:
     """Does a command's work and gives its exit code, as `reangle_jax.commands.answer` has them."""
-
-    def work() -> None:
-        with stopping.Stop().installed():
-            main()
-
-    return commands.answer(work)
+    return commands.answer(lambda stop: main())
 
 
 def run(main: Callable[[], None]) -> NoReturn:

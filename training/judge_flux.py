@@ -26,7 +26,7 @@ from reangle_jax import checkpoints
 from reangle_jax.arrays import to_unit
 from reangle_jax.data.files import atomic_write_json
 from reangle_jax.diffusion import flow
-from reangle_jax.errors import named
+from reangle_jax.errors import about
 from reangle_jax.models.dino import FeatUp, FeatUpConfig
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
@@ -64,16 +64,15 @@ class Judge:
 
     def __init__(self, weights: Path, family: Path, *, samples: int, steps: int):
         names = ("flux_transformer", "flux_controlnet")
-        with named("--weights"):
+        with about("--weights"):
             config = checkpoints.load_config(weights / names[0], FluxConfig)
             networks = build(config, checkpoints.load_config(weights / names[1], ControlNetConfig), 0)
             for name, network in zip(names, networks, strict=True):
                 checkpoints.load_into(network, weights / name)
+            coder = checkpoints.load(weights / "flux_autoencoder", AutoencoderConfig, Autoencoder)
         split = [nnx.split(network) for network in networks]
         self.graphdefs = split[0][0], split[1][0]
         self.parameters = {"transformer": split[0][1], "controlnet": split[1][1]}
-        folder = weights / "flux_autoencoder"
-        coder = checkpoints.load(folder, AutoencoderConfig, Autoencoder, key="--weights")
         self.ratio = coder.config.spatial_compression_ratio
         self.coder, self.codes = nnx.split(coder)
         describer = checkpoints.load(family / "featup", FeatUpConfig, FeatUp)

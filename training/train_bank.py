@@ -26,7 +26,7 @@ from jaxtyping import Array
 
 from reangle_jax import checkpoints, tiny
 from reangle_jax.arrays import to_unit
-from reangle_jax.errors import InputError, named
+from reangle_jax.errors import InputError, about
 from reangle_jax.models.dust3r import Dust3rConfig
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
@@ -89,7 +89,7 @@ def depth(args: Any) -> tuple[Callable, Any, Load, Callable]:
     config = train_depth.sized(7, args.wide)
     model = train_depth.initial_model(config, args.seed, make_bank.read(args.bank, "frames", 512)["images"])
     if args.init:
-        with named("--init"):
+        with about("--init"):
             train_depth.carry_over(model, args.init)
     graphdef, parameters = nnx.split(model)
 
@@ -109,7 +109,7 @@ def dust3r(args: Any) -> tuple[Callable, Any, Load, Callable]:
     config = dataclasses.replace(Dust3rConfig.tiny(), **(WIDE if args.wide else {}))
     if args.init:
         model = train_dust3r.Trained(config, rngs=nnx.Rngs(args.seed))
-        with named("--init"):
+        with about("--init"):
             train_dust3r.start_from(args.init, model)
     else:
         model = train_dust3r.initial_model(config, args.seed, make_bank.read(args.bank, "views", 512)["images"][:, 0])
@@ -164,7 +164,7 @@ def flux(args: Any) -> tuple[Callable, Any, Load, Callable]:
     names = "transformer", "controlnet"
     if args.init:
         for network, name in zip(networks, names, strict=True):
-            with named("--init"):
+            with about("--init"):
                 checkpoints.load_into(network, Path(args.init).with_name(f"flux_{name}"))
     graphdefs, states = zip(*(nnx.split(network) for network in networks), strict=True)
     holes = make_bank.read(args.bank, "holes", 1)["picture"]

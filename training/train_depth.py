@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from reangle_jax import checkpoints, tiny
 from reangle_jax.data import weights_folder
-from reangle_jax.errors import named
+from reangle_jax.errors import about
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.embeddings import sincos_1d
@@ -275,7 +275,7 @@ def main() -> None:
     config = sized(args.patch, args.wide)
     model = initial_model(config, args.seed, scenes.images)
     if args.init:
-        with named("--init"):
+        with about("--init"):
             carry_over(model, args.init)
     graphdef, parameters = nnx.split(model)
     cutouts = jax.device_put(cut_out(pools.train.stamps))

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from reangle_jax import checkpoints
 from reangle_jax.arrays import Picture
-from reangle_jax.errors import named
+from reangle_jax.errors import about
 from reangle_jax.models.dino import DinoConfig, VisionTransformer, normalise
 from training import commands, training
 from training.train_depth import principal_patches
@@ -224,7 +224,7 @@ def main() -> None:
     config = DinoConfig.tiny()
     model = initial_model(config, args.seed, first_images(views))
     if args.init:
-        with named("--init"):
+        with about("--init"):
             checkpoints.load_into(model, args.init)
     graphdef, parameters = nnx.split(model)
     mean = training.train(

@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from reangle_jax import checkpoints, tiny
 from reangle_jax.arrays import to_unit
-from reangle_jax.errors import InputError, named
+from reangle_jax.errors import InputError, about
 from reangle_jax.geometry.cameras import rigid_inverse
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
 from reangle_jax.nn.linear import Linear
@@ -343,7 +343,7 @@ def main() -> None:
     config = half_size(Dust3rConfig.tiny()) if args.half else Dust3rConfig.tiny()
     if args.init:
         model = Trained(config, rngs=nnx.Rngs(args.seed))
-        with named("--init"):
+        with about("--init"):
             start_from(args.init, model)
     else:
         model = initial_model(config, args.seed, first_images(views))

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from reangle_jax import checkpoints, tiny
-from reangle_jax.errors import named
+from reangle_jax.errors import about
 from reangle_jax.models.dino import FeatUp, FeatUpConfig, normalise
 from reangle_jax.nn.resize import resize_bilinear
 from training import commands, training
@@ -104,7 +104,7 @@ def _numbers(graphdef: nnx.GraphDef, parameters: nnx.State, batch: dict[str, Arr
 def initial_model(config: FeatUpConfig, seed: int, backbone: str | Path) -> FeatUp:
     """The trained feature network under an upsampler of random weights."""
     model = FeatUp(config, rngs=nnx.Rngs(seed))
-    with named("--dino"):
+    with about("--dino"):
         checkpoints.load_into(model.backbone, backbone)
     return model
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float16
 
 from reangle_jax import checkpoints, tiny
 from reangle_jax.arrays import to_unit
-from reangle_jax.errors import named
+from reangle_jax.errors import about
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.controlnet import FluxControlNet
@@ -69,7 +69,8 @@ class Latents(NamedTuple):
 
 def encoded(folder: str, pictures: Sequence[Holes]) -> Iterator[Latents]:
     """Pictures through an autoencoder."""
-    coder = checkpoints.load(folder, AutoencoderConfig, Autoencoder, key="--autoencoder")
+    with about("--autoencoder"):
+        coder = checkpoints.load(folder, AutoencoderConfig, Autoencoder)
     graphdef, state = nnx.split(coder)
 
     @jax.jit
@@ -98,7 +99,7 @@ def load_latents(folder: Path, text_folder: str) -> dict[str, Any]:
     """Every encoded picture of a folder, and its prompt's embedding by the number of the prompt."""
     picture, warp, known, texts = zip(*records.read(folder, Latents, "training.train_flux"), strict=True)
     unique = sorted({"", *texts})  # the empty one is first
-    with named("--text"):
+    with about("--text"):
         tokens = embed_prompts(Path(text_folder), unique, TEXT_LENGTH).astype(np.float16)
     number = np.array([unique.index(text) for text in texts])
     stacked = {"picture": np.stack(picture), "warp": np.stack(warp), "known": np.stack(known)}
@@ -210,7 +211,7 @@ def main() -> None:
     networks = build(*configs, args.seed)
     if args.init:
         for network, folder in zip(networks, (Path(args.init), Path(args.init).with_name(CONTROLNET)), strict=True):
-            with named("--init"):
+            with about("--init"):
                 checkpoints.load_into(network, folder)
     (graphdef, transformer), (control_graphdef, controlnet) = (nnx.split(network) for network in networks)
     graphdefs = graphdef, control_graphdef

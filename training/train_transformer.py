@@ -27,7 +27,7 @@ from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
-from reangle_jax.errors import named
+from reangle_jax.errors import about
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
@@ -82,8 +82,8 @@ class Encoder:
     """The small autoencoder: clips to what a training step needs of them, as float16 on the host."""
 
     def __init__(self, folder: str):
-        with named("--vae"):
-            network = networks.load_vae(Path(folder))
+        with about("--vae"):
+            network = networks.load(networks.describe_vae(Path(folder)), Path(folder))
         self.state, self.scale = network.state, network.config.scaling_factor
         self._encode = jax.jit(lambda state, video: nnx.merge(network.graphdef, state).encode(video))
 
@@ -159,7 +159,7 @@ def load_latents(folder: Path, text_folder: str) -> dict[str, np.ndarray]:
     """Every encoded clip of a folder, with its prompt's embedding: ``video``, ``image``, ``text``, float16."""
     video, image, prompts = zip(*records.read(folder, Latents, "training.train_transformer"), strict=True)
     length = TransformerConfig.tiny().max_text_seq_length
-    with named("--text"):
+    with about("--text"):
         text = networks.embed_prompts(Path(text_folder), prompts, length).astype(np.float16)
     return {"video": np.stack(video), "image": np.stack(image), "text": text}
 
@@ -262,16 +262,17 @@ def main() -> None:
 def fit(args: argparse.Namespace, data: dict[str, np.ndarray], unseen: dict[str, np.ndarray]) -> None:
     """Trains on encoded clips as the flags say, and writes the weights."""
     length = TransformerConfig.tiny().max_text_seq_length
-    with named("--text"):
+    with about("--text"):
         empty = networks.embed_prompts(Path(args.text), [""], length)[0].astype(np.float16)
     print(f"{len(data['video'])} clips with their mirror images", flush=True)
-    with named("--vae"):
+    with about("--vae"):
         codes = checkpoints.load_config(args.vae, VAEConfig)
     config = fitting(codes, num_attention_heads=args.heads, num_layers=args.layers)
     execution = Execution.chosen(config.param_dtype, Choice(attention=args.attention, dtype=args.dtype))
     model = Transformer(config, execution=execution, rngs=nnx.Rngs(args.seed))
     if args.inherit:
-        source = checkpoints.load(args.inherit, TransformerConfig, Transformer, key="--inherit")
+        with about("--inherit"):
+            source = checkpoints.load(args.inherit, TransformerConfig, Transformer)
         print(f"inherited {len(inherit(model, source))} arrays", flush=True)
     graphdef, parameters = nnx.split(model)
     draw = partial(make_batch, size=args.batch)

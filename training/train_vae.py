@@ -25,7 +25,7 @@ from flax import nnx
 from reangle_jax import checkpoints, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.data.video import fit
-from reangle_jax.errors import named
+from reangle_jax.errors import about
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.nn.execution import Execution
@@ -212,17 +212,18 @@ def main() -> None:
 
     config = VAEConfig.tiny()
     if args.init:
-        with named("--init"):
+        with about("--init"):
             config = checkpoints.load_config(args.init, VAEConfig)
     elif args.widths or args.latent_channels:
         widths, channels = args.widths or config.block_out_channels, args.latent_channels or config.latent_channels
         config = dataclasses.replace(config, block_out_channels=tuple(widths), latent_channels=channels)
     vae = VAE(config, execution=Execution(dtype=args.dtype), rngs=nnx.Rngs(args.seed))
     if args.init:
-        with named("--init"):
+        with about("--init"):
             checkpoints.load_into(vae, args.init)
     elif args.inherit:
-        source = checkpoints.load(args.inherit, VAEConfig, VAE, key="--inherit")
+        with about("--inherit"):
+            source = checkpoints.load(args.inherit, VAEConfig, VAE)
         print(f"inherited {len(inherit(vae, source))} arrays", flush=True)
     graphdef, parameters = nnx.split(vae)
     pools = load_pool(args.cache)

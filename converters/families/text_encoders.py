@@ -8,7 +8,6 @@ from flax import nnx
 
 from converters.registry import Layout, Part, expect, read_fields, write_fields
 from converters.tables import clip, t5
-from reangle_jax.errors import named
 from reangle_jax.models.text import tokenizers
 from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
 from reangle_jax.models.text.clip_tokenizer import MERGES, VOCABULARY, CLIPTokenizer
@@ -46,8 +45,7 @@ def read_t5(published: Mapping[str, Any]) -> dict[str, Any]:
 def check_tokenizer(extras: Mapping[str, Path], config: T5Config) -> None:
     """Reads the tokenizer, if it is there: a damaged one would be found after the conversion."""
     if SPIECE in extras:
-        with named(""):
-            tokenizers.for_encoder(extras[SPIECE], config.vocab_size)
+        tokenizers.for_encoder(extras[SPIECE], config.vocab_size)
 
 
 def write_t5(config: T5Config) -> dict[str, Any]:
@@ -113,8 +111,7 @@ def write_clip(config: CLIPConfig) -> dict[str, Any]:
 def check_clip_tokenizer(extras: Mapping[str, Path], config: CLIPConfig) -> None:
     """Reads CLIP's tokenizer, if it is there: a damaged one would be found after the conversion."""
     if VOCABULARY in extras and MERGES in extras:
-        with named(""):
-            CLIPTokenizer(extras[VOCABULARY].parent, config.vocab_size)
+        CLIPTokenizer(extras[VOCABULARY].parent, config.vocab_size)
 
 
 CLIP = Part(

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from converters.errors import SourceError
 from converters.registry import INDEX_SUFFIX, Part
 from converters.sources.joined import JoinedSource
 from converters.sources.safetensors import SafetensorsSource, read_index
 from converters.sources.tensors import Source
 from converters.sources.torch_file import TorchSource
+from reangle_jax.errors import InputError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 MAX_CONFIG = 1 << 20  # bytes
@@ -41,18 +41,18 @@ def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
         alone: whether the part is asked for by itself, so that `path` may be its own folder or file.
 
     Raises:
-        SourceError: it is not there, or its header is unsound.
+        InputError: it is not there, or its header is unsound.
     """
     if path.is_file():
         if not alone:
-            raise SourceError(f"{path}: is one file; give the pipeline's folder, or name one part (NAME/{part.name})")
+            raise InputError(f"{path}: is one file; give the pipeline's folder, or name one part (NAME/{part.name})")
         return Opened(_open_file(path), _read_config(path.parent / "config.json", path.parent), {})
     if not path.is_dir():
-        raise SourceError(f"{path}: is neither a file nor a folder; check --source")
+        raise InputError(f"{path}: is neither a file nor a folder; check --source")
     inner = path / part.folder
     if not inner.is_dir():
         if not alone:
-            raise SourceError(f"{path}: has no {part.folder}/; download it too, or convert the other parts one by one")
+            raise InputError(f"{path}: has no {part.folder}/; download it too, or convert the other parts one by one")
         inner = path
     source = _open_together(inner, part, path) or _open_weights(inner, part, path)
     extras = {}
@@ -85,9 +85,9 @@ def _open_together(folder: Path, part: Part, root: Path) -> Source | None:
     for name, files in found.items():
         if not files:
             present = ", ".join(file.name for other in found.values() for file in other)
-            raise SourceError(f"{folder}: holds {present}, but no {name}.pth to go with it; put it there (see --list)")
+            raise InputError(f"{folder}: holds {present}, but no {name}.pth to go with it; put it there (see --list)")
         if len(files) > 1:
-            raise SourceError(f"{folder}: holds {', '.join(file.name for file in files)}; leave one of them")
+            raise InputError(f"{folder}: holds {', '.join(file.name for file in files)}; leave one of them")
         _check_inside(files[0], root)
     return JoinedSource([_open_file(files[0]) for files in found.values()])
 
@@ -119,10 +119,10 @@ def _weights(folder: Path, part: Part) -> tuple[list[Path], dict[str, str] | Non
         found = sorted(file for file in folder.iterdir() if file.suffix in suffixes)
         if len(found) > 1:
             names = ", ".join(file.name for file in found[:4])
-            raise SourceError(f"{folder}: holds several files of weights ({names}); give one of them as --source")
+            raise InputError(f"{folder}: holds several files of weights ({names}); give one of them as --source")
         if found:
             return found, None
-    raise SourceError(f"{folder}: holds no {part.stems[0]}.safetensors, nor its index, nor a .pth; check --source")
+    raise InputError(f"{folder}: holds no {part.stems[0]}.safetensors, nor its index, nor a .pth; check --source")
 
 
 def _check_inside(file: Path, folder: Path) -> None:
@@ -130,15 +130,15 @@ def _check_inside(file: Path, folder: Path) -> None:
     try:
         real = file.resolve(strict=True)
     except (OSError, RuntimeError):
-        raise SourceError(f"{file}: no such file; download it again") from None
+        raise InputError(f"{file}: no such file; download it again") from None
     if not real.is_file():
-        raise SourceError(f"{file}: is no file")
+        raise InputError(f"{file}: is no file")
     allowed = [folder.resolve()]
     for ancestor in (folder.absolute(), *folder.absolute().parents):
         if ancestor.parent.name == "snapshots":
             allowed.append((ancestor.parent.parent / "blobs").resolve())
     if not any(real.is_relative_to(root) for root in allowed):
-        raise SourceError(f"{file}: is a link out of the folder, to {real}; put the file itself there")
+        raise InputError(f"{file}: is a link out of the folder, to {real}; put the file itself there")
 
 
 def _read_config(file: Path, folder: Path) -> Mapping[str, Any] | None:
@@ -147,10 +147,10 @@ def _read_config(file: Path, folder: Path) -> Mapping[str, Any] | None:
     _check_inside(file, folder)
     try:
         if file.stat().st_size > MAX_CONFIG:
-            raise SourceError(f"{file}: is too large for a config.json; download it again")
+            raise InputError(f"{file}: is too large for a config.json; download it again")
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SourceError(f"{file}: cannot be read ({error}); download it again") from None
+        raise InputError(f"{file}: cannot be read ({error}); download it again") from None
     if not isinstance(found, dict):
-        raise SourceError(f"{file}: is no JSON object; download it again")
+        raise InputError(f"{file}: is no JSON object; download it again")
     return found

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from converters.errors import SourceError
+from reangle_jax.errors import InputError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -18,13 +18,13 @@ def resolve(source: str, patterns: Iterable[str], *, download: bool = True) -> P
         download: whether to; else a repository must be in the cache.
 
     Raises:
-        SourceError: there is no such path, or the download fails (what arrived is kept: the same command goes on).
+        InputError: there is no such path, or the download fails (what arrived is kept: the same command goes on).
     """
     path = Path(source)
     if path.exists():
         return path
     if not _REPOSITORY.fullmatch(source):
-        raise SourceError(f"--source={source}: no such file or folder, and no repo id (owner/name) either")
+        raise InputError(f"--source={source}: no such file or folder, and no repo id (owner/name) either")
     return _download(source, sorted(set(patterns)), download)
 
 
@@ -36,11 +36,11 @@ def _download(repo_id: str, patterns: list[str], download: bool) -> Path:
         return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns, local_files_only=not download))
     except Exception as error:  # the client's and its HTTP library's, of many kinds
         if not download and isinstance(error, FileNotFoundError):
-            raise SourceError(
+            raise InputError(
                 f"--source={repo_id}: no such folder here, nor in the Hub's cache, and --check downloads nothing: give "
                 "--out, which downloads, then checks before it converts"
             ) from None
-        raise SourceError(f"--source={repo_id}: {_words(error, repo_id)}") from None
+        raise InputError(f"--source={repo_id}: {_words(error, repo_id)}") from None
 
 
 def _words(error: Exception, repo_id: str) -> str:

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from converters.errors import SourceError
 from converters.sources.tensors import Source
 from reangle_jax.data.safetensors import Tensor
+from reangle_jax.errors import InputError
 
 
 class JoinedSource:
@@ -16,7 +16,7 @@ class JoinedSource:
         sources: none of which has a tensor of another.
 
     Raises:
-        SourceError: one has.
+        InputError: one has.
     """
 
     def __init__(self, sources: Sequence[Source]):
@@ -26,7 +26,7 @@ class JoinedSource:
         for source in sources:
             for name, tensor in source.tensors.items():
                 if name in tensors:
-                    raise SourceError(
+                    raise InputError(
                         f"{tensor.file}: {name} is in {tensors[name].file.name} too; leave out one of them"
                     )
                 tensors[name] = tensor

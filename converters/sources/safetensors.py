@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from converters.errors import SourceError
 from reangle_jax.data import safetensors
 from reangle_jax.data.safetensors import Tensor
+from reangle_jax.errors import InputError
 
 MAX_INDEX = 64 << 20
 
@@ -32,7 +32,7 @@ class SafetensorsSource:
             tensors, metadata = safetensors.read_header(file)
             twice = sorted(found.keys() & tensors.keys())
             if twice:
-                raise SourceError(f"{file}: {twice[0]} is in {found[twice[0]].file.name} too; download both again")
+                raise InputError(f"{file}: {twice[0]} is in {found[twice[0]].file.name} too; download both again")
             found |= tensors
             self.metadata |= metadata
         if expected is not None:
@@ -48,19 +48,19 @@ def read_index(file: Path) -> dict[str, str]:
     """Which shard holds each tensor, from ``*.safetensors.index.json``.
 
     Raises:
-        SourceError: it cannot be read, or a shard's name leaves the folder.
+        InputError: it cannot be read, or a shard's name leaves the folder.
     """
     try:
         if os.stat(file).st_size > MAX_INDEX:
-            raise SourceError(f"{file}: is too large for an index; check what it is")
+            raise InputError(f"{file}: is too large for an index; check what it is")
         shards = safetensors.parse(file.read_bytes(), file).get("weight_map")
     except OSError as error:
-        raise SourceError(f"{file}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
-        raise SourceError(f"{file}: has no weight_map of names; download it again")
+        raise InputError(f"{file}: has no weight_map of names; download it again")
     for shard in set(shards.values()):
         if not shard or shard in (".", "..") or any(mark in shard for mark in ("/", "\\", "\0")):
-            raise SourceError(f"{file}: the shard {shard!r} is not in this folder; do not use this download")
+            raise InputError(f"{file}: the shard {shard!r} is not in this folder; do not use this download")
     return shards
 
 
@@ -73,6 +73,4 @@ def _check_index(expected: dict[str, str], tensors: dict[str, Tensor]) -> None:
     ]
     if faults:
         folder = next(iter(tensors.values())).file.parent if tensors else "the folder"
-        raise SourceError(
-            f"{folder}: the shards are not those of the index; download them again", tuple(sorted(faults))
-        )
+        raise InputError(f"{folder}: the shards are not those of the index; download them again", tuple(sorted(faults)))

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from converters.errors import SourceError
 from reangle_jax.data import files
 from reangle_jax.data.safetensors import DTYPES, Tensor
+from reangle_jax.errors import InputError
 
 MAX_PICKLE = 64 << 20  # bytes of the archive's data.pkl: names and shapes, of the largest models a megabyte
 MAX_ENTRIES = 100_000
@@ -27,7 +27,7 @@ class TorchSource:
         file: the file.
 
     Raises:
-        SourceError: torch is not installed, the file is none of torch's, or it holds anything but tensors.
+        InputError: torch is not installed, the file is none of torch's, or it holds anything but tensors.
     """
 
     def __init__(self, file: Path):
@@ -52,21 +52,21 @@ def _load(file: Path) -> Any:
     try:
         import torch
     except ImportError:
-        raise SourceError(
+        raise InputError(
             f"{file}: reading a PyTorch file needs torch: pip install 'reangle-jax[convert]', or give the safetensors"
         ) from None
     zipped = _check_archive(file)
     if not zipped and (words := files.stand_in(file)):
-        raise SourceError(f"{file}: {words}")
+        raise InputError(f"{file}: {words}")
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except OSError as error:
-        raise SourceError(f"{file}: cannot be read ({error.strerror or error})") from None
+        raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # a hostile pickle can make the loader raise anything
         text = " ".join(str(error).split())
-        raise SourceError(
+        raise InputError(
             f"{file}: torch's weights_only loader refuses it ({type(error).__name__}: {text[:160]}); "
             "do not use this file, or download it again"
         ) from None
@@ -78,23 +78,23 @@ def _check_archive(file: Path) -> bool:
         size = os.stat(file).st_size
         if not zipfile.is_zipfile(file):
             if size > MAX_LEGACY:
-                raise SourceError(f"{file}: is no archive of torch and too large to hold in memory; check what it is")
+                raise InputError(f"{file}: is no archive of torch and too large to hold in memory; check what it is")
             return False
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except FileNotFoundError:
-        raise SourceError(f"{file}: no such file; check --source") from None
+        raise InputError(f"{file}: no such file; check --source") from None
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise SourceError(f"{file}: is damaged ({error}); download it again") from None
+        raise InputError(f"{file}: is damaged ({error}); download it again") from None
     total = sum(entry.file_size for entry in entries)
     if len(entries) > MAX_ENTRIES or total > size or any(entry.compress_type for entry in entries):
-        raise SourceError(
+        raise InputError(
             f"{file}: {len(entries)} entries unpack to {total} bytes from {size}; torch stores them unpacked, so this "
             "is none of its files: do not use it"
         )
     pickles = [entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl"]
     if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
-        raise SourceError(f"{file}: is an archive, but not of torch (no usable data.pkl); check what it is")
+        raise InputError(f"{file}: is an archive, but not of torch (no usable data.pkl); check what it is")
     return True
 
 
@@ -110,12 +110,12 @@ def _tensors_of(loaded: Any, file: Path) -> dict[str, Any]:
         found = tensors(value)
         if found:
             return found
-    raise SourceError(f"{file}: holds no named tensors; give the file of the model's weights")
+    raise InputError(f"{file}: holds no named tensors; give the file of the model's weights")
 
 
 def _dtype(value: Any, name: str, file: Path) -> np.dtype:
     known = {dtype.name: dtype for dtype in DTYPES.values()}
     found = known.get(str(value.dtype).removeprefix("torch."))
     if found is None or value.is_sparse or value.is_quantized:
-        raise SourceError(f"{file}: {name} is of {value.dtype}, which no model here has; check what the file is")
+        raise InputError(f"{file}: {name} is of {value.dtype}, which no model here has; check what the file is")
     return found

@@ -103,7 +103,7 @@ class Backbone(abc.ABC):
     @property
     def grid(self) -> registry.Grid:
         """How clips lie on the latent grid."""
-        return registry.entry(self.name).grid
+        return registry.ENTRIES[self.name].grid
 
     @property
     @abc.abstractmethod
@@ -165,11 +165,9 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def load_adapters(self, folder: Path | None, given: Sequence[tuple[Path, float]]) -> tuple["Backbone", nnx.State]:
-        """What was learnt, joined with LoRAs at their weights, and the backbone that has room for all of it.
+        """What was learnt, in a run's lora/ (or nothing), joined with files of LoRAs at their weights.
 
-        Args:
-            folder: a run's lora/; None if nothing was learnt.
-            given: files of LoRAs and their weights.
+        Returns it with the backbone that has room for all of it.
         """
 
     # Computing.
@@ -214,13 +212,7 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def sampler(self, *, steps: int, guidance_scale: float, dynamic_guidance: bool, sampler: str) -> Sampler:
-        """Sampling of clips.
-
-        Args:
-            steps: of denoising.
-            guidance_scale: classifier-free guidance; 1 and less is none.
-            dynamic_guidance: whether it changes over the steps.
-            sampler: a name that the family knows.
+        """Sampling of clips by a sampler that the family knows; a guidance scale of 1 and less is no guidance.
 
         Raises:
             InputError: the family has no such sampler, or cannot take so many steps.

@@ -71,28 +71,10 @@ _COGVIDEOX = Entry(
     {"transformer": "TransformerConfig", "vae": "VAEConfig", "text_encoder": "T5Config"},
     "reangle_jax.backbones.cogvideox.backbone:CogVideoXBackbone",
 )
-_entries: dict[str, Entry] = {
+ENTRIES: dict[str, Entry] = {
     # Its autoencoder keeps finer latents, and its transformer takes 4 x 4 of them to a token: as many tokens.
     "tiny": dataclasses.replace(_COGVIDEOX, grid=Grid(frames=4, pixels=4, multiple=16)),
     "cogvideox-5b-i2v": _COGVIDEOX,
     "cogvideox1.5-5b-i2v": _COGVIDEOX,
 }
-
-
-def register(name: str, entry: Entry) -> None:
-    """Adds a model, which ``config.model=name`` then means."""
-    _entries[name] = entry
-
-
-def names() -> tuple[str, ...]:
-    """All models."""
-    return tuple(_entries)
-
-
-def entry(name: str) -> Entry:
-    """A model's entry.
-
-    Raises:
-        KeyError: there is none of this name.
-    """
-    return _entries[name]
+"""What each name means; one that is added here may be named too."""

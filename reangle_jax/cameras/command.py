@@ -16,7 +16,6 @@ from reangle_jax.data import files
 from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
 from reangle_jax.geometry import cameras, depth
-from reangle_jax.stopping import Stop
 
 DESCRIPTION = """\
 What is in a camera file: its format and convention, how far the cameras go and turn, their largest step and, with a
@@ -62,12 +61,7 @@ def _parser() -> commands.Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code, as `commands.answer` has them."""
-
-    def work() -> None:
-        with Stop().installed():
-            _run(_parser().parse_args(list(argv)))
-
-    return commands.answer(work, stopped="nothing was written")
+    return commands.answer(lambda stop: _run(_parser().parse_args(argv)), stopped="nothing was written")
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -63,7 +63,7 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Settings:
     for key, field in leaves():
         if field.metadata["rule"] is not None:
             _require(key, flat[key], field.metadata["rule"])
-    grid = registry.entry(settings.model).grid
+    grid = registry.ENTRIES[settings.model].grid
     _require("num_frames", settings.num_frames, multiple_of(grid.frames, plus=1))
     _require("height", settings.height, multiple_of(grid.multiple))
     _require("width", settings.width, multiple_of(grid.multiple))
@@ -304,8 +304,8 @@ def _check_first_frames(s: Settings) -> None:
     if s.first_frames.fewest > s.first_frames.candidates:
         words = f"it must be at most config.first_frames.candidates={s.first_frames.candidates}, or 0"
         raise InputError(f"config.first_frames.fewest={s.first_frames.fewest} is not possible: {words}")
-    if s.edit.caption and not painters.entry(s.first_frames.model).edits:
-        able = " or ".join(name for name in painters.names() if painters.entry(name).edits)
+    if s.edit.caption and not painters.ENTRIES[s.first_frames.model].edits:
+        able = " or ".join(name for name, entry in painters.ENTRIES.items() if entry.edits)
         words = f"{s.first_frames.model} only fills holes: set config.first_frames.model to {able}"
         raise InputError(f"config.edit.caption: {words}")
     if s.edit.skip >= s.edit.steps:

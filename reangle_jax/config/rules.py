@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 _MOST = 10**9
@@ -45,17 +45,17 @@ def above(low: float, mend: str = "") -> Rule:
 
 def one_of(*words: str) -> Rule:
     """One of some words."""
-    return one_listed(lambda: words)
+    return one_listed(words)
 
 
-def one_listed(words: Callable[[], Sequence[str]]) -> Rule:
-    """One of the words of a list that may grow."""
+def one_listed(words: Collection[str]) -> Rule:
+    """One of the words of a collection that may grow."""
 
     def closest(value: Any) -> str:
-        close = difflib.get_close_matches(str(value), words(), n=1)
+        close = difflib.get_close_matches(str(value), words, n=1)
         return f" (did you mean {close[0]}?)" if close else ""
 
-    return Rule(f"one of {', '.join(words())}", lambda value: value in words(), closest)
+    return Rule(f"one of {', '.join(words)}", lambda value: value in words, closest)
 
 
 def multiple_of(step: int, *, plus: int = 0) -> Rule:
@@ -69,11 +69,6 @@ def multiple_of(step: int, *, plus: int = 0) -> Rule:
 
     words = f"{plus} + {step}k" if plus else f"a multiple of {step}"
     return Rule(words, lambda value: (plus or step) <= value <= _MOST and value % step == plus % step, nearest)
-
-
-def auto_or_above(low: float) -> Rule:
-    """The word auto, or a finite number above ``low``."""
-    return word_or_above(low, "auto")
 
 
 def word_or_above(low: float, *words: str) -> Rule:

@@ -8,7 +8,6 @@ from reangle_jax.config.rules import (
     Rule,
     above,
     at_least,
-    auto_or_above,
     between,
     one_listed,
     one_of,
@@ -97,7 +96,7 @@ class Sample:
 class FirstFrames:
     """The views' first frames (Reangle-A-Video, stage 3): painted one after another, so that they agree."""
 
-    model: str = setting("flux.1-dev", "static mode's painter", one_listed(painters.names))
+    model: str = setting("flux.1-dev", "static mode's painter", one_listed(painters.ENTRIES))
     weights: str = setting(
         "",
         "folder of the painter's converted weights and, beside them, of the score's, dust3r/ and featup/; empty: "
@@ -201,9 +200,9 @@ class Settings:
     depth_kind: str = setting(
         "inverse", "what a depth file holds: inverse (any scale and shift) or metric (z)", one_of("inverse", "metric")
     )
-    focal: str | float = setting("auto", "focal length in pixels of height x width", auto_or_above(0))
+    focal: str | float = setting("auto", "focal length in pixels of height x width", word_or_above(0, "auto"))
     pivot_depth: str | float = setting(
-        "auto", "depth of the point that the cameras turn about; auto: the subject's", auto_or_above(0)
+        "auto", "depth of the point that the cameras turn about; auto: the subject's", word_or_above(0, "auto")
     )
     source_cameras: str = setting(
         "",
@@ -246,7 +245,7 @@ class Settings:
     prompts: tuple[str, ...] = setting(
         (), "VIEW=PROMPT: what the model is told of a view, in place of its motion's words and the caption"
     )
-    model: str = setting("cogvideox-5b-i2v", "the video model", one_listed(registry.names))
+    model: str = setting("cogvideox-5b-i2v", "the video model", one_listed(registry.ENTRIES))
     weights: str = setting(
         "",
         "folder of converted weights, with transformer/ vae/ text_encoder/; empty: weights/MODEL (tiny has its own)",

@@ -47,12 +47,8 @@ def save_config(folder: str | os.PathLike, config: Any) -> None:
     files.atomic_write_json(Path(folder) / CONFIG, config_fields(config))
 
 
-def read_config(folder: str | os.PathLike, key: str = "config.weights") -> dict[str, Any]:
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """The fields of a config.json, and the name of what they describe under ``class``.
-
-    Args:
-        folder: of either form.
-        key: the setting that names it.
 
     Raises:
         InputError: the folder or file is missing or unreadable.
@@ -61,9 +57,9 @@ def read_config(folder: str | os.PathLike, key: str = "config.weights") -> dict[
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{key}: {path} is missing; give a folder of converted weights") from None
+        raise InputError(f"{path} is missing; give a folder of converted weights") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{key}: {path} cannot be read ({error}); convert the weights again") from None
+        raise InputError(f"{path} cannot be read ({error}); convert the weights again") from None
     return architecture(fields) if isinstance(fields, dict) else {}
 
 
@@ -76,20 +72,16 @@ def load_config(folder: str | os.PathLike, config_class: type) -> Any:
     path, fields = Path(folder) / CONFIG, read_config(folder)
     found = fields.pop("class", None)
     if found != config_class.__name__:
-        raise InputError(f"config.weights: {path} describes {found}, not {config_class.__name__}: give its folder")
+        raise InputError(f"{path} describes {found}, not {config_class.__name__}: give its folder")
     known = {f.name for f in dataclasses.fields(config_class)}
     unknown = sorted(set(fields) - known)
     if unknown:
-        raise InputError(f"config.weights: {path} has unknown fields {', '.join(unknown)}; convert the weights again")
+        raise InputError(f"{path} has unknown fields {', '.join(unknown)}; convert the weights again")
     return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
-def check_whole(folder: Path, key: str = "config.weights") -> None:
+def check_whole(folder: Path) -> None:
     """Refuses a folder whose arrays are missing or cut short, by the sizes of its files alone.
-
-    Args:
-        folder: of either form.
-        key: the setting that names it.
 
     Raises:
         InputError: a file is missing, or has another size than its header or manifest.json says.
@@ -98,15 +90,15 @@ def check_whole(folder: Path, key: str = "config.weights") -> None:
     if (folder / PARAMS).is_dir():
         fault = _fault_of_params(folder)
         if fault:
-            raise InputError(f"{key}: {folder} is damaged ({fault}): convert the weights again")
+            raise InputError(f"{folder} is damaged ({fault}): convert the weights again")
     elif not path.is_file():
-        raise InputError(f"{key}: {path} is missing, and so is {PARAMS}/: give a folder of converted weights")
+        raise InputError(f"{path} is missing, and so is {PARAMS}/: give a folder of converted weights")
     else:
         try:
             safetensors.read_header(path)
         except InputError as error:
             fault = str(error).removeprefix(f"{path}: ").rpartition(";")[0]
-            raise InputError(f"{key}: {path} is damaged ({fault}): copy or convert it again") from None
+            raise InputError(f"{path} is damaged ({fault}): copy or convert it again") from None
 
 
 def _fault_of_params(folder: Path) -> str | None:
@@ -167,7 +159,7 @@ def _open_params(params: Path) -> dict[str, Stored]:
         store, root = {"driver": "ocdbt", "base": f"file://{params}/"}, ""
 
     def damaged(error: ValueError) -> InputError:
-        return InputError(f"config.weights: {params} is damaged ({str(error)[:160]}); convert the weights again")
+        return InputError(f"{params} is damaged ({str(error)[:160]}); convert the weights again")
 
     def stored(array: Any) -> Stored:
         def read(index: tuple[Any, ...]) -> np.ndarray:

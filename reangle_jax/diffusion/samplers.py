@@ -5,7 +5,6 @@ A step predicts the clean latents, x0 = signal * z - spread * v, and moves on to
     z' = keep * z + pull * (now * x0 - before * x0 of the step before) + noise * xi,   xi ~ N(0, I).
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -102,16 +101,9 @@ def init_state(latents: Float[Array, "B ..."]) -> SamplerState:
 def update(
     state: SamplerState, v: Float[Array, " B *rest"], c: Coefficients, xi: Float[Array, " B *rest"] | None
 ) -> SamplerState:
-    """One step from a prediction.
+    """One step from the guided prediction, float32; the latents keep their dtype.
 
-    Args:
-        state: where the sampler is.
-        v: the guided prediction, float32.
-        c: this step's coefficients, float32 scalars.
-        xi: unit noise, or None for a sampler that adds none.
-
-    Returns:
-        The next state; the latents keep their dtype.
+    The coefficients are this step's, float32 scalars; ``xi`` is unit noise, or None for a sampler that adds none.
     """
     z = state.latents.astype(jnp.float32)
     signal, spread, keep, pull, now, before, noise = (jnp.asarray(scalar) for scalar in c[1:])
@@ -130,9 +122,19 @@ def _noise(key: Array, index: Array, shape: tuple[int, ...]) -> Array:
     return jax.random.normal(jax.random.fold_in(key, index), shape, jnp.float32)
 
 
-def _body(denoise: Denoise, sampler: str, steps: int, schedule: Schedule) -> Callable[..., SamplerState]:
+def make_step(denoise: Denoise, *, sampler: str, steps: int, schedule: Schedule) -> Callable[..., SamplerState]:
+    """A sampler's step, which a caller repeats, and may stop and go on with: one compiled program for all steps.
+
+    ``state = init_state(noise)``, then ``state = step(state, jnp.int32(i), key, *args)`` for i = 0 .. steps - 1, with
+    the same ``key`` throughout: ``dpm``'s noise of step i is drawn with ``fold_in(key, i)``. ``args``, any pytrees of
+    arrays, are handed to ``denoise`` (``guidance.guided``): weights, and what changes from video to video.
+
+    Raises:
+        InputError: the sampler is unknown or the count of steps impossible.
+    """
     host = coefficients(sampler, schedule, steps)
 
+    @jax.jit
     def step(state: SamplerState, index: Array, key: Array, *args) -> SamplerState:
         table = Coefficients(
             jnp.asarray(host.timestep), *(jnp.asarray(column.astype(np.float32)) for column in host[1:])
@@ -144,52 +146,3 @@ def _body(denoise: Denoise, sampler: str, steps: int, schedule: Schedule) -> Cal
         return update(state, v, c, _noise(key, index, v.shape) if stochastic else None)
 
     return step
-
-
-@functools.partial(jax.jit, static_argnames=("denoise", "sampler", "steps", "schedule"))
-def sample(
-    denoise: Denoise,
-    latents: Float[Array, "B ..."],
-    *args,
-    sampler: str,
-    steps: int,
-    schedule: Schedule,
-    key: Array,
-) -> Float[Array, "B ..."]:
-    """Samples in one compiled program: a scan over the steps.
-
-    Args:
-        denoise: ``denoise(latents, t, step, *args)`` gives v; see ``guidance.guided``. It is compiled anew for each
-            new function object: make it once, and pass what changes from video to video, and the weights, in ``args``.
-        latents: unit noise.
-        *args: handed to ``denoise``; any pytrees of arrays.
-        sampler: ``ddim`` or ``dpm``.
-        steps: how many.
-        schedule: the noise schedule.
-        key: source of the noise that ``dpm`` adds; step i draws with ``fold_in(key, i)``.
-
-    Returns:
-        Clean latents, in the dtype of ``latents``.
-
-    Raises:
-        InputError: the sampler is unknown or the count of steps impossible.
-    """
-    step = _body(denoise, sampler, steps, schedule)
-
-    def body(state: SamplerState, index: Array) -> tuple[SamplerState, None]:
-        return step(state, index, key, *args), None
-
-    state, _ = jax.lax.scan(body, init_state(latents), jnp.arange(steps, dtype=jnp.int32))
-    return state.latents
-
-
-def make_step(denoise: Denoise, *, sampler: str, steps: int, schedule: Schedule) -> Callable[..., SamplerState]:
-    """The same sampler step by step, for a progress bar or to stop and go on: one compiled program for all steps.
-
-    ``state = init_state(noise)``, then ``state = step(state, jnp.int32(i), key, *args)`` for i = 0 .. steps - 1, with
-    the same ``key`` throughout; ``state.latents`` at the end equals ``sample``'s to float32 round-off.
-
-    Raises:
-        InputError: the sampler is unknown or the count of steps impossible.
-    """
-    return jax.jit(_body(denoise, sampler, steps, schedule))

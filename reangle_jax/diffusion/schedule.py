@@ -1,4 +1,4 @@
-"""CogVideoX's noise schedule: how signal and noise mix at each of 1000 times, and the three maps between them.
+"""CogVideoX's noise schedule: how signal and noise mix at each of 1000 times, and what the model predicts of it.
 
 z_t = sqrt(abar) z0 + sqrt(1 - abar) eps, and the model predicts v = sqrt(abar) eps - sqrt(1 - abar) z0 (Salimans and
 Ho, 2022, arXiv 2202.00512). The last time is pure noise, abar = 0 (Lin et al., 2023, arXiv 2305.08891).
@@ -17,36 +17,23 @@ from reangle_jax.errors import InputError
 
 SPACINGS = ("trailing", "leading", "linspace")
 
-# Our fields by their published names, what a published file means where it is silent, and what it must say.
-_PUBLISHED_NAMES = {
-    "beta_start": "beta_start",
-    "beta_end": "beta_end",
-    "snr_shift_scale": "snr_shift_scale",
-    "train_steps": "num_train_timesteps",
-    "spacing": "timestep_spacing",
-    "steps_offset": "steps_offset",
-    "ends_clean": "set_alpha_to_one",
+# Our fields: the published name of each, and what a published file means where it is silent.
+_PUBLISHED: dict[str, tuple[str, Any]] = {
+    "beta_start": ("beta_start", 0.00085),
+    "beta_end": ("beta_end", 0.012),
+    "snr_shift_scale": ("snr_shift_scale", 3.0),
+    "train_steps": ("num_train_timesteps", 1000),
+    "spacing": ("timestep_spacing", "leading"),
+    "steps_offset": ("steps_offset", 0),
+    "ends_clean": ("set_alpha_to_one", True),
 }
-_PUBLISHED_DEFAULTS: dict[str, Any] = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "snr_shift_scale": 3.0,
-    "num_train_timesteps": 1000,
-    "timestep_spacing": "leading",
-    "steps_offset": 0,
-    "set_alpha_to_one": True,
-    "beta_schedule": "scaled_linear",
-    "trained_betas": None,
-    "clip_sample": True,
-    "prediction_type": "epsilon",
-    "rescale_betas_zero_snr": False,
-}
-_REQUIRED: dict[str, Any] = {
-    "beta_schedule": "scaled_linear",
-    "trained_betas": None,
-    "clip_sample": False,
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
+# What it must say, and what it means where it is silent.
+_REQUIRED: dict[str, tuple[Any, Any]] = {
+    "beta_schedule": ("scaled_linear", "scaled_linear"),
+    "trained_betas": (None, None),
+    "clip_sample": (False, True),
+    "prediction_type": ("v_prediction", "epsilon"),
+    "rescale_betas_zero_snr": (True, False),
 }
 
 
@@ -99,22 +86,18 @@ class Schedule:
 
     @classmethod
     def from_published(cls, fields: Mapping[str, Any]) -> "Schedule":
-        """The schedule that a published ``scheduler_config.json`` describes.
-
-        Args:
-            fields: its content; what is absent is as diffusers' class has it.
+        """The schedule that a published ``scheduler_config.json`` describes; what is absent is as in diffusers' class.
 
         Raises:
             InputError: it describes a schedule of another kind.
         """
-        fields = {**_PUBLISHED_DEFAULTS, **fields}
-        for name, expected in _REQUIRED.items():
-            if fields[name] != expected:
+        for name, (expected, silent) in _REQUIRED.items():
+            if (found := fields.get(name, silent)) != expected:
                 raise InputError(
-                    f"scheduler_config.json: {name} is {fields[name]!r}, and only {expected!r} can be sampled here: "
+                    f"scheduler_config.json: {name} is {found!r}, and only {expected!r} can be sampled here: "
                     "give the file that CogVideoX is published with"
                 )
-        return cls(**{ours: fields[theirs] for ours, theirs in _PUBLISHED_NAMES.items()})
+        return cls(**{ours: fields.get(theirs, silent) for ours, (theirs, silent) in _PUBLISHED.items()})
 
     @property
     def final_alpha_cumprod(self) -> float:
@@ -170,10 +153,3 @@ class Schedule:
         """What the model learns to predict, v = sqrt(abar) eps - sqrt(1 - abar) z, in the dtype of ``z``."""
         signal, noise = self._factors(t, z.ndim)
         return (signal * eps.astype(jnp.float32) - noise * z.astype(jnp.float32)).astype(z.dtype)
-
-    def to_x0(
-        self, z_t: Float[Array, " B *rest"], v: Float[Array, " B *rest"], t: Int[Array, " B"]
-    ) -> Float[Array, " B *rest"]:
-        """The clean latents that ``v`` stands for, sqrt(abar) z_t - sqrt(1 - abar) v, in the dtype of ``z_t``."""
-        signal, noise = self._factors(t, z_t.ndim)
-        return (signal * z_t.astype(jnp.float32) - noise * v.astype(jnp.float32)).astype(z_t.dtype)

@@ -12,7 +12,6 @@ from reangle_jax.export import clip as clips
 from reangle_jax.export.clip import Clip
 from reangle_jax.export.registry import FORMATS
 from reangle_jax.export.writing import Options
-from reangle_jax.stopping import Stop
 
 DESCRIPTION = """\
 A run's synchronised views as a data set that tools for 3D and 4D reconstruction read (docs/export.md). It appears at
@@ -41,16 +40,9 @@ def _parser() -> commands.Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code, as `commands.answer` has them."""
-
-    def work() -> None:
-        with Stop().installed():
-            arguments = _parser().parse_args(list(argv))
-            if arguments.list:
-                print("\n".join(f"{name:13}{form.read_by}" for name, form in FORMATS.items()))
-            else:
-                _run(arguments)
-
-    return commands.answer(work, stopped="nothing was written", explain=_explain)
+    return commands.answer(
+        lambda stop: _run(_parser().parse_args(argv)), stopped="nothing was written", explain=_explain
+    )
 
 
 def _explain(error: Exception) -> str | None:
@@ -60,6 +52,9 @@ def _explain(error: Exception) -> str | None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.list:
+        print("\n".join(f"{name:13}{form.read_by}" for name, form in FORMATS.items()))
+        return
     expand(arguments, "runs", "out")
     for name, what in (
         ("runs", "give a run's folder"),

@@ -13,7 +13,6 @@ shines through it. On the analytic scene of the tests (nine views at 240x360) th
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -76,9 +75,6 @@ def splat(
         K_src: the source camera's intrinsics.
         K_dst: the target camera's intrinsics.
         src_to_dst: takes points in the source camera's frame into the target's.
-
-    Returns:
-        image, visible mask (torn edges out, holes dilated 5x5 once) and nearest depth.
     """
     result = _splat_frames(colors[None], depth[None], K_src[None], K_dst[None], src_to_dst[None])
     return Splat(*(field[0] for field in result))
@@ -87,26 +83,12 @@ def splat(
 def warp_video(
     frames: Shaped[AnyArray, "T H W C"], depth: Float[AnyArray, "T H W"], source: Cameras, target: Cameras
 ) -> tuple[Shaped[Array, "T H W C"], Bool[Array, "T H W"]]:
-    """Draws a video as the target cameras see it, frame by frame.
-
-    Args:
-        frames: uint8, or floating point of any range.
-        depth: z in the source cameras, scene units.
-        source: the cameras that saw the frames.
-        target: one camera a frame.
+    """Draws a video, uint8 or floating point of any range, as the target cameras, one a frame, see it.
 
     Returns:
         The frames in the same dtype (0 where not visible) and the visible mask. The identity returns its input exactly.
     """
     return _warp_video(jnp.asarray(frames), jnp.asarray(depth, jnp.float32), source, target)
-
-
-def warp_views(
-    frames: Shaped[AnyArray, "T H W C"], depth: Float[AnyArray, "T H W"], source: Cameras, targets: Sequence[Cameras]
-) -> tuple[Shaped[Array, "V T H W C"], Bool[Array, "V T H W"]]:
-    """Draws a video from several views in one compiled call: ``warp_video`` for each, stacked."""
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *targets)
-    return _warp_views(jnp.asarray(frames), jnp.asarray(depth, jnp.float32), source, stacked)
 
 
 @jax.jit
@@ -117,11 +99,6 @@ def _warp_video(frames, depth, source, target):
     if image.dtype != frames.dtype:
         image = jnp.round(image)  # a weighted mean stays within the range of its inputs
     return image.astype(frames.dtype), result.visible
-
-
-@jax.jit
-def _warp_views(frames, depth, source, targets):
-    return jax.lax.map(lambda target: _warp_video(frames, depth, source, target), targets)
 
 
 def infill(

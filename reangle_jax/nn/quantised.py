@@ -23,14 +23,7 @@ _LARGEST = 127
 def quantise(
     kernel: Float[AnyArray, "*stack in out"],
 ) -> tuple[Int8[AnyArray, "*stack in out"], Float[AnyArray, "*stack out"]]:
-    """The nearest int8 multiples of each output channel's largest value over 127.
-
-    Args:
-        kernel: of NumPy or JAX, and so are the results.
-
-    Returns:
-        The integers, and the float32 scales that they are multiplied by.
-    """
+    """The nearest int8 multiples of each output channel's largest value over 127, and these float32 scales."""
     xp = jnp if isinstance(kernel, jax.Array) else np
     values = kernel.astype(np.float32)
     scale = xp.max(xp.abs(values), axis=-2, keepdims=True) / np.float32(_LARGEST)
@@ -39,18 +32,11 @@ def quantise(
     return steps.astype(np.int8), scale[..., 0, :]
 
 
-def dequantise(
-    kernel: Int8[Array, "*stack in out"], scale: Float[Array, "*stack out"]
-) -> Float[Array, "*stack in out"]:
-    """The float32 kernel that is meant."""
-    return kernel.astype(jnp.float32) * scale[..., None, :]
-
-
 # Where nothing around it is rematerialised, the backward pass would keep every layer's kernel as a float.
 @functools.partial(jax.checkpoint, prevent_cse=False)
 def product(
     x: Float[Array, "*batch in"], kernel: Int8[Array, "in out"], scale: Float[Array, " out"]
 ) -> Float[Array, "*batch out"]:
-    """``x @ dequantise(kernel, scale)``, in the type of ``x``."""
+    """``x @ (kernel * scale)``, in the type of ``x``."""
     y = matmul(x, kernel.astype(x.dtype)).astype(jnp.float32)
     return (y * scale.reshape((1,) * (y.ndim - 1) + (-1,))).astype(x.dtype)

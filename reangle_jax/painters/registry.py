@@ -40,7 +40,7 @@ _SHARED = {
     "text_encoder": "CLIPConfig",
     "text_encoder_2": "T5Config",
 }
-_entries: dict[str, Entry] = {
+ENTRIES: dict[str, Entry] = {
     "flux.1-dev": Entry(16, {**_SHARED, "controlnet": "ControlNetConfig"}, _FLUX),
     "flux.1-fill-dev": Entry(16, _SHARED, _FLUX, edits=False),
     # The small family's autoencoder makes 4x4 pixels a cell; patches are 2x2 cells in all of them.
@@ -55,22 +55,4 @@ _entries: dict[str, Entry] = {
         _FLUX,
     ),
 }
-
-
-def register(name: str, entry: Entry) -> None:
-    """Adds a model, which ``config.first_frames.model=name`` then means."""
-    _entries[name] = entry
-
-
-def names() -> tuple[str, ...]:
-    """All models."""
-    return tuple(_entries)
-
-
-def entry(name: str) -> Entry:
-    """A model's entry.
-
-    Raises:
-        KeyError: there is none of this name.
-    """
-    return _entries[name]
+"""What each name means; one that is added here may be named too."""

@@ -13,13 +13,8 @@ from reangle_jax.run.work import Work
 from reangle_jax.stopping import Stop
 
 
-def tell_settings(settings: config.Settings, team: Team) -> None:
-    """Begins a run with the processes that follow this one."""
-    team.tell(config.flatten(settings))
-
-
 def follow(stages: Collection[Stage], team: Team, stop: Stop) -> None:
-    """Takes part in process 0's run until that is done."""
+    """Takes part in process 0's run, which tells its settings first, until that is done."""
     flat = team.tell()
     if flat is None:  # there was nothing to run, --plan
         return

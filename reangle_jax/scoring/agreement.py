@@ -34,9 +34,9 @@ class Agreement:
     size: tuple[int, int]
 
     @classmethod
-    def load(cls, folder: Path, height: int, width: int, *, key: str) -> "Agreement":
+    def load(cls, folder: Path, height: int, width: int) -> "Agreement":
         """The score of pictures of height x width; see `check` for its networks."""
-        metric, states = networks.load(folder, features(folder, key), key=key)
+        metric, states = networks.load(folder, features(folder))
         return cls(metric, states, compared_size(height, width, networks.patch_multiple(metric, states)))
 
     def resized(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w 3"]:
@@ -92,7 +92,7 @@ def compared_size(height: int, width: int, patch: int) -> tuple[int, int]:
     return rows, columns
 
 
-def features(folder: Path, key: str) -> str:
+def features(folder: Path) -> str:
     """Which feature network lies in a folder of weights.
 
     Raises:
@@ -101,13 +101,13 @@ def features(folder: Path, key: str) -> str:
     found = next((name for name in networks.FEATURES if (folder / name).is_dir()), None)
     if found is None:
         raise InputError(
-            f"{key}: {folder} holds no {' or '.join(networks.FEATURES)}/: the score, which makes the first frames "
+            f"{folder} holds no {' or '.join(networks.FEATURES)}/: the score, which makes the first frames "
             "agree, needs one (`python -m converters --list`)"
         )
     return found
 
 
-def check(folder: Path, key: str) -> None:
+def check(folder: Path) -> None:
     """Refuses a folder without the score's networks, by their headers.
 
     Raises:
@@ -115,15 +115,15 @@ def check(folder: Path, key: str) -> None:
     """
     if not (folder / networks.GEOMETRY).is_dir():
         raise InputError(
-            f"{key}: {folder / networks.GEOMETRY} is missing: the score, which makes the first frames agree, needs it "
+            f"{folder / networks.GEOMETRY} is missing: the score, which makes the first frames agree, needs it "
             "(`python -m converters --list`)"
         )
-    name = features(folder, key)
+    name = features(folder)
     for part, kind in ((networks.GEOMETRY, "Dust3rConfig"), (name, networks.FEATURES[name][0].__name__)):
-        found = read_config(folder / part, key).get("class")
+        found = read_config(folder / part).get("class")
         if found != kind:
-            raise InputError(f"{key}: {folder / part} holds {found}, not {kind}: give its folder")
-        check_whole(folder / part, key)
+            raise InputError(f"{folder / part} holds {found}, not {kind}: give its folder")
+        check_whole(folder / part)
 
 
 def there(folder: Path) -> bool:

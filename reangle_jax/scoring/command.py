@@ -18,9 +18,8 @@ from reangle_jax import commands, compilation_cache, faults
 from reangle_jax.arrays import Picture
 from reangle_jax.data import files
 from reangle_jax.data.paths import expand
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, about
 from reangle_jax.scoring.inputs import Notes, iterate_video, moments, read_picture, read_pictures, square
-from reangle_jax.stopping import Stop
 
 DESCRIPTION = """\
 MEt3R (arXiv 2501.06336) of pictures of one moment, or of videos of one scene: 0 is consistent, 2 the worst; no camera
@@ -76,12 +75,9 @@ def _parser() -> commands.Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code, as `commands.answer` has them."""
-
-    def work() -> None:
-        with Stop().installed():
-            _run(_parser().parse_args(list(argv)))
-
-    return commands.answer(work, stopped="no report was written", explain=_explain)
+    return commands.answer(
+        lambda stop: _run(_parser().parse_args(argv)), stopped="no report was written", explain=_explain
+    )
 
 
 def _explain(error: Exception) -> str | None:
@@ -144,7 +140,8 @@ def _consistency(
     size = arguments.size
     if size is None:
         size = 128 if arguments.weights == networks.TINY else 256
-    metric, states = networks.load(arguments.weights, arguments.features)
+    with about("--weights"):
+        metric, states = networks.load(arguments.weights, arguments.features)
     _check_size(size, networks.patch_multiple(metric, states))
     report = {"features": arguments.features, "size": [size] * 2}
     if pictures is not None:
@@ -157,7 +154,8 @@ def _likeness(arguments: argparse.Namespace, paths: list[str], note: Notes) -> d
     from reangle_jax.scoring import networks, perceptual, reference
 
     folder = networks.resolve(arguments.weights) / perceptual.FOLDER if arguments.weights else None
-    measure = perceptual.load(folder) if folder is not None and folder.is_dir() else None
+    with about("--weights"):
+        measure = perceptual.load(folder) if folder is not None and folder.is_dir() else None
     if measure is None:
         note("no LPIPS: --weights names no folder with lpips/ (python -m converters lpips-alex)")
 

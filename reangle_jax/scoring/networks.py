@@ -29,14 +29,13 @@ def resolve(folder: str | Path) -> Path:
     return tiny.WEIGHTS if folder == TINY else Path(folder)
 
 
-def load(folder: str | Path, features: str = "featup", *, key: str = "--weights") -> tuple[Met3r, tuple[Any, Any]]:
+def load(folder: str | Path, features: str = "featup") -> tuple[Met3r, tuple[Any, Any]]:
     """The metric and its parameters.
 
     Args:
         folder: holds ``dust3r/`` and a folder named as `features`, in either form of `checkpoints`; or `tiny`.
         features: one of FEATURES: ``featup`` upsamples by the image's edges, as published; ``dino`` and ``dinov2``
             bilinearly.
-        key: the setting or flag that names the folder, for messages.
 
     Raises:
         InputError: a part is missing, damaged or of another kind.
@@ -46,10 +45,10 @@ def load(folder: str | Path, features: str = "featup", *, key: str = "--weights"
     parts = {GEOMETRY: (Dust3rConfig, Dust3r), features: FEATURES[features]}
     for name in parts:  # all of them, before the first is read
         if not (folder / name).is_dir():
-            raise InputError(f"{key}: {folder / name} is missing: {_mend(folder, name, features)}")
-        check_whole(folder / name, key)
+            raise InputError(f"{folder / name} is missing: {_mend(folder, name, features)}")
+        check_whole(folder / name)
     for name, (config_class, network) in parts.items():
-        graphdef, state = nnx.split(checkpoints.load(folder / name, config_class, network, key=key))
+        graphdef, state = nnx.split(checkpoints.load(folder / name, config_class, network))
         metric.append(graphdef)
         states.append(state)
     return Met3r(*metric), (states[0], states[1])

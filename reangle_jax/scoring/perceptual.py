@@ -32,22 +32,18 @@ def measure(model: Lpips) -> Measure:
     return lambda images, references: np.asarray(run(state, images, references))
 
 
-def load(folder: str | Path, *, key: str = "--weights") -> Measure:
-    """The distance with converted weights.
-
-    Args:
-        folder: of the part (WEIGHTS/lpips), in either form of `checkpoints`.
-        key: the setting or flag that names it, for messages.
+def load(folder: str | Path) -> Measure:
+    """The distance with converted weights: those of the part, WEIGHTS/lpips, in either form of `checkpoints`.
 
     Raises:
         InputError: it is missing, damaged or of another kind.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{key}: {folder} is missing: convert it with --out of its parent (python -m converters)")
-    check_whole(folder, key)
+        raise InputError(f"{folder} is missing: convert it with --out of its parent (python -m converters)")
+    check_whole(folder)
     try:
-        model = checkpoints.load(folder, LpipsConfig, Lpips, key=key)
+        model = checkpoints.load(folder, LpipsConfig, Lpips)
     except ValueError as error:  # of the config itself
-        raise InputError(f"{key}: {folder} describes another network ({error}); convert the weights again") from None
+        raise InputError(f"{folder} describes another network ({error}); convert the weights again") from None
     return measure(model)

@@ -8,7 +8,7 @@ import numpy as np
 from reangle_jax import chosen_models
 from reangle_jax.config import Settings
 from reangle_jax.data import depth_file, files
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, about
 from reangle_jax.geometry import depth as geometry
 from reangle_jax.run import External, Stage, Unit, Work
 
@@ -43,8 +43,8 @@ def _depth(settings: Settings, folder: Path) -> None:
     shape = clip["frames"].shape[:3]
     from_model = settings.depth == "model"
     if from_model:
-        where, key = chosen_models.folder(settings, "depth"), chosen_models.depth_key(settings)
-        values, kind = _estimate(where, key, clip["frames"])
+        with about(chosen_models.depth_key(settings)):
+            values, kind = _estimate(chosen_models.folder(settings, "depth"), clip["frames"])
     else:
         values, kind = depth_file.load_depth(settings.depth), settings.depth_kind
     try:
@@ -62,12 +62,12 @@ def _depth(settings: Settings, folder: Path) -> None:
     files.atomic_savez(folder / "input/depth.npz", depth=z)
 
 
-def _estimate(weights: Path, key: str, frames: np.ndarray) -> tuple[np.ndarray, str]:
-    """Depth by the network, and which kind it is; ``key`` is the setting that names the weights."""
+def _estimate(weights: Path, frames: np.ndarray) -> tuple[np.ndarray, str]:
+    """Depth by the network, and which kind it is."""
     from reangle_jax import checkpoints  # late: a run with a depth file needs no network
     from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 
-    model = checkpoints.load(weights, DepthAnythingConfig, DepthAnything, key=key)
+    model = checkpoints.load(weights, DepthAnythingConfig, DepthAnything)
     values = estimate_video_depth(model, frames, batch_size=BATCH)
     return values, "inverse" if model.config.max_depth is None else "metric"
 

@@ -14,6 +14,7 @@ from reangle_jax import chosen_models
 from reangle_jax.cameras.views import label
 from reangle_jax.config import Settings
 from reangle_jax.data import files, pictures, video
+from reangle_jax.errors import about
 from reangle_jax.geometry import cameras, splat
 from reangle_jax.run import Stage, Unit, Work, first_picture, view_file
 from reangle_jax.scoring import agreement, image, motion
@@ -106,11 +107,12 @@ def _agreement(settings: Settings, folder: Path) -> dict[str, Any]:
 
     Nothing without its networks, which a run that chooses among no candidates does not need.
     """
-    scorer, key = chosen_models.painter_folder(settings), chosen_models.PAINTER_KEY
+    scorer = chosen_models.painter_folder(settings)
     if not agreement.there(scorer):
         _log.info("MEt3R is left out: %s holds no networks of the score's", scorer)
         return {}
-    score = agreement.Agreement.load(scorer, settings.height, settings.width, key=key)
+    with about(chosen_models.PAINTER_KEY):
+        score = agreement.Agreement.load(scorer, settings.height, settings.width)
     source = files.load_npz(folder / _INPUT[0])["frames"]
     firsts = [pictures.read(folder / view_file(view, "first_frame.png")) for view in settings.views]
     moments = {"first_frames": [[first_picture.read(settings, folder), *firsts]]}

@@ -22,7 +22,7 @@ from reangle_jax import chosen_models, mesh
 from reangle_jax.arrays import Picture
 from reangle_jax.config import AUTO, FirstFrames, Settings
 from reangle_jax.data import files, pictures
-from reangle_jax.errors import InputError, NotFiniteError
+from reangle_jax.errors import InputError, NotFiniteError, about
 from reangle_jax.painters.interface import Chosen, Reward
 from reangle_jax.progress import progress
 from reangle_jax.randomness import named_key
@@ -127,9 +127,10 @@ class Studio:
         return self.painter.load(), text
 
     @functools.cached_property
+    @about(chosen_models.PAINTER_KEY)
     def _agreement(self) -> Agreement:
-        s, key = self.settings, chosen_models.PAINTER_KEY
-        return Agreement.load(chosen_models.painter_folder(s), s.height, s.width, key=key)
+        s = self.settings
+        return Agreement.load(chosen_models.painter_folder(s), s.height, s.width)
 
     def paint(self, work: Work, unit: Unit) -> None:
         """Paints a view, going on after the last step that an earlier start has taken."""

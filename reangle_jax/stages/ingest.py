@@ -77,7 +77,7 @@ def _frames(settings: Settings, folder: Path) -> None:
         fps=settings.fps,
         height=settings.height,
         width=settings.width,
-        multiple=registry.entry(settings.model).grid.multiple,
+        multiple=registry.ENTRIES[settings.model].grid.multiple,
     )
     _log.info("%d frames of %dx%d at %g fps from %s", *clip.frames.shape[:3], clip.fps, settings.video)
     files.atomic_savez(

@@ -90,5 +90,5 @@ def test_latent_frames(config, frames, expected):
     ],
 )
 def test_when_frames_are_tiled(small_weights, tiles, size, expected):
-    vae = networks.load_vae(small_weights / "vae", tiles=tiles, size=size)
+    vae = networks.describe_vae(small_weights / "vae", tiles=tiles, size=size)
     assert vae.config.tile_sample == ((240, 360) if expected else None)

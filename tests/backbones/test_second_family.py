@@ -21,9 +21,9 @@ FRAMES, HEIGHT, WIDTH = 7, 36, 44  # 1 + 2k, and multiples of 4 that are none of
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    registry.register(flowing.NAME, flowing.ENTRY)
+    registry.ENTRIES[flowing.NAME] = flowing.ENTRY
     yield
-    registry._entries.pop(flowing.NAME)
+    registry.ENTRIES.pop(flowing.NAME)
 
 
 @pytest.fixture(scope="module")
@@ -123,5 +123,3 @@ def test_no_stage_names_a_family():
     paths = [path for room in rooms for path in room.glob("*.py")]
     assert len(paths) > 30
     assert [path.name for path in paths if re.search(r"import.*cogvideox|cogvideox.*import", path.read_text())] == []
-    with pytest.raises(KeyError):
-        registry.entry("none")

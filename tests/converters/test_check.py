@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from converters import check, registry
-from converters.errors import SourceError
 from converters.sources.folder import open_part
+from reangle_jax.errors import InputError
 from tests.manifests import manifest
 from tests.published import CODES, write_sparse
 
@@ -56,7 +56,7 @@ def checked(folder, name, tensors, config=None):
 
 
 def report(folder, name, tensors, config=None):
-    with pytest.raises(SourceError) as caught:
+    with pytest.raises(InputError) as caught:
         checked(folder, name, tensors, config)
     assert "\n" not in str(caught.value)
     return str(caught.value), caught.value.report

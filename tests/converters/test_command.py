@@ -12,7 +12,7 @@ import pytest
 
 from converters import command, registry, stream
 from reangle_jax import tiny
-from reangle_jax.backbones.registry import entry
+from reangle_jax.backbones.registry import ENTRIES
 from tests.manifests import manifest
 from tests.published import SMALL, write_small, write_sparse
 from tests.spiece import write_spiece
@@ -45,7 +45,7 @@ def test_a_pipeline_becomes_a_weights_folder(published, tmp_path, capsys):
     assert sorted(os.listdir(out)) == ["text_encoder", "transformer", "vae"]
     for part, dtype in (("transformer", "bfloat16"), ("vae", "float32"), ("text_encoder", "bfloat16")):
         config = json.loads((out / part / "config.json").read_text())
-        assert config["class"] == entry(MODEL).parts[part]
+        assert config["class"] == ENTRIES[MODEL].parts[part]
         assert config["param_dtype"] == dtype
     assert (out / "text_encoder/spiece.model").read_bytes() == b"pieces"
     printed = capsys.readouterr().out

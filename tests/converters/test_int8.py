@@ -72,7 +72,8 @@ def test_an_interruption_is_continued(published, tmp_path, monkeypatch, gathered
     assert_right(got, want["transformer"])
     assert not writer(source, tmp_path).run()  # finished already
     # The setting's default takes them as they are.
-    found = of_cogvideox.load_transformer(tmp_path / "transformer", lora_rank=2, lora_alpha=2.0)
+    described = of_cogvideox.describe_transformer(tmp_path / "transformer", lora_rank=2, lora_alpha=2.0)
+    found = of_cogvideox.load(described, tmp_path / "transformer")
     assert found.state["blocks"]["layers"]["ff"]["up"]["kernel"].dtype == np.int8
 
 

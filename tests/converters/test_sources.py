@@ -17,10 +17,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from converters import registry
-from converters.errors import SourceError
 from converters.sources import hub
 from converters.sources.folder import open_part
 from converters.sources.torch_file import TorchSource
+from reangle_jax.errors import InputError
 from tests.published import write_small
 
 MODEL = "cogvideox-5b-i2v"
@@ -51,22 +51,22 @@ def test_a_part_is_found_in_its_pipeline_by_itself_and_as_a_file(published):
 
 
 def test_what_is_missing_is_named(published, tmp_path):
-    with pytest.raises(SourceError, match="has no transformer/"):
+    with pytest.raises(InputError, match="has no transformer/"):
         open_part(tmp_path, part(), alone=False)
-    with pytest.raises(SourceError, match=r"holds no diffusion_pytorch_model\.safetensors"):
+    with pytest.raises(InputError, match=r"holds no diffusion_pytorch_model\.safetensors"):
         open_part(tmp_path, part(), alone=True)
-    with pytest.raises(SourceError, match="is one file; give the pipeline's folder"):
+    with pytest.raises(InputError, match="is one file; give the pipeline's folder"):
         open_part(published / "vae/diffusion_pytorch_model.safetensors", part("vae"), alone=False)
     for name in "ab":
         save_file({"x": np.zeros(1)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(SourceError, match=r"several files of weights \(a.safetensors, b.safetensors\)"):
+    with pytest.raises(InputError, match=r"several files of weights \(a.safetensors, b.safetensors\)"):
         open_part(tmp_path, part(), alone=True)
 
 
 def test_a_missing_shard_is_named(tmp_path):
     index = {"weight_map": {"x": "model-00001-of-00001.safetensors"}}
     (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(SourceError, match=r"model-00001-of-00001.safetensors: no such file"):
+    with pytest.raises(InputError, match=r"model-00001-of-00001.safetensors: no such file"):
         open_part(tmp_path, part(), alone=True)
 
 
@@ -74,7 +74,7 @@ def test_a_missing_shard_is_named(tmp_path):
 def test_damaged_config(tmp_path, content):
     save_file({"x": np.zeros(1)}, tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "config.json").write_bytes(content.encode("utf-8", "surrogatepass"))
-    with pytest.raises(SourceError, match=r"config.json"):
+    with pytest.raises(InputError, match=r"config.json"):
         open_part(tmp_path, part(), alone=True)
 
 
@@ -86,16 +86,16 @@ def test_links_out_of_the_folder(tmp_path):
     link = inside / "diffusion_pytorch_model.safetensors"
     link.symlink_to(outside / "secret")
     for path, alone in ((tmp_path / "in", False), (inside, True)):
-        with pytest.raises(SourceError, match="is a link out of the folder"):
+        with pytest.raises(InputError, match="is a link out of the folder"):
             open_part(path, part(), alone=alone)
     link.unlink()
     link.symlink_to(link)
-    with pytest.raises(SourceError):
+    with pytest.raises(InputError):
         open_part(tmp_path / "in", part(), alone=False)
     link.unlink()
     save_file({"x": np.zeros(1)}, link)
     (inside / "config.json").symlink_to("/etc/hostname")
-    with pytest.raises(SourceError, match="is a link out of the folder"):
+    with pytest.raises(InputError, match="is a link out of the folder"):
         open_part(tmp_path / "in", part(), alone=False)
 
 
@@ -113,7 +113,7 @@ def test_links_of_the_hubs_cache(tmp_path):
     link.unlink()
     save_file({"x": np.zeros(1)}, tmp_path / "secret")
     link.symlink_to(tmp_path / "secret")
-    with pytest.raises(SourceError, match="is a link out of the folder"):
+    with pytest.raises(InputError, match="is a link out of the folder"):
         open_part(inner.parent, part(), alone=False)
 
 
@@ -126,7 +126,7 @@ def test_paths_come_before_repositories(tmp_path, monkeypatch):
     (tmp_path / "a/b").mkdir()
     assert hub.resolve("a/b", []).samefile(tmp_path / "a/b")
     for name in ("nowhere", "/a/b/c", "a/b/c", "../a/d", "https://huggingface.co/a/b", "a/b c"):
-        with pytest.raises(SourceError, match="no such file or folder"):
+        with pytest.raises(InputError, match="no such file or folder"):
             hub.resolve(name, [])
 
 
@@ -210,7 +210,7 @@ def answered(tmp_path, monkeypatch):
 
     def said(status, headers=None, body=b"{}"):
         server.answer = status, headers or {}, body
-        with pytest.raises(SourceError) as caught:
+        with pytest.raises(InputError) as caught:
             hub.resolve("a/b", ["x"])
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -254,7 +254,7 @@ def test_downloads_that_fail(monkeypatch):
             raise error
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-        with pytest.raises(SourceError) as caught:
+        with pytest.raises(InputError) as caught:
             hub.resolve("a/b", ["x"])
         assert "\n" not in str(caught.value)
         return str(caught.value)
@@ -297,7 +297,7 @@ class Malicious:
 
 def test_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(SourceError, match=r"needs torch: pip install 'reangle-jax\[convert\]'"):
+    with pytest.raises(InputError, match=r"needs torch: pip install 'reangle-jax\[convert\]'"):
         TorchSource(tmp_path / "x.pth")
 
 
@@ -348,7 +348,7 @@ def test_torch_files_that_are_refused(tmp_path, rng):
     }
     for name, write in contents.items():
         write(tmp_path / name)
-        with pytest.raises(SourceError) as caught:
+        with pytest.raises(InputError) as caught:
             TorchSource(tmp_path / name)
         assert "\n" not in str(caught.value)
         assert str(tmp_path / name) in str(caught.value)
@@ -366,7 +366,7 @@ def test_archives_that_unpack_to_more_than_their_size(tmp_path):
     bomb = tmp_path / "bomb.pth"
     zip_of(bomb, {"x/data.pkl": b"\x80\x02}.", "x/data/0": bytes(50_000_000)}, zipfile.ZIP_DEFLATED)
     assert bomb.stat().st_size < 100_000
-    with pytest.raises(SourceError, match="unpack to 50000004 bytes"):
+    with pytest.raises(InputError, match="unpack to 50000004 bytes"):
         TorchSource(bomb)
     # An entry that only claims to be stored and huge: the directory's size field is raised.
     claim = tmp_path / "claim.pth"
@@ -375,7 +375,7 @@ def test_archives_that_unpack_to_more_than_their_size(tmp_path):
     place = content.rfind(b"PK\x01\x02")
     content[place + 24 : place + 28] = struct.pack("<I", 1 << 31)
     claim.write_bytes(content)
-    with pytest.raises(SourceError, match="unpack to"):
+    with pytest.raises(InputError, match="unpack to"):
         TorchSource(claim)
 
 
@@ -383,7 +383,7 @@ def test_pickles_that_are_too_large(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr("converters.sources.torch_file.MAX_PICKLE", 3)
     zip_of(tmp_path / "x.pth", {"x/data.pkl": b"\x80\x02}."})
-    with pytest.raises(SourceError, match="no usable data"):
+    with pytest.raises(InputError, match="no usable data"):
         TorchSource(tmp_path / "x.pth")
 
 

@@ -13,7 +13,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from converters import check, command, hashing, registry, stream
-from converters.errors import SourceError
 from converters.sources.folder import open_part
 from converters.tables.common import rotated
 from reangle_jax import checkpoints
@@ -213,7 +212,7 @@ def test_a_source_that_changes_meanwhile(published, tmp_path):
     source, _ = published
     shutil.copytree(source, tmp_path / "in")
     file = tmp_path / "in/transformer/diffusion_pytorch_model.safetensors"
-    with pytest.raises(SourceError, match="changed while it was read"):
+    with pytest.raises(InputError, match="changed while it was read"):
         writer(tmp_path / "in", tmp_path / "out", advance=lambda _: os.utime(file)).run()
     assert os.listdir(tmp_path / "out") == ["transformer.partial"]
 
@@ -241,7 +240,7 @@ def test_the_hubs_cache_names_files_by_their_hash(published, tmp_path, sound):
     if sound:
         assert writer(inner.parent, tmp_path / "out").run()
     else:
-        with pytest.raises(SourceError, match="is damaged"):
+        with pytest.raises(InputError, match="is damaged"):
             writer(inner.parent, tmp_path / "out").run()
         assert os.listdir(tmp_path / "out") == []
 
@@ -297,7 +296,7 @@ def test_values_that_are_none_are_refused_by_name(published, tmp_path, dtype, va
     name = "decoder.conv_out.conv.weight"
     tensors[name].reshape(-1)[-1] = value
     save_file(tensors, file)
-    with pytest.raises(SourceError, match=rf"diffusion_pytorch_model.safetensors: {name} holds NaN or infinity"):
+    with pytest.raises(InputError, match=rf"diffusion_pytorch_model.safetensors: {name} holds NaN or infinity"):
         writer(tmp_path / "in", tmp_path / "out", "vae").run()
     assert not (tmp_path / "out/vae").exists()
 

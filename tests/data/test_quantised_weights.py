@@ -15,7 +15,8 @@ from reangle_jax.data.weights_folder import Stored
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.nn.execution import Execution
-from reangle_jax.nn.quantised import dequantise, quantise
+from reangle_jax.nn.quantised import quantise
+from tests.conversion import dequantised
 from tests.networks import TRANSFORMER_SMALL, fill_randomly, write_forms
 
 CONFIG = dataclasses.replace(TRANSFORMER_SMALL, num_attention_heads=4, lora_rank=2, lora_alpha=2.0)
@@ -94,7 +95,7 @@ def test_adapters_train_through_it(model, folders):
     for path in arrays:
         if path.startswith("blocks.") and path.endswith(".kernel"):
             steps, scale = quantise(arrays[path])
-            arrays[path] = np.asarray(dequantise(jnp.asarray(steps), jnp.asarray(scale)))
+            arrays[path] = dequantised(steps, scale)
     checkpoints.fill(rounded, arrays)
     nnx.update(rounded, adapters())
     want = loss_and_gradients(rounded)

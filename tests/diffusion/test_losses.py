@@ -24,7 +24,8 @@ def test_v_loss_equals_the_released_form(rng, times, masked):
     ours = masked_v_loss(v_pred, schedule.velocity(z0, eps, t), mask)
     # As the released scripts write it: the mean of mask * (z0_hat - z0)^2 / (1 - abar).
     root = look_up((1.0 - schedule.alphas_cumprod) ** -0.5, t, z_t.ndim)
-    square = jnp.square(root * (schedule.to_x0(z_t, v_pred, t) - z0))
+    signal, noise = (look_up(np.sqrt(a), t, z_t.ndim) for a in (schedule.alphas_cumprod, 1 - schedule.alphas_cumprod))
+    square = jnp.square(root * (signal * z_t - noise * v_pred - z0))
     released = jnp.mean(square if mask is None else square * mask.astype(jnp.float32)[..., None])
     assert np.isfinite(released)
     # At t = 0 the released form divides a difference of nearly equal numbers by sqrt(1 - abar) = 0.03.

@@ -13,7 +13,7 @@ from reangle_jax import checkpoints
 from reangle_jax.models.cogvideox.vae import VAE, in_chunks
 from reangle_jax.models.cogvideox.vae_blocks import ResidualBlocks, SpatialNorm
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from reangle_jax.models.cogvideox.vae_tiling import for_decoding, for_encoding, in_tiles
+from reangle_jax.models.cogvideox.vae_tiling import in_tiles, tilings_of
 from reangle_jax.nn.execution import Execution
 
 # The published structure at the smallest width, for shapes; and two resolutions only, for what has to be compiled.
@@ -236,14 +236,17 @@ def test_tiles_cover_the_published_sizes_with_four_programs_at_most(size):
         jax.ShapeDtypeStruct((1, 1, *size, 3), jnp.float32),
     )
     assert back.shape == (1, 1, *size, 3)
-    for tilings, cells in ((for_encoding(config), size), (for_decoding(config), (size[0] // 8, size[1] // 8))):
+    for tilings, cells in (
+        (tilings_of(config, encode=True), size),
+        (tilings_of(config, encode=False), (size[0] // 8, size[1] // 8)),
+    ):
         lengths = [{length for _, length in t.spans(n)} for t, n in zip(tilings, cells, strict=True)]
         assert len(lengths[0]) * len(lengths[1]) <= 4
 
 
 def test_a_coder_that_does_not_look_at_its_neighbours_is_not_changed_by_tiles(rng):
     """Overlapping tiles of one function of each cell agree where they overlap, whatever the blend's weights."""
-    tilings = for_encoding(dataclasses.replace(SMALL, tile_sample=(48, 40)).tiled((48, 40)))
+    tilings = tilings_of(dataclasses.replace(SMALL, tile_sample=(48, 40)).tiled((48, 40)), encode=True)
     x = jnp.asarray(rng.uniform(-1, 1, (1, 2, 100, 76, 3)), jnp.float32)
 
     def halve(x):

@@ -5,9 +5,10 @@ import pytest
 from flax import nnx
 
 from reangle_jax.nn.linear import Linear, LoRAConfig
-from reangle_jax.nn.quantised import dequantise, product, quantise
+from reangle_jax.nn.quantised import product, quantise
 from reangle_jax.nn.stack import Stack
 from tests import jaxprs
+from tests.conversion import dequantised
 
 DEPTH, WIDTH, HIDDEN = 3, 6, 10
 
@@ -21,9 +22,9 @@ def test_nearest_steps_of_each_output_channel(rng, of):
     assert scale.dtype == np.float32
     np.testing.assert_allclose(scale, np.abs(kernel).max(1) / 127, rtol=1e-6)
     np.testing.assert_array_equal(np.abs(steps).max(1), np.where(scale > 0, 127, 0))
-    error = np.abs(np.asarray(dequantise(jnp.asarray(steps), jnp.asarray(scale))) - kernel)
+    error = np.abs(dequantised(steps, scale) - kernel)
     assert (error <= 0.5001 * np.asarray(scale)[:, None]).all()
-    again, _ = quantise(dequantise(jnp.asarray(steps), jnp.asarray(scale)))
+    again, _ = quantise(of(dequantised(steps, scale)))
     np.testing.assert_array_equal(again, steps)
 
 
@@ -33,7 +34,7 @@ def test_product_and_its_gradient(rng, dtype, atol):
     x = jnp.asarray(rng.normal(size=(2, 3, WIDTH)), dtype)
     weights = jnp.asarray(rng.normal(size=(2, 3, HIDDEN)), dtype)
     y, back = jax.vjp(lambda x: product(x, steps, scale), x)
-    kernel = np.asarray(dequantise(steps, scale))
+    kernel = dequantised(steps, scale)
     assert y.dtype == dtype
     np.testing.assert_allclose(y.astype(jnp.float32), np.asarray(x, np.float32) @ kernel, atol=atol)
     (dx,) = back(weights)

@@ -11,8 +11,8 @@ from reangle_jax.run import work
 from tests.backbones import flowing
 from tests.painters import toy
 
-backbones.register(flowing.NAME, flowing.ENTRY)
-registry.register(toy.NAME, toy.ENTRY)
+backbones.ENTRIES[flowing.NAME] = flowing.ENTRY
+registry.ENTRIES[toy.NAME] = toy.ENTRY
 place, _, last = sys.argv[1].partition(", until ")
 argv = ["main", *sys.argv[2:]]
 finish, update = work.Work.finish, progress.progress.update

@@ -19,11 +19,11 @@ VIEWS = {"left:12": "left_12", "right:6": "right_6", "up:9": "up_9"}
 @contextlib.contextmanager
 def registered():
     """The second family and the toy painter are among those that a run may name."""
-    backbones.register(flowing.NAME, flowing.ENTRY)
-    painters.register(toy.NAME, toy.ENTRY)
+    backbones.ENTRIES[flowing.NAME] = flowing.ENTRY
+    painters.ENTRIES[toy.NAME] = toy.ENTRY
     yield
-    backbones._entries.pop(flowing.NAME)
-    painters._entries.pop(toy.NAME)
+    backbones.ENTRIES.pop(flowing.NAME)
+    painters.ENTRIES.pop(toy.NAME)
 
 
 def call(inputs, workdir, *arguments):

@@ -8,8 +8,9 @@ import numpy as np
 
 from reangle_jax.checkpoints import nbytes
 from reangle_jax.data import safetensors, weights_folder
-from reangle_jax.nn.quantised import dequantise, quantise
+from reangle_jax.nn.quantised import quantise
 from reangle_jax.painters.flux import networks
+from tests.conversion import dequantised
 from tests.painters import flux_networks
 
 
@@ -20,7 +21,7 @@ def round_kernels(folder):
         arrays = {path: safetensors.read(tensor) for path, tensor in header.items()}
         for path in arrays:
             if ".layers." in path and path.endswith(".kernel"):
-                arrays[path] = np.asarray(dequantise(*map(jnp.asarray, quantise(arrays[path]))))
+                arrays[path] = dequantised(*quantise(arrays[path]))
         weights_folder.save_arrays(folder / part, arrays)
 
 

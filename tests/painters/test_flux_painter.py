@@ -216,7 +216,7 @@ def test_fill_is_told_of_the_holes_beside_its_latents(tmp_path, small):
 
 
 def test_weights_of_another_flux_are_refused(tmp_path):
-    folders = {part: tmp_path / part for part in registry.entry("flux.1-dev").parts}
+    folders = {part: tmp_path / part for part in registry.ENTRIES["flux.1-dev"].parts}
     dev, fill = (FluxPainter(name, folders, SIZE) for name in ("flux.1-dev", "flux.1-fill-dev"))
     fields = {
         name: dataclasses.asdict(make()) for name, make in (("dev", FluxConfig.dev), ("fill", FluxConfig.fill_dev))
@@ -233,8 +233,8 @@ def test_weights_of_another_flux_are_refused(tmp_path):
 def test_the_registry_names_the_classes_that_are_written(small):
     for name, parts in (("tiny", flux_networks.PARTS), ("flux.1-fill-dev", flux_networks.FILL_PARTS)):
         for part, (_, config) in parts.items():
-            assert registry.entry(name).parts[part] == type(config).__name__
-    assert registry.entry("flux.1-dev").load() is FluxPainter
+            assert registry.ENTRIES[name].parts[part] == type(config).__name__
+    assert registry.ENTRIES["flux.1-dev"].load() is FluxPainter
 
 
 FULL = Painting(50, 3.5, 0.9, 25, 1.0, "ddim", (0.0, 1.0), 1, False)

@@ -44,7 +44,7 @@ def work(team):
 
 def main():
     team = distributed.join()
-    return team.run(lambda: commands.answer(lambda: work(team), claim=team.claim))
+    return team.run(lambda: commands.answer(lambda stop: work(team), claim=team.claim))
 
 
 stopping.run(main)

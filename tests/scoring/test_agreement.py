@@ -12,7 +12,7 @@ from reangle_jax.scoring.agreement import Agreement
 
 @pytest.fixture(scope="module")
 def score(scorer_weights):
-    return Agreement.load(scorer_weights, 32, 48, key="--weights")
+    return Agreement.load(scorer_weights, 32, 48)
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +75,9 @@ def test_larger_pictures_are_averaged(score, pictures):
 
 def test_networks_that_are_not_there(tmp_path, scorer_weights):
     with pytest.raises(InputError, match="dust3r is missing: the score, which makes the first frames agree"):
-        agreement.check(tmp_path, "--weights")
-    agreement.check(scorer_weights, "--weights")
+        agreement.check(tmp_path)
+    agreement.check(scorer_weights)
     (tmp_path / "dust3r").symlink_to(scorer_weights / "featup")
     (tmp_path / "featup").symlink_to(scorer_weights / "featup")
     with pytest.raises(InputError, match="holds FeatUpConfig, not Dust3rConfig"):
-        agreement.check(tmp_path, "--weights")
+        agreement.check(tmp_path)

@@ -12,8 +12,8 @@ from flax import nnx
 from reangle_jax import learning
 from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import conditioning
+from reangle_jax.backbones.cogvideox import networks as of_cogvideox
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
-from reangle_jax.backbones.cogvideox.networks import load_transformer
 from reangle_jax.config import Finetune
 from reangle_jax.stages import finetune
 from tests import networks
@@ -96,7 +96,8 @@ def test_only_adapters_change_and_one_program_serves_all_steps(backbone, loaded,
 
 
 def test_fresh_adapters_change_no_bit(backbone, loaded, small_weights):
-    plain = load_transformer(small_weights / "transformer", lora_rank=0, lora_alpha=0.0)
+    folder = small_weights / "transformer"
+    plain = of_cogvideox.load(of_cogvideox.describe_transformer(folder), folder)
     lora = backbone.init_adapters(key=jax.random.key(1))
     keys = jax.random.split(jax.random.key(3), 3)
     latents, condition = (jax.random.normal(k, (1, 2, 16, 16, 4)) for k in keys[:2])

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from reangle_jax import checkpoints, config, mesh
 from reangle_jax.backbones.cogvideox import lora, networks, sampling
+from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.data import files
 from reangle_jax.errors import InputError, NotFiniteError
 from reangle_jax.progress import progress
@@ -263,7 +264,11 @@ def test_sampling_is_not_repeated_when_decoding_is_stopped(folder, small_weights
         go(folder, chosen, finetune, first_frames, generate)
     monkeypatch.undo()
     # Stopped while the first view was decoded: both are sampled. The texts and the transformer are not needed again.
-    for owner, name in ((networks, "embed_prompts"), (networks, "load_transformer"), (sampling.Sampler, "denoise")):
+    for owner, name in (
+        (networks, "embed_prompts"),
+        (CogVideoXBackbone, "load_denoiser"),
+        (sampling.Sampler, "denoise"),
+    ):
         monkeypatch.setattr(owner, name, lambda *_, **__: pytest.fail("done again"))
     go(folder, chosen, generate)
     record = json.loads((folder / "run.json").read_text())["stages"]

@@ -19,11 +19,12 @@ from reangle_jax.backbones.cogvideox.sampling import Sampler, latent_frames
 from reangle_jax.backbones.interface import Backbone, Demand
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion.schedule import Schedule
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, about
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.text import tokenizers
 from reangle_jax.needs import Needs
 
+KEY = "config.weights"
 # What tells the published transformers apart.
 _MARKS: dict[str, dict[str, Any]] = {
     "cogvideox-5b-i2v": {"num_layers": 42, "in_channels": 32, "patch_size_t": None, "use_learned": True},
@@ -44,6 +45,7 @@ class CogVideoXBackbone(Backbone):
         return backbone
 
     @functools.cached_property
+    @about(KEY)
     def transformer(self) -> networks.Network:
         """The transformer with its adapters, shapes in place of parameters."""
         return networks.describe_transformer(
@@ -55,6 +57,7 @@ class CogVideoXBackbone(Backbone):
         )
 
     @functools.cached_property
+    @about(KEY)
     def vae(self) -> networks.Network:
         """The autoencoder, shapes in place of parameters."""
         size = (self.clip.height, self.clip.width)
@@ -90,11 +93,12 @@ class CogVideoXBackbone(Backbone):
     def check(self, part: str, fields: Mapping[str, Any]) -> None:
         """See `Backbone.check`."""
         if part == "text_encoder":
-            tokenizers.for_encoder(self.folders[part], int(fields.get("vocab_size") or 0))
+            with about(KEY):
+                tokenizers.for_encoder(self.folders[part], int(fields.get("vocab_size") or 0))
         widths = fields.get("block_out_channels") if part == "vae" else None
         if widths and (ratio := 2 ** (len(widths) - 1)) != self.grid.pixels:
             raise InputError(
-                f"config.weights: {self.folders[part]} holds another model than {self.name} (a latent is {ratio} "
+                f"{KEY}: {self.folders[part]} holds another model than {self.name} (a latent is {ratio} "
                 f"pixels a side, not {self.grid.pixels}): give its weights, or change config.model"
             )
         if part != "transformer":
@@ -102,7 +106,7 @@ class CogVideoXBackbone(Backbone):
         for name, expected in _MARKS.get(self.name, {}).items():
             if fields.get(name) != expected:
                 raise InputError(
-                    f"config.weights: {self.folders[part]} holds another model than {self.name} ({name} is "
+                    f"{KEY}: {self.folders[part]} holds another model than {self.name} ({name} is "
                     f"{fields.get(name)}, not {expected}): give its weights, or change config.model"
                 )
         if not fields.get("use_learned"):
@@ -118,32 +122,28 @@ class CogVideoXBackbone(Backbone):
 
     def check_adapters(self, file: Path) -> None:
         """See `Backbone.check_adapters`."""
-        lora.check(file, self.transformer.config)
+        lora.read(file, self.transformer.config)
 
     def needs(self, demand: Demand) -> dict[str, Needs]:
         """See `Backbone.needs`."""
         return needs.of_stages(self, demand)
 
+    @about(KEY)
     def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "N L D"]:
         """See `Backbone.embed`."""
         length = self.transformer.config.max_text_seq_length
         return networks.embed_prompts(self.folders["text_encoder"], prompts, length, choice=self.choice)
 
+    @about(KEY)
     def load_coder(self, *, decodes: bool = True) -> nnx.State:
         """See `Backbone.load_coder`."""
-        size = (self.clip.height, self.clip.width)
-        vae = networks.load_vae(self.folders["vae"], tiles=self.clip.tiles, size=size, choice=self.choice)
-        return vae.state if decodes else networks.encoder_alone(vae).state
+        state = checkpoints.load_state(self.vae.state, self.folders["vae"])
+        return state if decodes else networks.encoders(state)
 
+    @about(KEY)
     def load_denoiser(self) -> nnx.State:
         """See `Backbone.load_denoiser`."""
-        return networks.load_transformer(
-            self.folders["transformer"],
-            lora_rank=self.rank,
-            lora_alpha=self.alpha,
-            choice=self.choice,
-            base_dtype=self.base_dtype,
-        ).state
+        return checkpoints.load_state(self.transformer.state, self.folders["transformer"])
 
     def init_adapters(self, *, key: Array) -> nnx.State:
         """See `Backbone.init_adapters`."""

@@ -46,14 +46,9 @@ class Adapters:
 
 
 def published_lora(adapters: Adapters, config: TransformerConfig) -> dict[str, np.ndarray]:
-    """Adapters under the names and in the layout of diffusers' ``pytorch_lora_weights.safetensors``.
+    """Adapters under the names and in the layout of diffusers' ``pytorch_lora_weights.safetensors``, float32.
 
-    Args:
-        adapters: on the host.
-        config: the transformer's.
-
-    Returns:
-        ``lora_A.weight`` [rank, in] and ``lora_B.weight`` [out, rank] of every adapted layer, float32.
+    ``lora_A.weight`` is [rank, in] and ``lora_B.weight`` [out, rank].
     """
     result = {}
     for name, published in TARGETS.items():
@@ -72,11 +67,7 @@ def export_lora_safetensors(
 ) -> None:
     """Writes adapters as a file that ``CogVideoXImageToVideoPipeline.load_lora_weights`` reads, alpha included.
 
-    Args:
-        path: the file; it appears whole or not at all.
-        adapters: on the host.
-        config: the transformer's.
-        dtype: of the file's tensors.
+    It appears whole or not at all.
     """
     # Without it diffusers would take alpha to be the rank.
     fields = {
@@ -92,10 +83,8 @@ def export_lora_safetensors(
 def save_folder(folder: Path, lora: nnx.State, config: TransformerConfig) -> None:
     """Writes adapters as a run keeps them: ``state`` (Orbax) and ``lora.safetensors`` in diffusers' layout.
 
-    Args:
-        folder: exists, without either of them.
-        lora: the model's ``nnx.LoRAParam`` state. All processes that hold it ask for this; process 0 writes.
-        config: the transformer's.
+    The folder exists, without either of them. All processes that hold the ``nnx.LoRAParam`` state ask for this; process
+    0 writes.
     """
     import orbax.checkpoint as ocp
 
@@ -122,12 +111,7 @@ def from_state(lora: nnx.State, config: TransformerConfig) -> Adapters:
 
 
 def to_state(adapters: Adapters, config: TransformerConfig) -> nnx.State:
-    """Adapters as a model's ``nnx.LoRAParam`` state, on the current mesh.
-
-    Args:
-        adapters: of the rank that the config has.
-        config: the transformer's.
-    """
+    """Adapters as a model's ``nnx.LoRAParam`` state, on the current mesh; the config has their rank."""
     assert (adapters.rank, adapters.alpha) == (config.lora_rank, config.lora_alpha)
     state = nnx.state(checkpoints.abstract(lambda: Transformer(config, rngs=nnx.Rngs(0))), nnx.LoRAParam)
     mesh = meshes.current()
@@ -138,13 +122,9 @@ def to_state(adapters: Adapters, config: TransformerConfig) -> nnx.State:
 
 
 def combine(parts: Sequence[tuple[Adapters, float]]) -> Adapters:
-    """Several adapters active together, each with a weight, as one: exact, since ranks are joined and not summed.
+    """Several adapters of one transformer active together, each with a weight, as one of all ranks together.
 
-    Args:
-        parts: adapters of one transformer, and their weights; one of weight 0 adds nothing.
-
-    Returns:
-        Adapters of all ranks together, with scale 1: weights and scales are in ``b``.
+    It is exact, since ranks are joined and not summed. Its scale is 1: weights and scales are in ``b``.
     """
     rank = sum(adapters.rank for adapters, _ in parts)
     arrays = {}
@@ -158,15 +138,6 @@ def combine(parts: Sequence[tuple[Adapters, float]]) -> Adapters:
             ]
             arrays[path] = np.concatenate(scaled, axis=-2)
     return Adapters(arrays, rank, float(rank))
-
-
-def check(path: str | os.PathLike, config: TransformerConfig, *, alpha: float | None = None) -> int:
-    """Reads a LoRA as :func:`read` does, and gives its rank alone.
-
-    Raises:
-        InputError: as :func:`read`.
-    """
-    return read(path, config, alpha=alpha).rank
 
 
 def read(

@@ -60,19 +60,18 @@ class CogVideoX:
 
     @classmethod
     def load(cls, folder: str | Path, *, tiles: str = "off") -> "CogVideoX":
-        """Loads a folder of converted weights with transformer/, vae/ and text_encoder/.
+        """Loads a folder with transformer/, vae/ and text_encoder/, as ``python -m converters`` writes it.
 
-        Args:
-            folder: as ``python -m converters`` writes it.
-            tiles: ``on`` codes frames in tiles, which needs less memory and gives slightly other values.
+        With ``tiles="on"`` frames are coded in tiles, which needs less memory and gives slightly other values.
 
         Raises:
             InputError: the folder is missing or damaged, or holds another model.
         """
-        folder = Path(folder)
-        transformer = networks.load_transformer(folder / "transformer", lora_rank=0, lora_alpha=0.0)
-        schedule = load_schedule(folder / "transformer", transformer.config)
-        return cls(transformer, networks.load_vae(folder / "vae", tiles=tiles), folder / "text_encoder", schedule)
+        part = {name: Path(folder) / name for name in ("transformer", "vae", "text_encoder")}
+        transformer = networks.load(networks.describe_transformer(part["transformer"]), part["transformer"])
+        vae = networks.load(networks.describe_vae(part["vae"], tiles=tiles), part["vae"])
+        schedule = load_schedule(part["transformer"], transformer.config)
+        return cls(transformer, vae, part["text_encoder"], schedule)
 
     def __call__(
         self,

@@ -4,6 +4,7 @@ Clips are coded in chunks, and group normalisation takes its statistics over a c
 Where the config says so, frames larger than a tile are coded in overlapping tiles (``vae_tiling.py``).
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -21,8 +22,10 @@ from reangle_jax.models.cogvideox.vae_blocks import (
     Upsample,
 )
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from reangle_jax.models.cogvideox.vae_tiling import for_decoding, for_encoding, in_tiles
+from reangle_jax.models.cogvideox.vae_tiling import in_tiles, tilings_of
 from reangle_jax.nn.execution import Execution
+
+FRAMES, LATENTS = 8, 2  # that are encoded, decoded at once; the first chunk takes the remainder too
 
 
 class Encoder(nnx.Module):
@@ -96,15 +99,9 @@ class Decoder(nnx.Module):
 
 
 def in_chunks(apply: Callable[[Array, Past], tuple[Array, Past]], x: Shaped[Array, "B T *rest"], size: int) -> Array:
-    """Runs ``apply(chunk, past) -> (output, past)`` over chunks of frames and joins the outputs.
+    """Runs ``apply(chunk, past) -> (output, past)`` over chunks of frames and joins the outputs along the time axis.
 
-    Args:
-        apply: the coder; its first chunk gets the past None.
-        x: all frames.
-        size: frames per chunk; the first takes the remainder too.
-
-    Returns:
-        The outputs along the time axis.
+    The first chunk gets the past None, and takes the remainder too.
     """
     frames = x.shape[1]
     first = frames if frames < size else size + frames % size
@@ -138,31 +135,21 @@ class VAE(nnx.Module):
         self.decoder = Decoder(config, execution, rngs=rngs)
 
     def encode(self, video: Float[Array, "B T H W 3"]) -> tuple[Float[Array, "B t h w C"], Float[Array, "B t h w C"]]:
-        """Encodes frames in [-1, 1] to the mean and log variance of latents.
+        """Encodes frames in [-1, 1] to the mean and log variance, clamped to [-30, 20], of latents.
 
-        Args:
-            video: frames; height and width are multiples of 8. T = 4 k + 1 gives k + 1 latents, T = 4 k gives k.
-
-        Returns:
-            Mean and log variance, the latter clamped to [-30, 20].
+        Height and width are multiples of 8. T = 4 k + 1 gives k + 1 latents, T = 4 k gives k.
         """
-        config = self.config
-        moments = in_tiles(
-            lambda x: in_chunks(self.encoder, x, config.frames_per_chunk),
-            video.astype(self.execution.dtype),
-            for_encoding(config),
-        )
+        tilings = tilings_of(self.config, encode=True)
+        code = functools.partial(in_chunks, self.encoder, size=FRAMES)
+        moments = in_tiles(code, video.astype(self.execution.dtype), tilings)
         mean, logvar = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(logvar, -30.0, 20.0)
 
     def decode(self, latents: Float[Array, "B t h w C"]) -> Float[Array, "B T H W 3"]:
         """Decodes unscaled latents to frames, about in [-1, 1]; an odd number t gives 4 t - 3, an even one 4 t."""
-        config = self.config
-        return in_tiles(
-            lambda x: in_chunks(self.decoder, x, config.latents_per_chunk),
-            latents.astype(self.execution.dtype),
-            for_decoding(config),
-        )
+        tilings = tilings_of(self.config, encode=False)
+        code = functools.partial(in_chunks, self.decoder, size=LATENTS)
+        return in_tiles(code, latents.astype(self.execution.dtype), tilings)
 
     @staticmethod
     def sample(mean: Float[Array, "*s"], logvar: Float[Array, "*s"], *, key: Array) -> Float[Array, "*s"]:

@@ -81,16 +81,6 @@ class VAEConfig:
         """Pixels per latent cell along height and width."""
         return 2 ** (len(self.block_out_channels) - 1)
 
-    @property
-    def frames_per_chunk(self) -> int:
-        """Frames that are encoded at once; the first chunk takes the remainder too."""
-        return 8
-
-    @property
-    def latents_per_chunk(self) -> int:
-        """Latents that are decoded at once; the first chunk takes the remainder too."""
-        return 2
-
     @classmethod
     def cogvideox_5b(cls) -> "VAEConfig":
         """The published autoencoder of CogVideoX-5B and CogVideoX-5B-I2V."""

@@ -36,17 +36,8 @@ class Tiling:
         return [(start, min(self.tile, size - start)) for start in range(0, size, self.step)]
 
 
-def for_encoding(config: VAEConfig) -> tuple[Tiling, Tiling] | None:
-    """Tilings of rows and columns from pixels to latents; None where the config has no tiles."""
-    return _tilings(config, encode=True)
-
-
-def for_decoding(config: VAEConfig) -> tuple[Tiling, Tiling] | None:
-    """Tilings of rows and columns from latents to pixels; None where the config has no tiles."""
-    return _tilings(config, encode=False)
-
-
-def _tilings(config: VAEConfig, *, encode: bool) -> tuple[Tiling, Tiling] | None:
+def tilings_of(config: VAEConfig, *, encode: bool) -> tuple[Tiling, Tiling] | None:
+    """Tilings of rows and columns from pixels to latents or back; None where the config has no tiles."""
     if config.tile_sample is None:
         return None
     ratio = config.spatial_compression_ratio
@@ -61,15 +52,9 @@ def _tilings(config: VAEConfig, *, encode: bool) -> tuple[Tiling, Tiling] | None
 def in_tiles(
     code: Callable[[Array], Array], x: Float[Array, "B T H W C"], tilings: tuple[Tiling, Tiling] | None
 ) -> Float[Array, "B t h w c"]:
-    """Applies a coder of clips, tile by tile where ``x`` is larger than one tile.
+    """Applies a coder of clips, which may change their sizes, tile by tile where ``x`` is larger than one tile.
 
-    Args:
-        code: from a clip to its code, any other ratio of sizes.
-        x: the whole clip.
-        tilings: of rows and columns; None for one pass over the whole.
-
-    Returns:
-        The joined output.
+    Without tilings of rows and columns the whole is coded in one pass.
     """
     if tilings is None or (x.shape[2] <= tilings[0].tile and x.shape[3] <= tilings[1].tile):
         return code(x)

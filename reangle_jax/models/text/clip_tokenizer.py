@@ -5,11 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import Int
-
 from reangle_jax.errors import InputError
-from reangle_jax.models.text.tokenizers import check_texts
+from reangle_jax.models.text.tokenizers import Tokenizer
 
 VOCABULARY = "vocab.json"
 MERGES = "merges.txt"
@@ -21,7 +18,7 @@ WORD_END = "</w>"
 _WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-class CLIPTokenizer:
+class CLIPTokenizer(Tokenizer):
     """CLIP's tokenizer.
 
     Args:
@@ -32,26 +29,24 @@ class CLIPTokenizer:
         InputError: a file is missing or damaged, or is another encoder's.
     """
 
-    marks = 2
-    """Tokens beside a text's own in a row: the start and the end."""
-
     def __init__(self, folder: str | os.PathLike, vocab_size: int):
         # Imported here: whoever needs no CLIP does without.
-        from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+        import tokenizers
+        from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
         vocabulary, merges = _read_vocabulary(Path(folder) / VOCABULARY), _read_merges(Path(folder) / MERGES)
         if len(vocabulary) != vocab_size:
             raise InputError(
-                f"config.weights: {Path(folder) / VOCABULARY} has {len(vocabulary)} tokens, the text encoder beside it "
+                f"{Path(folder) / VOCABULARY} has {len(vocabulary)} tokens, the text encoder beside it "
                 f"{vocab_size}; copy it from the model's tokenizer folder"
             )
         try:
             model = models.BPE(vocabulary, merges, unk_token=END, end_of_word_suffix=WORD_END, fuse_unk=False)
         except Exception as error:  # the library has no narrower one: merges of pieces that the vocabulary lacks
             raise InputError(
-                f"config.weights: {Path(folder) / MERGES} does not go with {VOCABULARY} ({error}); copy both again"
+                f"{Path(folder) / MERGES} does not go with {VOCABULARY} ({error}); copy both again"
             ) from None
-        self._tokenizer = Tokenizer(model)
+        self._tokenizer = tokenizers.Tokenizer(model)
         self._tokenizer.normalizer = normalizers.Sequence(
             [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
         )
@@ -63,27 +58,9 @@ class CLIPTokenizer:
         )
         self._tokenizer.decoder = decoders.ByteLevel()
         self._tokenizer.add_special_tokens([START, END])
-        self.start, self.end = vocabulary[START], vocabulary[END]
+        self.start, self.end, self.pad = (vocabulary[START],), vocabulary[END], vocabulary[END]
         if self.end != vocab_size - 1:
-            raise InputError(f"config.weights: {Path(folder) / VOCABULARY}: {END} is not its last token; copy it again")
-
-    def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "B L"]:
-        """Tokenizes.
-
-        Args:
-            texts: any number of texts.
-            length: of every row (77 for FLUX); longer texts are cut and still end with the end token, which fills the
-                rest of a row too.
-
-        Returns:
-            int32 [len(texts), length].
-        """
-        check_texts(texts, length, self.marks)
-        rows = np.full((len(texts), length), self.end, np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [self.start, *self.ids(text)[: length - self.marks]]
-            row[: len(ids)] = ids
-        return rows
+            raise InputError(f"{Path(folder) / VOCABULARY}: {END} is not its last token; copy it again")
 
     def ids(self, text: str) -> list[int]:
         """Of one text, whole and without start and end.
@@ -100,11 +77,11 @@ class CLIPTokenizer:
 
 
 def _missing(file: Path) -> InputError:
-    return InputError(f"config.weights: {file} is missing; copy it from the model's tokenizer folder")
+    return InputError(f"{file} is missing; copy it from the model's tokenizer folder")
 
 
 def _damaged(file: Path, why: object) -> InputError:
-    return InputError(f"config.weights: {file} cannot be read ({why}); copy it again")
+    return InputError(f"{file} cannot be read ({why}); copy it again")
 
 
 def _read_vocabulary(file: Path) -> dict[str, int]:

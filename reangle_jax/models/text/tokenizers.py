@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
@@ -29,20 +28,8 @@ _SPECIAL_IDS = {"<pad>": PAD, "</s>": EOS, "<unk>": 2}
 _log = logging.getLogger(__name__)
 
 
-def check_texts(texts: Sequence[str], length: int, marks: int = 1) -> None:
-    """Refuses one string in place of several, and a length without room for the marks of a row."""
-    if isinstance(texts, str):
-        raise TypeError("texts is one string, not a sequence of strings")
-    if length < marks:
-        raise ValueError(f"length {length} leaves no room for the {'end token' if marks == 1 else 'marks'}")
-
-
 def for_encoder(path: str | os.PathLike, vocab_size: int) -> "ByteTokenizer | SentencePieceTokenizer":
-    """The tokenizer of a text encoder's folder.
-
-    Args:
-        path: the encoder's folder, or the tokenizer's file.
-        vocab_size: rows of its embedding table.
+    """The tokenizer of a text encoder's folder, or of its file, for an embedding table of so many rows.
 
     Raises:
         InputError: the tokenizer's file is missing or damaged, or is another encoder's.
@@ -52,33 +39,54 @@ def for_encoder(path: str | os.PathLike, vocab_size: int) -> "ByteTokenizer | Se
     tokenizer = SentencePieceTokenizer(path)
     if tokenizer.vocab_size + SENTINELS > vocab_size:
         raise InputError(
-            f"config.weights: {path}: {SPIECE} has {tokenizer.vocab_size} pieces and {SENTINELS} marks, the "
+            f"{path}: {SPIECE} has {tokenizer.vocab_size} pieces and {SENTINELS} marks, the "
             f"text encoder beside it only {vocab_size}; copy it from the model's tokenizer folder"
         )
     return tokenizer
 
 
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What every tokenizer gives.
+class Tokenizer(abc.ABC):
+    """From texts to rows of tokens.
 
     Attributes:
-        marks: tokens that a row has beside its text's.
+        start: what a row begins with.
+        end: what follows its text, also one that is cut.
+        pad: what fills it up.
     """
 
-    marks: int
+    start: tuple[int, ...]
+    end: int
+    pad: int
 
-    def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "B L"]:
-        """Rows of a length: longer texts are cut, shorter ones padded."""
-        ...
+    @property
+    def marks(self) -> int:
+        """Tokens that a row has beside its text's."""
+        return len(self.start) + 1
 
+    @abc.abstractmethod
     def ids(self, text: str) -> list[int]:
         """Of one text, whole and without marks."""
-        ...
 
+    @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens."""
-        ...
+
+    def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "B L"]:
+        """Rows of a length (226 for CogVideoX, 512 and 77 for FLUX), int32: longer texts are cut, shorter ones padded.
+
+        Raises:
+            TypeError: one string in place of several.
+            ValueError: the length has no room for the marks.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is one string, not a sequence of strings")
+        if length < self.marks:
+            raise ValueError(f"length {length} leaves no room for the {'end token' if self.marks == 1 else 'marks'}")
+        rows = np.full((len(texts), length), self.pad, np.int32)
+        for row, text in zip(rows, texts, strict=True):
+            tokens = [*self.start, *self.ids(text)[: length - self.marks], self.end]
+            row[: len(tokens)] = tokens
+        return rows
 
 
 def warn_of_cuts(
@@ -86,12 +94,7 @@ def warn_of_cuts(
 ) -> None:
     """Says in the log which end of the texts does not fit into rows of a length: what the longest one loses.
 
-    Args:
-        tokenizer: makes the rows.
-        texts: all of them.
-        length: of the rows.
-        encoder: whose rows they are.
-        others: an encoder that takes more, and so sees what this one does not.
+    ``encoder`` is whose rows they are; ``others`` takes more, and so sees what it does not.
     """
     rows = {text: tokenizer.ids(text) for text in texts}
     room = length - tokenizer.marks
@@ -107,30 +110,8 @@ def warn_of_cuts(
         )
 
 
-class _EndsLikeT5(abc.ABC):
-    marks = 1
-
-    @abc.abstractmethod
-    def ids(self, text: str) -> list[int]:
-        """Of one text, whole and without the end token."""
-
-    def __call__(self, texts: Sequence[str], length: int) -> Int[np.ndarray, "B L"]:
-        """Tokenizes.
-
-        Args:
-            texts: any number of texts.
-            length: of every row (226 for CogVideoX, 512 for FLUX); longer texts are cut and still end with the end
-                token.
-
-        Returns:
-            int32 [len(texts), length].
-        """
-        check_texts(texts, length)
-        rows = np.full((len(texts), length), PAD, np.int32)
-        for row, text in zip(rows, texts, strict=True):
-            tokens = [*self.ids(text)[: length - 1], EOS]
-            row[: len(tokens)] = tokens
-        return rows
+class _EndsLikeT5(Tokenizer):
+    start, end, pad = (), EOS, PAD
 
 
 class ByteTokenizer(_EndsLikeT5):
@@ -166,11 +147,11 @@ class SentencePieceTokenizer(_EndsLikeT5):
         path = Path(path)
         file = path / SPIECE if path.is_dir() else path
         if not file.is_file():
-            raise InputError(f"config.weights: {file} is missing; copy it from the model's tokenizer folder")
+            raise InputError(f"{file} is missing; copy it from the model's tokenizer folder")
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
         except (OSError, RuntimeError) as error:
-            raise InputError(f"config.weights: {file} cannot be read ({error}); copy it again") from None
+            raise InputError(f"{file} cannot be read ({error}); copy it again") from None
         self.vocab_size: int = self._model.vocab_size()
 
     def decode(self, ids: Sequence[int]) -> str:

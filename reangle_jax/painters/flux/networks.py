@@ -95,8 +95,7 @@ def load(
     for role, part in roles(name).items():
         if role in without:
             continue
-        module = nnx.merge(networks[role].graphdef, networks[role].state)
-        states[role] = nnx.state(checkpoints.load_into(module, folders[part]))
+        states[role] = checkpoints.load_state(networks[role].state, folders[part])
     return Parameters(**states)
 
 
@@ -139,18 +138,10 @@ def predict(
     condition: Float[Array, "1 S K"] | None,
     control_scale: Float[Array, ""],
 ) -> Float[Array, "B S C"]:
-    """The velocity of packed latents, computed in the transformer's dtype; to be traced.
+    """The velocity of packed latents of one time, computed in the transformer's dtype; to be traced.
 
-    Args:
-        networks: by role.
-        parameters: theirs.
-        tokens: all of one time.
-        grid: rows and columns of tokens.
-        time: 1 for noise and 0 for the picture.
-        text: of one prompt, or of one for each of the batch.
-        guidance: likewise.
-        condition: the ControlNet's, or Fill's, of the one picture; None predicts without.
-        control_scale: factor on what the ControlNet adds.
+    Text and guidance are of one prompt, or of one for each of the batch; the condition is the ControlNet's, or Fill's,
+    of the one picture, and None predicts without. What the ControlNet adds is scaled by ``control_scale``.
     """
     dtype, batch = networks["transformer"].execution.dtype, len(tokens)
 

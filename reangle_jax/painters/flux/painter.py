@@ -17,13 +17,13 @@ from reangle_jax.diffusion import flow
 from reangle_jax.diffusion.control import Control
 from reangle_jax.diffusion.edit import edit_step
 from reangle_jax.diffusion.flow import Coefficients
-from reangle_jax.errors import InputError, named
+from reangle_jax.errors import InputError, about
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.tokens import pack, unpack
 from reangle_jax.needs import ALONE, Needs, Shares
 from reangle_jax.nn.network import Network
 from reangle_jax.painters.flux import conditions, needs, networks
-from reangle_jax.painters.flux.networks import FILL, TINY, Parameters, Text
+from reangle_jax.painters.flux.networks import FILL, KEY, TINY, Parameters, Text
 from reangle_jax.painters.interface import Chosen, Editing, Painter, Painting, Reward
 
 
@@ -60,10 +60,10 @@ class FluxPainter(Painter):
         return painter
 
     @functools.cached_property
+    @about(KEY)
     def networks(self) -> dict[str, Network]:
         """Each network that paints, by its role, shapes in place of parameters."""
-        with named(networks.KEY):
-            return networks.describe(self.name, self.folders, self.choice, self.base_dtype)
+        return networks.describe(self.name, self.folders, self.choice, self.base_dtype)
 
     @property
     def _latents(self) -> tuple[int, int, int]:
@@ -83,15 +83,15 @@ class FluxPainter(Painter):
         """See `Painter.needs`."""
         return needs.of_stages(self, painting, editing, shares)
 
+    @about(KEY)
     def embed(self, prompts: Sequence[str]) -> Text:
         """See `Painter.embed`."""
-        with named(networks.KEY):
-            return networks.embed(self.name, self.folders, prompts, self.choice)
+        return networks.embed(self.name, self.folders, prompts, self.choice)
 
     def load(self, *, to_edit: bool = False) -> Parameters:
         """See `Painter.load`."""
         found, unused = self.networks, ("controlnet",) if to_edit else ()
-        with named(networks.KEY):
+        with about(KEY):
             return networks.load(found, self.name, self.folders, without=unused)
 
     def paint(
