@@ -16,7 +16,7 @@ from reangle_jax.config.rules import Rule, multiple_of
 from reangle_jax.config.settings import AUTO, TRAIN_VIEWS, VIEWS, Settings
 from reangle_jax.data import lora_files
 from reangle_jax.data.paths import user_path
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, about
 from reangle_jax.painters import registry as painters
 
 # The types of settings, in words.
@@ -241,31 +241,28 @@ def _check_cameras(s: Settings) -> None:
             if both.setdefault(folder, view) != view:
                 words = f"config.views has {both[folder]!r}, and both share the folder {folder}: rename a file"
                 raise InputError(f"config.train_views: {view!r}: {words}")
-    try:
+    with about("config.prompts"):
         camera_views.read_prompts(s.prompts, (*s.views, *s.train_views))
-    except InputError as error:
-        raise InputError(f"config.prompts: {error}") from None
     if s.source_cameras:
-        _check_camera_file("source_cameras", s.source_cameras)
+        from reangle_jax.cameras import registry as formats  # late: it brings jax
+
+        with about("config.source_cameras"):
+            formats.read(Path(s.source_cameras))
 
 
 def _check_views(key: str, views: tuple[str, ...], s: Settings) -> dict[str, str]:
     """The views by their folders."""
     from reangle_jax.cameras import placing  # late: they bring jax
+    from reangle_jax.cameras import registry as formats
     from reangle_jax.geometry import trajectories
 
     folders: dict[str, str] = {}
     for view in views:
-        try:
+        with about(f"config.{key}"):
             if camera_views.is_file(view):
-                file = _check_camera_file(key, view)
-                placing.check_count(file, camera_wishes(s), s.num_frames, s.mode)
+                placing.check_count(formats.read(Path(view)), camera_wishes(s), s.num_frames, s.mode)
             else:
                 trajectories.parse_view(view)
-        except InputError as error:
-            raise InputError(
-                f"config.{key}: {str(error).removeprefix('views: ').removeprefix(f'config.{key}: ')}"
-            ) from None
         folder = camera_views.folder_name(view)
         if not 0 < len(folder) <= _LONGEST_NAME:
             words = (
@@ -279,15 +276,6 @@ def _check_views(key: str, views: tuple[str, ...], s: Settings) -> dict[str, str
             raise InputError(f"config.{key}: {folders[folder]!r} and {view!r} share the folder {folder}: {mend}")
         folders[folder] = view
     return folders
-
-
-def _check_camera_file(key: str, path: str) -> Any:
-    from reangle_jax.cameras import registry as formats  # late: it brings jax
-
-    try:
-        return formats.read(Path(path))
-    except InputError as error:
-        raise InputError(f"config.{key}: {error}") from None
 
 
 def _check_first_frames(s: Settings) -> None:

@@ -156,7 +156,7 @@ class VideoFile:
                 matrix = "bt2020"
         if matrix is None:
             raise InputError(
-                f"config.video: {self._path} codes its colours by matrix {frame.colorspace} of H.273, which is not "
+                f"{self._path} codes its colours by matrix {frame.colorspace} of H.273, which is not "
                 "supported: re-encode it to BT.709, for instance with a video editor's export to H.264"
             )
         return f"{options}:in_color_matrix={matrix}"
@@ -167,14 +167,14 @@ def _open(path: Path) -> InputContainer:
         # "file:" keeps a colon in the name from being read as a protocol.
         container = av.open(f"file:{path}", **_LENIENT)
     except PermissionError:
-        raise InputError(f"config.video: {path} may not be read: check its permissions") from None
+        raise InputError(f"{path} may not be read: check its permissions") from None
     except (FFmpegError, OSError):
         words = files.stand_in(path) or "is not a video that FFmpeg can read: re-encode it, for instance to mp4"
-        raise InputError(f"config.video: {path} {words}") from None
+        raise InputError(f"{path} {words}") from None
     if container.format.name == "tty":  # it takes any text for one
         container.close()
         words = files.stand_in(path) or "is not a video but text: give a video file"
-        raise InputError(f"config.video: {path} {words}")
+        raise InputError(f"{path} {words}")
     return container
 
 
@@ -182,13 +182,13 @@ def _stream(container: InputContainer, path: Path) -> VideoStream:
     streams = [stream for stream in container.streams.video if not stream.disposition.value & _ATTACHED_PICTURE]
     if not streams:
         what = "sound" if container.streams.audio else "nothing that can be shown"
-        raise InputError(f"config.video: {path} is not a video: it holds {what} only; give a file with pictures")
+        raise InputError(f"{path} is not a video: it holds {what} only; give a file with pictures")
     if container.format.name.endswith("_pipe") or container.format.name == "image2":
-        raise InputError(f"config.video: {path} is a single picture: give a video, or the folder with all frames")
+        raise InputError(f"{path} is a single picture: give a video, or the folder with all frames")
     best = container.streams.best("video")
     stream = next((stream for stream in streams if stream is best), streams[0])
     if stream.codec_context is None:
-        raise InputError(f"config.video: {path} is coded in a way that FFmpeg does not know: re-encode it to H.264")
+        raise InputError(f"{path} is coded in a way that FFmpeg does not know: re-encode it to H.264")
     # The H.264 decoder marks damaged frames only where frames are decoded in parallel; HEVC's waits there for ever for
     # a reference that is lost.
     stream.thread_type = "AUTO" if stream.codec_context.name == "h264" else "SLICE"

@@ -25,7 +25,6 @@ def load_depth(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         InputError: there is no such file, or NumPy cannot read it without unpickling, or it is unclear which array.
     """
-    name = f"config.depth: {path}"
     try:
         with Path(path).open("rb") as file:  # NumPy would leave it open when the archive is broken
             if file.read(6) == b"\x93NUMPY":
@@ -35,16 +34,16 @@ def load_depth(path: str | os.PathLike[str]) -> np.ndarray:
             key = "depth" if "depth" in loaded.files else loaded.files[0] if len(loaded.files) == 1 else None
             if key is None:
                 raise InputError(
-                    f"{name} holds {', '.join(loaded.files) or 'nothing'}: name the array of T,H,W `depth`"
+                    f"{path} holds {', '.join(loaded.files) or 'nothing'}: name the array of T,H,W `depth`"
                 )
             return loaded[key]
     except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
+        raise InputError(f"{path}: no such file") from None
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         words = f"is not a .npy or .npz that NumPy can read ({' '.join(str(error).split())})"
-        raise InputError(f"{name} {files.stand_in(path) or words}") from None
+        raise InputError(f"{path} {files.stand_in(path) or words}") from None
 
 
 def fit_depth(
@@ -65,7 +64,7 @@ def fit_depth(
         pixel_aspect: a source pixel's width over its height.
 
     Raises:
-        InputError: neither length nor size fits; the line begins with ``depth: ``.
+        InputError: neither length nor size fits.
     """
     if depth.ndim != 3 or 0 in depth.shape or not np.issubdtype(depth.dtype, np.number) or np.iscomplexobj(depth):
         return depth
@@ -76,7 +75,7 @@ def fit_depth(
     whole = len(depth) != count and len(depth) > max(indices)
     if (len(depth) != count and not whole) or (depth.shape[1:] != (height, width) and not alike):
         raise InputError(
-            f"depth: its shape is {depth.shape}, the video's is {tuple(shape)}; give one depth map for each of these "
+            f"its shape is {depth.shape}, the video's is {tuple(shape)}; give one depth map for each of these "
             f"{count} frames, or for each of the source's (frame {max(indices)} is needed), at {height}x{width} or in "
             f"the source's proportions of {rows}x{columns}"
         )

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from reangle_jax.data import paths, pictures
+from reangle_jax.data import pictures
 from reangle_jax.data.decoding import Decoded, Upright, VideoFile
 from reangle_jax.errors import InputError
 
@@ -73,7 +73,7 @@ class Watched:
         hit = sorted(set(self._damaged) & set(taken))
         if hit:
             raise InputError(
-                f"config.video: {what}, and {_ranges(hit)} would be taken: take another part (config.start, "
+                f"{what}, and {_ranges(hit)} would be taken: take another part (config.start, "
                 "config.num_frames), get an undamaged copy, or re-encode this one to accept what a player makes of it"
             )
         _log.warning("%s%s", what, "; none of them is taken" if taken else "")
@@ -93,18 +93,18 @@ def open_source(given: str | os.PathLike[str]) -> Source:
     Raises:
         InputError: there is none, it may not be read, or it is something else.
     """
-    path = Path(paths.user_path(os.fspath(given), "config.video"))
+    path = Path(given)
     if path.is_dir():
         return _folder(path)
     if not path.exists():
-        raise InputError(f"config.video: no such file or folder: {path}")
+        raise InputError(f"no such file or folder: {path}")
     if not path.is_file():
-        raise InputError(f"config.video: {path} is a pipe or a device: write it to a file first")
+        raise InputError(f"{path} is a pipe or a device: write it to a file first")
     if path.suffix.lower() in pictures.PICTURE_SUFFIXES:
         what = "an animated WebP, which cannot be read: convert it to mp4 or gif"
         if not pictures.is_animated_webp(path):
             what = "a single picture: give a video, or the folder with all frames"
-        raise InputError(f"config.video: {path} is {what}")
+        raise InputError(f"{path} is {what}")
     return _file(path)
 
 
@@ -112,19 +112,16 @@ def _folder(path: Path) -> Source:
     found = pictures.in_folder(path)
     if not found:
         suffixes = ", ".join(pictures.PICTURE_SUFFIXES)
-        raise InputError(f"config.video: the folder {path} holds no frames ({suffixes})")
+        raise InputError(f"the folder {path} holds no frames ({suffixes})")
 
     def frames() -> Generator[Decoded, None, None]:
         shape = None
         for index, name in enumerate(found):
-            try:
-                frame = pictures.read(name)
-            except InputError as error:
-                raise InputError(f"config.video: {error}") from None
+            frame = pictures.read(name)
             shape = shape or frame.shape
             if frame.shape != shape:
                 raise InputError(
-                    f"config.video: {name} is {frame.shape[1]}x{frame.shape[0]}, the frames before it "
+                    f"{name} is {frame.shape[1]}x{frame.shape[0]}, the frames before it "
                     f"{shape[1]}x{shape[0]}: all frames of a folder must have one size"
                 )
             yield Decoded(index / DEFAULT_FPS, 1 / DEFAULT_FPS, False, functools.partial(Upright, frame))

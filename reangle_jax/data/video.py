@@ -144,7 +144,7 @@ def iterate_frames(path: str | os.PathLike[str]) -> Generator[Picture, None, Non
             rows, columns = picture.pixels.shape[:2]
             yield picture.finish(fit(picture.pixels, rows, max(1, round(columns * picture.aspect)), picture.aspect))
     if not watched.count:
-        raise InputError(f"config.video: {source.path} holds no frame that can be decoded: is it damaged or empty?")
+        raise InputError(f"{source.path} holds no frame that can be decoded: is it damaged or empty?")
     watched.complain([])
 
 
@@ -209,7 +209,7 @@ def _too_short(
     source: Source, count: int, got: int, start: int, num_frames: int, fps: float | None, left: float
 ) -> str:
     if count == 0:
-        return f"config.video: {source.path} holds no frame that can be decoded: is it damaged or empty?"
+        return f"{source.path} holds no frame that can be decoded: is it damaged or empty?"
     asked = f"config.start={start} and config.num_frames={num_frames}"
     if fps and source.fps and got:  # frames are chosen by time, which need not pass evenly
         asked += f" at config.fps={fps:g}"
@@ -218,14 +218,14 @@ def _too_short(
         wanted = start + num_frames
     if not fps and source.count >= start + num_frames and count < 0.9 * source.count:
         return (
-            f"config.video: {source.path} cannot be read past frame {count} of {source.count}, and {asked} need "
+            f"{source.path} cannot be read past frame {count} of {source.count}, and {asked} need "
             f"{wanted}: the file is broken midway; re-encode it, or take an earlier part"
         )
     latest = count - num_frames
     fitting = [f"config.start={latest}"] if latest >= 0 and not fps else []
     fitting += [f"config.num_frames={(got - 1) // 4 * 4 + 1}"] if got else []
     mend = f"{' or '.join(fitting)} would fit" if fitting else f"lower config.start (below {count})"
-    return f"config.video: {source.path} has {count} frames, but {asked} need {wanted}: {mend}"
+    return f"{source.path} has {count} frames, but {asked} need {wanted}: {mend}"
 
 
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:

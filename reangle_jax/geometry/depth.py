@@ -47,8 +47,7 @@ def scene_depth(
         z, float32, finite and above 0.
 
     Raises:
-        InputError: wrong shape, not finite, negative, beyond all units, constant, or zero in the whole of a frame; the
-            line names ``depth``.
+        InputError: wrong shape, not finite, negative, beyond all units, constant, or zero in the whole of a frame.
     """
     if kind not in DEPTH_KINDS:
         raise InputError(f"depth_kind: {kind!r} is unknown; use {' or '.join(DEPTH_KINDS)}")
@@ -69,26 +68,26 @@ def _checked(depth: AnyArray, expect_shape: tuple[int, int, int] | None) -> Floa
     depth = np.asarray(depth)
     if depth.ndim != 3 or 0 in depth.shape or not (np.issubdtype(depth.dtype, np.number)) or np.iscomplexobj(depth):
         raise InputError(
-            f"depth: {depth.dtype} of shape {depth.shape} is no depth; give an array of numbers of shape (T, H, W)"
+            f"{depth.dtype} of shape {depth.shape} is no depth; give an array of numbers of shape (T, H, W)"
         )
     if expect_shape is not None and depth.shape != tuple(expect_shape):
         raise InputError(
-            f"depth: its shape is {depth.shape}, the video's is {tuple(expect_shape)}; give one depth map of the "
+            f"its shape is {depth.shape}, the video's is {tuple(expect_shape)}; give one depth map of the "
             "video's size a frame"
         )
     values = depth.astype(np.float64)
     if not np.isfinite(values).all():
-        raise InputError("depth: holds NaN or infinite values; replace them (0 stands for infinitely far)")
+        raise InputError("holds NaN or infinite values; replace them (0 stands for infinitely far)")
     if values.min() < 0:
-        raise InputError("depth: holds negative values; give inverse depth or metric depth of 0 or more")
+        raise InputError("holds negative values; give inverse depth or metric depth of 0 or more")
     typical = float(np.median(values[values > 0])) if values.any() else 1.0
     if not 1 / _FARTHEST <= typical <= _FARTHEST:
         raise InputError(
-            f"depth: a typical value is {typical:g}, which float32 geometry cannot hold beside its products: give it "
+            f"a typical value is {typical:g}, which float32 geometry cannot hold beside its products: give it "
             f"in a unit that makes it {1 / _FARTHEST:g} to {_FARTHEST:g}, such as metres"
         )
     if values.max() - values.min() <= 1e-6 * values.max():
-        raise InputError("depth: is constant over the whole clip, so nothing lies before anything; give a real depth")
+        raise InputError("is constant over the whole clip, so nothing lies before anything; give a real depth")
     return values
 
 
@@ -98,7 +97,7 @@ def _check_frames(known: Bool[np.ndarray, "T H W"]) -> None:
     if empty.size:
         which = f"frame {empty[0]} is" if empty.size == 1 else f"{empty.size} frames, the first of them {empty[0]}, are"
         raise InputError(
-            f"depth: {which} zero everywhere (counted from 0, of {len(known)}), and zero is no depth: give depth for "
+            f"{which} zero everywhere (counted from 0, of {len(known)}), and zero is no depth: give depth for "
             "every frame, or take a part of the clip that has it (config.start)"
         )
 

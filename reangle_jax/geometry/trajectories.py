@@ -105,7 +105,7 @@ def parse_view(spelling: str) -> View:
         InputError: an unknown name, an amount that is missing, garbled or out of range, or two parts along one axis.
     """
     if not isinstance(spelling, str) or not spelling.strip():
-        raise InputError(f"views: {spelling!r} is no view; write NAME:AMOUNT, such as left:10 ({allowed_views()})")
+        raise InputError(f"{spelling!r} is no view; write NAME:AMOUNT, such as left:10 ({allowed_views()})")
     spelling = spelling.strip()
     parts, axes = [], {}
     for text in spelling.split("+"):
@@ -113,7 +113,7 @@ def parse_view(spelling: str) -> View:
         axis = _KINDS[part.name].axis
         if axis in axes:
             raise InputError(
-                f"views: {spelling!r} moves twice along one axis ({axes[axis]} and {part.name}); "
+                f"{spelling!r} moves twice along one axis ({axes[axis]} and {part.name}); "
                 "keep one of left/right, one of up/down and one of in/out"
             )
         axes[axis] = part.name
@@ -125,15 +125,15 @@ def _parse_part(spelling: str, text: str) -> Motion:
     inside = "" if text == spelling else f" in {spelling!r}"
     name = text.partition(":")[0]
     if name not in _KINDS:
-        raise InputError(f"views: unknown motion {name!r}{inside}; the motions are {allowed_views()}")
+        raise InputError(f"unknown motion {name!r}{inside}; the motions are {allowed_views()}")
     kind = _KINDS[name]
     span = f"above 0 up to {kind.limit:g} ({kind.unit})"
     match = _PART.fullmatch(text)
     if match is None:
-        raise InputError(f"views: {text!r}{inside} has no readable amount; write {name}:AMOUNT with a number {span}")
+        raise InputError(f"{text!r}{inside} has no readable amount; write {name}:AMOUNT with a number {span}")
     amount = float(match[2])
     if not (0 < amount <= kind.limit):
-        raise InputError(f"views: {text!r}{inside} is out of range; {name} takes a number {span}")
+        raise InputError(f"{text!r}{inside} is out of range; {name} takes a number {span}")
     return Motion(name, amount)
 
 

@@ -6,7 +6,7 @@ from reangle_jax.arrays import Picture
 from reangle_jax.cameras.views import folder_name
 from reangle_jax.config import Settings
 from reangle_jax.data import files, pictures
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, about
 
 EDITED, FRAMES = "input/edited.png", "input/frames.npz"
 _KEY = "config.first_frames.given"
@@ -58,10 +58,8 @@ def check(settings: Settings) -> None:
         where = settings.first_frames.given
         raise InputError(f"{_KEY}: {where} holds no pictures: name them {', '.join(f'{name}.png' for name in names)}")
     for path in [own] if own else found.values():
-        try:
+        with about(_KEY):
             height, width = pictures.read(path).shape[:2]
-        except InputError as error:
-            raise InputError(f"{_KEY}: {error}") from None
         if (height, width) != (settings.height, settings.width):
             expected = f"{settings.height}x{settings.width}, as config.height and config.width say"
             raise InputError(f"{_KEY}: {path} is {height}x{width} (rows x columns): make it {expected}")

@@ -7,7 +7,7 @@ import numpy as np
 from reangle_jax.cameras import inspection, placing, registry
 from reangle_jax.cameras import views as spellings
 from reangle_jax.config import Settings, camera_wishes
-from reangle_jax.errors import InputError
+from reangle_jax.errors import about
 from reangle_jax.geometry import trajectories
 from reangle_jax.geometry.cameras import Cameras
 from reangle_jax.run.stage import External, view_file
@@ -43,7 +43,7 @@ def cameras(settings: Settings, view: str, source: Cameras, pivot: float, indice
             trajectories.parse_view(view), source.K[0], pivot, source.num_frames, settings.mode
         )
     wishes, size = camera_wishes(settings), (settings.height, settings.width)
-    try:
+    with about("config.views"):
         world = None
         if settings.source_cameras:
             given = None if isinstance(settings.pivot_depth, str) else settings.pivot_depth
@@ -51,8 +51,6 @@ def cameras(settings: Settings, view: str, source: Cameras, pivot: float, indice
             _, world = placing.place_source(file, wishes, indices, size, pivot=given)
         found = placing.place(registry.read(Path(view)), wishes, source, pivot, size, settings.mode, world)
         inspection.check_steps(view, found, pivot)
-    except InputError as error:
-        raise InputError(f"config.views: {error}") from None
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from reangle_jax.arrays import Picture
 from reangle_jax.data.pictures import read
 from reangle_jax.data.video import fit, iterate_frames
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, about
 
 
 class Notes:
@@ -83,7 +83,5 @@ def iterate_video(path: str) -> Generator[Picture]:
     Raises:
         InputError: it cannot be read.
     """
-    try:
+    with about("--video"):
         yield from iterate_frames(path)
-    except InputError as error:
-        raise InputError(str(error).replace("config.video:", "--video:", 1)) from None

@@ -8,7 +8,7 @@ import numpy as np
 from reangle_jax import chosen_models
 from reangle_jax.config import Settings
 from reangle_jax.data import depth_file, files
-from reangle_jax.errors import InputError, about
+from reangle_jax.errors import about
 from reangle_jax.geometry import depth as geometry
 from reangle_jax.run import External, Stage, Unit, Work
 
@@ -41,22 +41,18 @@ def depth(settings: Settings, folder: Path, work: Work) -> None:
 def _depth(settings: Settings, folder: Path) -> None:
     clip = files.load_npz(folder / "input/frames.npz")
     shape = clip["frames"].shape[:3]
-    from_model = settings.depth == "model"
-    if from_model:
+    if settings.depth == "model":
         with about(chosen_models.depth_key(settings)):
             values, kind = _estimate(chosen_models.folder(settings, "depth"), clip["frames"])
+        with about("config.depth=model: the network's depth of this video"):
+            z = geometry.scene_depth(values, kind, expect_shape=shape)
     else:
-        values, kind = depth_file.load_depth(settings.depth), settings.depth_kind
-    try:
-        if not from_model:
-            source = clip["source_indices"], tuple(clip["source_size"].tolist()), float(clip["pixel_aspect"])
+        source = clip["source_indices"], tuple(clip["source_size"].tolist()), float(clip["pixel_aspect"])
+        with about("config.depth"):
+            values = depth_file.load_depth(settings.depth)
+        with about(f"config.depth: {settings.depth}"):
             values = depth_file.fit_depth(values, shape, *source)
-        z = geometry.scene_depth(values, kind, expect_shape=shape)
-    except InputError as error:
-        words = str(error).removeprefix("depth: ")
-        if from_model:
-            raise InputError(f"config.depth=model: the network's depth of this video {words}") from None
-        raise InputError(f"config.depth: {settings.depth}: {words}") from None
+            z = geometry.scene_depth(values, settings.depth_kind, expect_shape=shape)
     low, high = np.quantile(z, [0.01, 0.99])
     _log.info("depth: 98 %% of the points lie %.4g to %.4g in front of the camera", low, high)
     files.atomic_savez(folder / "input/depth.npz", depth=z)

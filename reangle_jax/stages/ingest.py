@@ -6,7 +6,7 @@ from pathlib import Path
 from reangle_jax.backbones import registry
 from reangle_jax.config import Settings, camera_wishes
 from reangle_jax.data import files
-from reangle_jax.errors import InputError
+from reangle_jax.errors import about
 from reangle_jax.run import External, Stage, Unit, Work
 
 _log = logging.getLogger(__name__)
@@ -55,7 +55,8 @@ def check(settings: Settings) -> None:
     """
     from reangle_jax.data import sources
 
-    sources.open_source(settings.video).frames.close()
+    with about("config.video"):
+        sources.open_source(settings.video).frames.close()
 
 
 def ingest(settings: Settings, folder: Path, work: Work) -> None:
@@ -70,15 +71,16 @@ def ingest(settings: Settings, folder: Path, work: Work) -> None:
 def _frames(settings: Settings, folder: Path) -> None:
     from reangle_jax.data import video
 
-    clip = video.read_video(
-        settings.video,
-        start=settings.start,
-        num_frames=settings.num_frames,
-        fps=settings.fps,
-        height=settings.height,
-        width=settings.width,
-        multiple=registry.ENTRIES[settings.model].grid.multiple,
-    )
+    with about("config.video"):
+        clip = video.read_video(
+            settings.video,
+            start=settings.start,
+            num_frames=settings.num_frames,
+            fps=settings.fps,
+            height=settings.height,
+            width=settings.width,
+            multiple=registry.ENTRIES[settings.model].grid.multiple,
+        )
     _log.info("%d frames of %dx%d at %g fps from %s", *clip.frames.shape[:3], clip.fps, settings.video)
     files.atomic_savez(
         folder / "input/frames.npz",
@@ -99,13 +101,11 @@ def _cameras(settings: Settings, folder: Path) -> None:
     focal = None if isinstance(settings.focal, str) else settings.focal
     if settings.source_cameras:
         pivot = None if isinstance(settings.pivot_depth, str) else settings.pivot_depth
-        try:
+        indices = files.load_npz(folder / "input/frames.npz")["source_indices"]
+        size = settings.height, settings.width
+        with about("config.source_cameras"):
             file = formats.read(Path(settings.source_cameras))
-            indices = files.load_npz(folder / "input/frames.npz")["source_indices"]
-            size = settings.height, settings.width
             found, _ = placing.place_source(file, camera_wishes(settings), indices, size, focal, pivot)
-        except InputError as error:
-            raise InputError(f"config.source_cameras: {error}") from None
     else:
         K = cameras.default_intrinsics(settings.height, settings.width, focal)
         found = cameras.identity_cameras(K, settings.num_frames)

@@ -27,7 +27,7 @@ def test_refuses_what_numpy_cannot_read(tmp_path, depth):
     np.savez(tmp_path / "many.npz", a=np.zeros(3), b=np.zeros(3))
     np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], object), allow_pickle=True)
     for name in ("cut.npz", "text.npy", "empty.npy", "many.npz", "pickle.npy", "none.npy"):
-        with pytest.raises(InputError, match=rf"config\.depth: .*{name}") as caught:
+        with pytest.raises(InputError, match=name) as caught:
             load_depth(tmp_path / name)
         assert "\n" not in str(caught.value)
 
@@ -94,7 +94,7 @@ def test_zeros_stay_zeros_and_lend_nothing_to_their_neighbours(shape):
 
 @pytest.mark.parametrize("shape", [(6, 120, 160), (2, 64, 96), (9, 100, 160), (3, 96, 64)])
 def test_depth_of_neither_length_nor_size_is_refused(shape):
-    with pytest.raises(InputError, match=r"^depth: its shape is .*\(3, 64, 96\).*frame 6 is needed.*120x160"):
+    with pytest.raises(InputError, match=r"^its shape is .*\(3, 64, 96\).*frame 6 is needed.*120x160"):
         fit_depth(scene(*shape), (3, 64, 96), INDICES, (120, 160))
 
 

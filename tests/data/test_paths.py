@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from reangle_jax.data import paths, video
+from reangle_jax.data import paths
 from reangle_jax.errors import InputError
 
 
@@ -55,10 +55,3 @@ def test_arguments_of_a_command(home):
     assert vars(arguments) == {"out": f"{home}/a.json", "save_maps": None, "video": [f"{home}/a.mp4", "b.mp4"]}
     with pytest.raises(InputError, match=r"^--save-maps: gs://b/x is"):
         paths.expand(argparse.Namespace(save_maps="gs://b/x"), "save_maps")
-
-
-def test_a_video_by_address_or_from_the_home(home):
-    with pytest.raises(InputError, match=r"^config\.video: https://host/clip\.mp4 is an address"):
-        video.read_video("https://host/clip.mp4", num_frames=1, height=64, width=96)
-    with pytest.raises(InputError, match=rf"no such file or folder: {home}/none\.mp4"):
-        video.read_video("~/none.mp4", num_frames=1, height=64, width=96)

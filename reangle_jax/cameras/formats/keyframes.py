@@ -15,7 +15,7 @@ import numpy as np
 
 from reangle_jax.cameras import interpolation
 from reangle_jax.cameras.file import CameraFile
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, about
 from reangle_jax.geometry import trajectories
 from reangle_jax.geometry.cameras import check_rigid, read_matrix
 
@@ -57,10 +57,8 @@ def read(path: Path, content: Any) -> CameraFile:
             return interpolation.linear(at, placed, new)
         return interpolation.on_sphere(at, placed, new, pivot)
 
-    try:
+    with about(str(path)):
         poses(0, 1.0)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     words = f"motions and poses about the pivot, in units of its distance; between them: {how}"
     return CameraFile(path, NAME, words, frames[-1] + 1, poses, about_source=True, in_pivots=True)
 
@@ -78,10 +76,8 @@ def _key(where: str, value: Any) -> np.ndarray:
     if value == SOURCE:
         return np.eye(4)
     if isinstance(value, str):
-        try:
+        with about(where):
             view = trajectories.parse_view(value)
-        except InputError as error:
-            raise InputError(f"{where}: {str(error).removeprefix('views: ')}") from None
         yaw, pitch, stretch = (view.along(axis) for axis in ("yaw", "pitch", "distance"))
         return trajectories.orbit(yaw, pitch, 1.0 + stretch, 1.0)
     pose = read_matrix(where, value, 4)
