@@ -152,6 +152,6 @@ def _table() -> str:
                 (f"  {model.name}/{part.name}", f"{part.size:.2f}", part.dtype, part.licence, "")
                 for part in model.parts
             ]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join(lines + [f"{m.name}: --source is {m.source}" for m in registry.models().values() if m.source])
+    return "\n".join(
+        commands.aligned(rows) + [f"{m.name}: --source is {m.source}" for m in registry.models().values() if m.source]
+    )

@@ -39,16 +39,10 @@ SPARE_BYTES = 64 << 20
 
 
 class Writer:
-    """One conversion of one part.
+    """One conversion of one part of the model NAME, to OUT/PART.
 
-    Args:
-        name: of the model.
-        plan: what goes where.
-        opened: the source.
-        out: folder of the converted weights; the part becomes OUT/PART.
-        dtype: stored; int8 is for the blocks of diffusion transformers, the rest of them and other parts are bfloat16.
-        say: takes one line about what happens.
-        advance: takes the number of source bytes that were dealt with.
+    int8 is for the blocks of diffusion transformers: the rest of them and other parts are bfloat16 then. ``say`` takes
+    one line about what happens, ``advance`` the number of source bytes that were dealt with.
     """
 
     def __init__(

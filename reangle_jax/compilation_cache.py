@@ -16,9 +16,8 @@ _log = logging.getLogger(__name__)
 def use(choice: str = "auto") -> None:
     """Tells JAX where to keep compiled programs; to be called before the first is compiled.
 
-    Args:
-        choice: a folder, ``off``, or ``auto``: where JAX's own setting, JAX_COMPILATION_CACHE_DIR, says, or else in the
-            user's cache folder, unless that cannot be written. JAX_ENABLE_COMPILATION_CACHE=false turns it off, too.
+    The choice is a folder, ``off``, or ``auto``: where JAX's own setting, JAX_COMPILATION_CACHE_DIR, says, or else in
+    the user's cache folder, unless that cannot be written. JAX_ENABLE_COMPILATION_CACHE=false turns it off, too.
 
     Raises:
         InputError: the folder cannot be written.

@@ -87,12 +87,10 @@ def read(path: Path) -> list[Clip]:
 
 
 def share_of(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
-    """Which share of the list is this machine's, and of how many.
+    """Which share of the list is this machine's, and of how many: ``K/N``, counted from 0, or ``auto``.
 
-    Args:
-        text: ``K/N``, counted from 0; ``auto``: this task's of a SLURM array, this pod's of an indexed job (with
-            REANGLE_SHARES), of a slice's hosts this one's, or all.
-        environment: of the process.
+    That is this task's of a SLURM array, this pod's of an indexed job (with REANGLE_SHARES), of a slice's hosts this
+    one's, or all, as the environment says.
 
     Raises:
         InputError: it is another form.
@@ -114,10 +112,9 @@ def share_of(text: str, environment: Mapping[str, str]) -> tuple[int, int]:
 
 
 def groups(count: int) -> list[dict[str, str]]:
-    """What a process of each group of this machine's devices has in its environment.
+    """What a process of each of so many groups of this machine's devices has in its environment.
 
-    Args:
-        count: of groups; 0: one for each GPU; of TPU chips or CPUs one in all.
+    0 is one group for each GPU; of TPU chips or CPUs one in all.
 
     Raises:
         InputError: the devices do not divide into so many.

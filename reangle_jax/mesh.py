@@ -286,11 +286,8 @@ def split_batch(tree: Tree) -> Tree:
 def from_own_rows(read: Callable[[int], Tree], rows: Sequence[int]) -> Tree:
     """What ``read`` gives of each row, one after the other along a new axis that is divided over ``data``.
 
-    A process reads only the rows that its own devices hold; all processes must ask for them together.
-
-    Args:
-        read: a row's number to its arrays, NumPy's, of the same shapes for every row.
-        rows: numbers; one that stands there twice is read once. Devices that do not divide them all read them all.
+    A process reads only the rows that its own devices hold, each once; all processes must ask for them together.
+    Devices that do not divide the rows read them all. ``read`` gives NumPy's arrays, of the same shapes for every row.
     """
     mesh = current()
     if mesh is None:

@@ -24,11 +24,7 @@ class progress(Generic[Item]):  # noqa: N801 (used like the function tqdm)
         with progress(400, "finetune", initial=120, unit="step") as bar:
             bar.update(loss=0.1)
 
-    Args:
-        work: the items, or how many steps there will be, None if that is not known.
-        description: what is being done.
-        initial: steps done before (a resumed loop).
-        unit: what one step is called.
+    ``work`` is the items, or how many steps there will be, None if that is not known; ``initial`` those done before.
     """
 
     def __init__(self, work: Collection[Item] | int | None, description: str, *, initial: int = 0, unit: str = "step"):

@@ -33,12 +33,7 @@ class Opened:
 
 
 def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
-    """Opens one part.
-
-    Args:
-        path: the whole pipeline's folder, the part's own, or a file of weights.
-        part: which.
-        alone: whether the part is asked for by itself, so that `path` may be its own folder or file.
+    """Opens one part, from the whole pipeline's folder; asked for `alone`, from its own, or a file of weights.
 
     Raises:
         InputError: it is not there, or its header is unsound.
@@ -46,7 +41,7 @@ def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
     if path.is_file():
         if not alone:
             raise InputError(f"{path}: is one file; give the pipeline's folder, or name one part (NAME/{part.name})")
-        return Opened(_open_file(path), _read_config(path.parent / "config.json", path.parent), {})
+        return Opened(_open_file(path, path.parent), _read_config(path.parent / "config.json", path.parent), {})
     if not path.is_dir():
         raise InputError(f"{path}: is neither a file nor a folder; check --source")
     inner = path / part.folder
@@ -54,7 +49,7 @@ def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
         if not alone:
             raise InputError(f"{path}: has no {part.folder}/; download it too, or convert the other parts one by one")
         inner = path
-    source = _open_together(inner, part, path) or _open_weights(inner, part, path)
+    source = _open_together(inner, part, path) or _open_file(_weights(inner, part, path), path)
     extras = {}
     for name, target in part.extras.items():
         # The part's own folder first: then its siblings, where a pipeline keeps them.
@@ -64,13 +59,6 @@ def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
                 extras[target] = candidate
                 break
     return Opened(source, _read_config(inner / "config.json", path), extras)
-
-
-def _open_weights(folder: Path, part: Part, root: Path) -> Source:
-    files, expected = _weights(folder, part)
-    for file in files:
-        _check_inside(file, root)
-    return _open_file(files[0]) if files[0].suffix in TORCH_SUFFIXES else SafetensorsSource(files, expected)
 
 
 def _open_together(folder: Path, part: Part, root: Path) -> Source | None:
@@ -89,39 +77,37 @@ def _open_together(folder: Path, part: Part, root: Path) -> Source | None:
         if len(files) > 1:
             raise InputError(f"{folder}: holds {', '.join(file.name for file in files)}; leave one of them")
         _check_inside(files[0], root)
-    return JoinedSource([_open_file(files[0]) for files in found.values()])
+    return JoinedSource([_open_file(files[0], root) for files in found.values()])
 
 
-def _open_file(path: Path) -> Source:
+def _open_file(path: Path, root: Path) -> Source:
+    """A file of weights, or what an index lists, which lies in `root`."""
     if path.suffix in TORCH_SUFFIXES:
         return TorchSource(path)
-    if path.name.endswith(INDEX_SUFFIX):
-        expected = read_index(path)
-        files = [path.parent / shard for shard in sorted(set(expected.values()))]
-        for file in files:
-            _check_inside(file, path.parent)
-        return SafetensorsSource(files, expected)
-    return SafetensorsSource([path])
+    if not path.name.endswith(INDEX_SUFFIX):
+        return SafetensorsSource([path])
+    expected = read_index(path)
+    shards = [path.parent / shard for shard in sorted(set(expected.values()))]
+    for shard in shards:
+        _check_inside(shard, root)
+    return SafetensorsSource(shards, expected)
 
 
-def _weights(folder: Path, part: Part) -> tuple[list[Path], dict[str, str] | None]:
-    """The files of a part's weights, and what its index says."""
-    for stem in part.stems:
-        index = folder / (stem + INDEX_SUFFIX)
-        if index.exists():
-            _check_inside(index, folder)
-            expected = read_index(index)
-            return [folder / shard for shard in sorted(set(expected.values()))], expected
-        single = folder / f"{stem}.safetensors"
-        if single.exists() or single.is_symlink():
-            return [single], None
+def _weights(folder: Path, part: Part, root: Path) -> Path:
+    """The file of a part's weights, or their index."""
+    for name in (stem + suffix for stem in part.stems for suffix in (INDEX_SUFFIX, ".safetensors")):
+        file = folder / name
+        if file.exists() or file.is_symlink():
+            _check_inside(file, root)
+            return file
     for suffixes in ((".safetensors",), TORCH_SUFFIXES):
         found = sorted(file for file in folder.iterdir() if file.suffix in suffixes)
         if len(found) > 1:
             names = ", ".join(file.name for file in found[:4])
             raise InputError(f"{folder}: holds several files of weights ({names}); give one of them as --source")
         if found:
-            return found, None
+            _check_inside(found[0], root)
+            return found[0]
     raise InputError(f"{folder}: holds no {part.stems[0]}.safetensors, nor its index, nor a .pth; check --source")
 
 

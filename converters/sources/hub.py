@@ -10,12 +10,9 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def resolve(source: str, patterns: Iterable[str], *, download: bool = True) -> Path:
-    """The local file or folder that ``--source`` means; a repo id is downloaded first.
+    """The local file or folder that ``--source`` means: a path or, where there is none such, a repo id, ``owner/name``.
 
-    Args:
-        source: a path, or ``owner/name`` on the Hub where no such path exists.
-        patterns: which of the repository's files are needed.
-        download: whether to; else a repository must be in the cache.
+    Of a repository the files of these patterns are downloaded first; without ``download`` it must be in the cache.
 
     Raises:
         InputError: there is no such path, or the download fails (what arrived is kept: the same command goes on).

@@ -12,11 +12,8 @@ from reangle_jax.errors import InputError
 class JoinedSource:
     """Several sources as one.
 
-    Args:
-        sources: none of which has a tensor of another.
-
     Raises:
-        InputError: one has.
+        InputError: one has a tensor of another.
     """
 
     def __init__(self, sources: Sequence[Source]):

@@ -14,27 +14,21 @@ MAX_INDEX = 64 << 20
 
 
 class SafetensorsSource:
-    """One file, or the shards of an index.
-
-    Args:
-        files: the files; their names must not repeat a tensor.
-        expected: which file each tensor must be in, from the index; None for a file without one.
+    """One file, or the shards of an index, which says (``expected``) which file each tensor must be in.
 
     Raises:
-        InputError: a file is missing, truncated, malformed, or does not match the index.
+        InputError: a file is missing, truncated or malformed, does not match the index, or repeats a tensor.
     """
 
     def __init__(self, files: Iterable[Path], expected: dict[str, str] | None = None):
         self.files = tuple(files)
         found: dict[str, Tensor] = {}
-        self.metadata: dict[str, str] = {}
         for file in self.files:
-            tensors, metadata = safetensors.read_header(file)
+            tensors, _ = safetensors.read_header(file)
             twice = sorted(found.keys() & tensors.keys())
             if twice:
                 raise InputError(f"{file}: {twice[0]} is in {found[twice[0]].file.name} too; download both again")
             found |= tensors
-            self.metadata |= metadata
         if expected is not None:
             _check_index(expected, found)
         self.tensors: Mapping[str, Tensor] = found

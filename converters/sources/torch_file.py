@@ -23,16 +23,12 @@ WRAPPERS = ("model", "state_dict", "teacher")  # a training script's names for t
 class TorchSource:
     """A PyTorch file; its tensors stay on the disk until they are read.
 
-    Args:
-        file: the file.
-
     Raises:
         InputError: torch is not installed, the file is none of torch's, or it holds anything but tensors.
     """
 
     def __init__(self, file: Path):
         self.files = (file,)
-        self.metadata: dict[str, str] = {}
         self._state = _tensors_of(_load(file), file)
         self.tensors: Mapping[str, Tensor] = {
             name: Tensor(name, tuple(value.shape), _dtype(value, name, file), file, 0)

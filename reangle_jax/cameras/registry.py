@@ -23,11 +23,9 @@ def sources(path: Path) -> tuple[Path, ...]:
 
 
 def read(path: Path, tool: str | None = None) -> CameraFile:
-    """Reads a camera file of any format.
+    """Reads a camera file of any format, or a folder with COLMAP's text model.
 
-    Args:
-        path: of the file, or of a folder with COLMAP's text model.
-        tool: `crafters.ORDERS`' name of the tool whose three lines it holds, where it does not say.
+    Three lines of numbers may not say which tool they are of: one of `crafters.ORDERS`.
 
     Raises:
         InputError: it is of none, or broken; the line begins with the path.

@@ -83,11 +83,9 @@ def type_of(key: str) -> Any:
 
 
 def from_text(key: str, text: str) -> Any:
-    """The value that a command line gives to a setting.
+    """The value that a command line gives to a setting, by its dotted key without ``config.``.
 
-    Args:
-        key: dotted, without ``config.``.
-        text: ``true``, ``17``, ``left:10,up:5`` or ``('left:10', 'up:5')``, as the setting's type has it.
+    The text is ``true``, ``17``, ``left:10,up:5`` or ``('left:10', 'up:5')``, as the setting's type has it.
 
     Raises:
         InputError: there is no such setting, or the text is of another type.

@@ -34,13 +34,10 @@ TRAIN_VIEWS = {"dynamic": SIX_MOTIONS, "static": TWELVE_WARPS}
 
 
 def setting(default: Any, meaning: str, rule: Rule | None = None, *, is_path: bool = False) -> Any:
-    """A setting.
+    """A setting: the default (the paper's, where it says) and its meaning for the user, in a line or a few.
 
-    Args:
-        default: the paper's, where it says.
-        meaning: for the user, in a line or a few.
-        rule: what is allowed among the values of its type; None if all are, or if more than the value decides.
-        is_path: it names a file or folder, or may do so beside its words: ``~`` opens the home.
+    The rule says what is allowed among the values of its type; None if all are, or if more than the value decides.
+    ``is_path`` says that it names a file or folder, or may do so beside its words: ``~`` opens the home.
     """
     return dataclasses.field(default=default, metadata={"meaning": meaning, "rule": rule, "is_path": is_path})
 

@@ -17,10 +17,9 @@ _ALIKE = 0.02  # by how much proportions may differ: networks round sizes to mul
 
 
 def load_depth(path: str | os.PathLike[str]) -> np.ndarray:
-    """Reads the array of a depth file; what it holds is for `geometry.depth.scene_depth` to check.
+    """Reads a .npy, which stays on disk until it is indexed, or an .npz with one array or one named ``depth``.
 
-    Args:
-        path: a .npy, which stays on disk until it is indexed, or an .npz with one array, or with one named ``depth``.
+    What it holds is for `geometry.depth.scene_depth` to check.
 
     Raises:
         InputError: there is no such file, or NumPy cannot read it without unpickling, or it is unclear which array.

@@ -106,13 +106,9 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary file name to write to; renames it to `path` when the block ends well.
+    """Gives a temporary file name, in the same folder, to write to; renames it to `path` when the block ends well.
 
-    Args:
-        path: the file to be; its folder is made if need be, an old file of that name is replaced.
-
-    Yields:
-        the temporary path, in the same folder, at which the block must create a file.
+    The folder is made if need be, an old file of that name is replaced.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,16 +126,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives an empty temporary folder to fill; it takes the place of `path` when the block ends well.
+    """Gives an empty temporary folder to fill; it takes the place of `path`, as a whole, when the block ends well.
 
-    What a writer of the same folder left when it was killed is removed: nobody holds its lock.
-
-    Args:
-        path: the folder to be; an old folder of that name is replaced as a whole, never mixed. A link to a folder
-            stays one.
-
-    Yields:
-        the temporary folder, which exists.
+    A link to a folder stays one. What a writer of the same folder left when it was killed is removed: nobody holds its
+    lock.
     """
     path = Path(os.path.realpath(path))  # for "." and "a/.." have no neighbour either
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -206,10 +206,10 @@ class ParamsWriter:
     """Writes the arrays of ``params/``, several entries of their stacks at a time; a `with` block waits for all.
 
     A chunk never spans two entries, so that a layer can be written as soon as it is there; memory stays near the
-    largest entry. Small stacks are kept until they are whole.
+    largest entry. Small stacks are kept until they are whole. Arrays that are in the folder are written on.
 
     Args:
-        folder: that will be ``params/``; arrays that are in it are written on.
+        folder: that will be ``params/``.
         arrays: shape and dtype of every one by parameter path.
         depths: how many leading axes of an array the index of `put` counts through; 0 where nothing is said.
         landed: is told the tags of entries that have reached the disk for good.

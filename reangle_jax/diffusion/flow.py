@@ -52,15 +52,11 @@ def times(steps: int, tokens: int, shift: Shift | None = None) -> Float64[np.nda
 def noise_levels(
     times: Float64[np.ndarray, " _"], eta: float, form: str, quiet: int = QUIET
 ) -> Float64[np.ndarray, " _"]:
-    """The noise s that each step of stochastic sampling adds.
+    """The noise s that each step of stochastic sampling adds, of strength eta, 0 to 1; the last ``quiet`` add none.
 
-    Args:
-        times: see `times`.
-        eta: its strength, 0 to 1.
-        form: ``ddim``, eta t' sqrt(1 - ((1 - t) t' / ((1 - t') t))^2), the posterior's: the noise shrinks with the
-            steps, so that what is sampled keeps its spread as they grow. Or ``constant``, eta t', which takes spread
-            away: a third at eta = 1 and 50 steps, next to none up to eta = 0.2.
-        quiet: steps at the end that add none.
+    ``ddim`` is eta t' sqrt(1 - ((1 - t) t' / ((1 - t') t))^2), the posterior's: the noise shrinks with the steps, so
+    that what is sampled keeps its spread as they grow. ``constant`` is eta t', which takes spread away: a third at eta
+    = 1 and 50 steps, next to none up to eta = 0.2.
     """
     if form not in NOISES:
         raise ValueError(f"noise {form!r} is not one of {', '.join(NOISES)}")

@@ -11,18 +11,10 @@ from jaxtyping import Array, Float32, Int
 def guidance_scales(
     timesteps: Int[np.ndarray, " {steps}"], steps: int, scale: float, dynamic: bool
 ) -> Float32[np.ndarray, " {steps}"]:
-    """Strength of guidance at each step.
+    """Strength of guidance at each step: `scale`; ``dynamic``: 1 + scale (1 - cos(pi ((steps - t) / steps)^5)) / 2.
 
-    Args:
-        timesteps: the times of the steps, up to 999.
-        steps: how many there are.
-        scale: the strength, or with ``dynamic`` the amplitude above 1.
-        dynamic: 1 + scale (1 - cos(pi ((steps - t) / steps)^5)) / 2 in place of a constant. The published code sets
-            the time, not the step's number, against the count of steps, so that the strength jumps about rather
-            than rises; the published results were made with it, and it is kept.
-
-    Returns:
-        One strength a step.
+    The published code sets the time t, up to 999, not the step's number, against the count of steps, so that the
+    strength jumps about rather than rises; the published results were made with it, and it is kept.
     """
     if not dynamic:
         return np.full(len(timesteps), scale, np.float32)
@@ -41,8 +33,7 @@ def guided(predict: Callable[..., Array], scales: Float32[np.ndarray, " steps"] 
     Args:
         predict: ``predict(latents [2B, ...], t int32 [2B], *args)`` gives v; the first half of the batch is to be
             unconditional, the second conditional (the caller's ``args`` are laid out so).
-        scales: strength at each step, from ``guidance_scales``; None for no guidance: then ``predict`` gets the
-            batch once, conditional.
+        scales: of each step; None for no guidance: then ``predict`` gets the batch once, conditional.
 
     Returns:
         ``denoise(latents [B, ...], t int32 scalar, step int32 scalar, *args)``, the guided v in float32.

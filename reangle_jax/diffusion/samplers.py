@@ -5,6 +5,7 @@ A step predicts the clean latents, x0 = signal * z - spread * v, and moves on to
     z' = keep * z + pull * (now * x0 - before * x0 of the step before) + noise * xi,   xi ~ N(0, I).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -146,3 +147,22 @@ def make_step(denoise: Denoise, *, sampler: str, steps: int, schedule: Schedule)
         return update(state, v, c, _noise(key, index, v.shape) if stochastic else None)
 
     return step
+
+
+@functools.partial(jax.jit, static_argnames=("denoise", "sampler", "steps", "schedule"))
+def sample(
+    denoise: Denoise,
+    latents: Float[Array, "B ..."],
+    *args,
+    sampler: str,
+    steps: int,
+    schedule: Schedule,
+    key: Array,
+) -> Float[Array, "B ..."]:
+    """From unit noise to clean latents in one compiled program: a scan over `make_step`'s step.
+
+    It is compiled anew for each new ``denoise``: make that once, and pass what changes, and the weights, in ``args``.
+    """
+    step, numbers = make_step(denoise, sampler=sampler, steps=steps, schedule=schedule), jnp.arange(steps)
+    state, _ = jax.lax.scan(lambda state, k: (step(state, k, key, *args), None), init_state(latents), numbers)
+    return state.latents

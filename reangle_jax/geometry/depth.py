@@ -26,7 +26,7 @@ def scene_depth(
     align: bool = True,
     expect_shape: tuple[int, int, int] | None = None,
 ) -> Float[np.ndarray, "T H W"]:
-    """Scene depth z of a clip.
+    """Scene depth z of a clip, finite and above 0, from inverse (larger is nearer) or metric depth, neither negative.
 
     Inverse depth is known up to its unit, so z = s / d with a single s for the clip: the median over all frames of the
     inverse depth above zero becomes z = 1 (the released scripts' 10000 / max(d, 1e-5) has another unit and nothing
@@ -37,17 +37,9 @@ def scene_depth(
     mapped, by a robust scale and shift, to the aligned frame before it, so that what stands still keeps its depth
     (ours).
 
-    Args:
-        depth: inverse depth (larger is nearer, not negative) or metric depth, ``[T, H, W]``.
-        kind: ``inverse`` or ``metric``.
-        align: whether to align inverse depth from frame to frame; metric depth never is.
-        expect_shape: (T, H, W) of the video, to be checked.
-
-    Returns:
-        z, float32, finite and above 0.
-
     Raises:
-        InputError: wrong shape, not finite, negative, beyond all units, constant, or zero in the whole of a frame.
+        InputError: not of the expected shape, not finite, negative, beyond all units, constant, or zero in the whole of
+            a frame.
     """
     if kind not in DEPTH_KINDS:
         raise InputError(f"depth_kind: {kind!r} is unknown; use {' or '.join(DEPTH_KINDS)}")

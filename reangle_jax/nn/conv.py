@@ -74,16 +74,7 @@ class Conv3D(nnx.Module):
 
     The caller supplies the frames on either side: a causal model prepends its own past. It is computed as a sum of
     two-dimensional convolutions, one for each tap in time: the same sum, and on CPUs three times faster than the
-    native three-dimensional one.
-
-    Args:
-        in_features: input channels.
-        out_features: output channels.
-        kernel_size: the odd size in time, height and width; the kernel is stored as [kt, kh, kw, in, out].
-        use_bias: whether to add a bias.
-        dtype: what is computed in.
-        param_dtype: what is stored.
-        rngs: source of the initial values.
+    native three-dimensional one. The kernel, of odd size, is stored as [kt, kh, kw, in, out].
     """
 
     def __init__(

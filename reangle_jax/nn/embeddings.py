@@ -13,12 +13,8 @@ def timestep_embedding(
 ) -> Float32[Array, "B {width}"]:
     """Sinusoidal embedding of diffusion times, usually 0..1000 (DDPM, Ho et al., 2020), in float32.
 
-    Args:
-        timesteps: the times.
-        width: even size of the result.
-        flip: cosines first, as CogVideoX and FLUX do; sines first otherwise.
-        freq_shift: subtracted from the count of frequencies in the exponent's denominator.
-        max_period: the longest wavelength over 2 pi.
+    Cosines come first, as in CogVideoX and FLUX, or with ``flip`` off sines. ``freq_shift`` is subtracted from the
+    count of frequencies in the exponent's denominator; ``max_period`` is the longest wavelength over 2 pi.
     """
     half = width // 2
     exponent = -math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)

@@ -59,13 +59,10 @@ def use(layout: Layout) -> Iterator[None]:
 
 
 def spec(axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int], rules: Rules) -> PartitionSpec:
-    """Where an array's axes go.
+    """Where an array's axes go, given the sizes of the mesh axes (``mesh.shape``) and the rules for logical ones.
 
-    Args:
-        axes: logical names of the last axes; those before them (a stack's layers) and those named None stay whole.
-        shape: the array's.
-        sizes: of the mesh axes (``mesh.shape``).
-        rules: logical axis to mesh axes. An axis that its mesh axes do not divide evenly stays whole.
+    The logical names are of the last axes: those before them (a stack's layers) and those named None stay whole, and so
+    does an axis that its mesh axes do not divide evenly.
 
     Raises:
         ValueError: a logical axis without a rule, more of them than the array has, or two that want one mesh axis.
@@ -91,13 +88,9 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, i
 def on_each_device(kernel: Callable[..., Array], axes: Axes, *operands: tuple[Array, Axes]) -> Array:
     """Calls a kernel on each device's share of its operands: what the compiler cannot divide by itself.
 
-    An axis that the mesh does not divide evenly stays whole: then every device computes all of it, and a line in the
-    log says so.
-
-    Args:
-        kernel: any function for which the divided axes are independent.
-        axes: logical axes of its result; the result has the first operand's shape.
-        *operands: arrays, each with its logical axes.
+    The kernel is any function for which the divided axes are independent. Operands come with their logical axes; the
+    result has the first one's shape and ``axes``. An axis that the mesh does not divide evenly stays whole: then every
+    device computes all of it, and a line in the log says so.
 
     Raises:
         RuntimeError: the mesh has several devices and no rules are in force.
@@ -196,12 +189,7 @@ def attend(kernel: Callable[..., Array], q: Array, k: Array, v: Array, lengths: 
     that the last axis does not divide stay: then keys and values are gathered over all. What fills a sequence up is
     no key to anything; as queries it gives what nobody reads.
 
-    Args:
-        kernel: attention of queries [B, Sq, N, D] over keys and values [B, Sk, N, D], any number of heads.
-        q: queries [B, S, N, D].
-        k: keys, alike.
-        v: values, alike.
-        lengths: of the sequences in them, without what fills them up.
+    The kernel is attention of queries [B, Sq, N, D] over keys and values [B, Sk, N, D], any number of heads.
 
     Raises:
         ValueError: S is not those lengths, each filled up.

@@ -15,18 +15,13 @@ from reangle_jax.nn.remat import rematerialised
 
 
 class Stack(nnx.Module):
-    """``depth`` blocks of one kind, applied in turn to a carry.
+    """``depth`` blocks of one kind, applied in turn to a carry; ``make_block`` builds one from its random streams.
 
     Every parameter of ``layers`` has a leading axis of size ``depth``. One compiled body serves all layers, so that
-    compile time does not grow with depth.
+    compile time does not grow with depth. For ``remat`` see `reangle_jax.nn.remat.rematerialised`.
 
-    Args:
-        make_block: builds one block from its random streams.
-        depth: how many.
-        remat: what a block keeps for the backward pass, see `reangle_jax.nn.remat.rematerialised`.
-        tokens: the carry's arrays [B, S, C] are tokens that lie divided over the mesh (`reangle_jax.nn.layouts`), and
-            so they enter and leave each block; a block's parameters are gathered while it is computed.
-        rngs: source of the initial values, split over the layers.
+    With ``tokens`` the carry's arrays [B, S, C] are tokens that lie divided over the mesh (`reangle_jax.nn.layouts`),
+    and so they enter and leave each block; a block's parameters are gathered while it is computed.
     """
 
     def __init__(

@@ -173,16 +173,8 @@ class Painter(abc.ABC):
     def edit(
         self, networks: Any, text: Any, picture: Picture, how: Editing, *, key: Array, on_step: Callable[[], None]
     ) -> Float[np.ndarray, "H W 3"]:
-        """Edits a picture.
+        """Edits a picture of the painter's size, values 0 to 1.
 
-        Args:
-            networks: from `load`, ``to_edit`` or not.
-            text: from `embed`, of two prompts: what the picture shows, and what it shall show.
-            picture: of the painter's size.
-            how: the options.
-            key: of all randomness.
-            on_step: called after every step that is taken.
-
-        Returns:
-            The picture, values 0 to 1.
+        The text is of two prompts: what the picture shows, and what it shall show; ``on_step`` is called after every
+        step that is taken.
         """

@@ -54,15 +54,10 @@ def _take(root: Path, folder: Path, task: Mapping[str, Any]) -> None:
 
 
 class Followed(Work):
-    """The units of a stage that all processes run, as one of those has them that follow.
+    """The units of a stage that all processes run, as one of those has them that follow, in a folder of its own.
 
-    What it writes is left to itself: process 0 does the same, and enters it in the run's folder.
-
-    Args:
-        folder: the process's own.
-        task: what process 0 has told.
-        stop: whether the process shall stop.
-        seen: whether all see process 0's folder.
+    What it writes is left to itself: process 0, which has told the task, does the same, and enters it in the run's
+    folder; ``seen`` says whether all see that.
     """
 
     def __init__(self, folder: Path, task: Mapping[str, Any], stop: Stop, seen: bool):

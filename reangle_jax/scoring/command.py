@@ -269,22 +269,17 @@ def _table(report: dict[str, Any]) -> str:
         rows += [(p["first"], p["second"], _say(p["met3r"]), f"{100 * p['overlap']:.0f} %") for p in pairs]
         if len(pairs) > 1:
             rows.append(("mean", "", _say(report["met3r"]), ""))
-        lines += _aligned(rows)
+        lines += commands.aligned(rows)
     if "reference" in report:
         names = ("psnr", "ssim", "lpips")
         rows = [(f"against {report['reference']['file']}", *map(str.upper, names))]
         rows += [(one["input"], *(_say(one.get(name)) for name in names)) for one in report["reference"]["likeness"]]
-        lines += _aligned(rows)
+        lines += commands.aligned(rows)
     flickering = report.get("temporal_flickering")
     if flickering:
-        lines += _aligned([("video", "temporal flickering"), *((path, _say(x)) for path, x in flickering.items())])
+        rows = [("video", "temporal flickering"), *((path, _say(x)) for path, x in flickering.items())]
+        lines += commands.aligned(rows)
     return "\n".join(lines)
-
-
-def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:
-    rows = list(rows)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def _say(value: float | None) -> str:

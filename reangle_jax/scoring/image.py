@@ -5,6 +5,8 @@ float32 costs 3e-4 of SSIM on flat bright pictures, where variances are differen
 refuses to run under strict promotion of dtypes. The tests compare with scikit-image.
 """
 
+import math
+
 import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
@@ -31,6 +33,11 @@ def psnr(
         return float("nan")
     error = counted.mean()
     return float("inf") if error == 0 else float(10 * np.log10(255.0**2 / error))
+
+
+def known(value: float | None) -> float | None:
+    """The value, or None where it is not finite: JSON knows neither infinity (equal images) nor NaN."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def ssim_map(image: UInt8[np.ndarray, "H W 3"], reference: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "H W"]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,8 @@ from reangle_jax.arrays import Picture
 from reangle_jax.data.pictures import read
 from reangle_jax.data.video import fit, iterate_frames
 from reangle_jax.errors import InputError, about
+
+Note = Callable[[str], None]  # takes a line about what the user should know; the same line may come again
 
 
 class Notes:
@@ -29,7 +31,7 @@ class Notes:
 def read_pictures(paths: Sequence[str], note: Notes) -> list[Picture]:
     """Pictures, all at the first one's size."""
     pictures = [read_picture(path) for path in paths]
-    return [_like_first(path, x, pictures[0], paths[0], note) for path, x in zip(paths, pictures, strict=True)]
+    return [like(path, x, pictures[0], paths[0], note) for path, x in zip(paths, pictures, strict=True)]
 
 
 def read_picture(path: str) -> Picture:
@@ -44,12 +46,13 @@ def read_picture(path: str) -> Picture:
         raise InputError(f"{error}; videos go with --video") from None
 
 
-def _like_first(path: str, picture: Picture, first: Picture, first_path: str, note: Notes) -> Picture:
+def like(path: str, picture: Picture, first: Picture, first_path: str, note: Note) -> Picture:
+    """The picture at the first one's size, its centre kept."""
     (height, width), (h, w) = first.shape[:2], picture.shape[:2]
-    if (h, w) != (height, width):
-        note(f"{path} is {w}x{h}: resized to the {width}x{height} of {first_path}, its centre kept")
-        picture = fit(picture, height, width)
-    return picture
+    if (h, w) == (height, width):
+        return picture
+    note(f"{path} is {w}x{h}: resized to the {width}x{height} of {first_path}, its centre kept")
+    return np.ascontiguousarray(fit(picture, height, width))
 
 
 def square(picture: Picture, size: int) -> Picture:
@@ -71,7 +74,7 @@ def moments(paths: Sequence[str], note: Notes) -> Iterator[list[Picture]]:
             first = frames[0]
             assert first is not None
             yield [
-                _like_first(path, frame, first, paths[0], note)
+                like(path, frame, first, paths[0], note)
                 for path, frame in zip(paths, frames, strict=True)
                 if frame is not None
             ]

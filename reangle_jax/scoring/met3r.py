@@ -88,15 +88,12 @@ class Met3r:
     radius: float = RADIUS
 
     def describe(self, states: tuple[Any, Any], images: Float[Array, "B H W 3"]) -> Described:
-        """Tokens and features of images.
+        """Tokens and features of images of values 0 to 1.
 
-        Args:
-            states: parameters of both networks.
-            images: values 0 to 1; sides are multiples of DUSt3R's patch size and of the stride. For a feature network
-                of another patch size they are resized to the nearest multiple of it.
+        For a feature network of another patch size than DUSt3R's they are resized to the nearest multiple of it.
 
         Raises:
-            ValueError: sides that are no such multiples.
+            ValueError: sides that are no multiples of DUSt3R's patch size and of the stride.
         """
         height, width = images.shape[1:3]
         if height % self.stride or width % self.stride:
@@ -155,18 +152,14 @@ class Met3r:
         *,
         chunk: int = 1,
     ) -> Float[Array, "S K"]:
-        """MEt3R of every candidate with every finished view.
+        """MEt3R of every candidate, of values 0 to 1, with every finished view, described once.
 
-        A few candidates at a time, so that memory does not grow with S: features at 256 pixels take 100 MB an image.
-        With `both` off, in the finished views' cameras, which are the same for all candidates.
+        So many candidates (``chunk``) at a time, so that memory does not grow with S: features at 256 pixels take 100
+        MB an image. With `both` off, in the finished views' cameras, which are the same for all candidates.
 
-        Args:
-            states: parameters of both networks.
-            candidates: images of values 0 to 1.
-            views: the finished views, described once; there may be room for more behind them (see `pad_views`).
-            count: how many of `views` there are, all by default. It may be traced, so that one compiled program serves
-                while views are finished one after another; the others cost nothing, and their columns are NaN.
-            chunk: candidates at a time; memory beside the arguments grows with it.
+        There may be room for more behind the ``count`` finished views (see `pad_views`). The count may be traced, so
+        that one compiled program serves while views are finished one after another; the others cost nothing, their
+        columns are NaN.
         """
         count = views.tokens.shape[0] if count is None else count
         places = jnp.arange(views.tokens.shape[0])
@@ -225,16 +218,10 @@ def one_way(
     radius: float = RADIUS,
     stride: int = 1,
 ) -> OneWay:
-    """Renders both images' features in the first one's camera and compares them.
+    """Renders both images' features in the first one's camera, in which both point maps are, and compares them.
 
-    Args:
-        points1: the first image's point map in its own camera.
-        points2: the second image's, in the first one's camera.
-        features1: of the first image's pixels.
-        features2: of the second image's.
-        radius: of a point's disc where the picture's shorter side spans [-1, 1] and the stride is 1; the published one
-            covers neighbouring pixels from some 200 pixels a side on.
-        stride: s, see `Met3r`.
+    The radius is of a point's disc where the picture's shorter side spans [-1, 1] and the stride (s, see `Met3r`) is 1;
+    the published one covers neighbouring pixels from some 200 pixels a side on.
     """
     return _blend(_cover_both(points1, points2, radius=radius, stride=stride), features1, features2)
 

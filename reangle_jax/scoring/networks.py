@@ -30,12 +30,9 @@ def resolve(folder: str | Path) -> Path:
 
 
 def load(folder: str | Path, features: str = "featup") -> tuple[Met3r, tuple[Any, Any]]:
-    """The metric and its parameters.
+    """The metric and its parameters, from `tiny` or a folder with ``dust3r/`` and one named as the features.
 
-    Args:
-        folder: holds ``dust3r/`` and a folder named as `features`, in either form of `checkpoints`; or `tiny`.
-        features: one of FEATURES: ``featup`` upsamples by the image's edges, as published; ``dino`` and ``dinov2``
-            bilinearly.
+    The features are upsampled by the image's edges, as published (``featup``), or bilinearly (``dino``, ``dinov2``).
 
     Raises:
         InputError: a part is missing, damaged or of another kind.

@@ -9,15 +9,11 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from reangle_jax.arrays import Picture
-from reangle_jax.data.video import fit
 from reangle_jax.errors import TooSmallError
-from reangle_jax.scoring.image import psnr, ssim
+from reangle_jax.scoring.image import known, psnr, ssim
+from reangle_jax.scoring.inputs import Note, like
 from reangle_jax.scoring.perceptual import Measure
-
-Note = Callable[[str], None]
 
 
 class Likeness(NamedTuple):
@@ -66,19 +62,14 @@ def compare(
 ) -> dict[str, Any]:
     """Compares a picture or video with a reference, one frame of each in memory: frame k with frame k, at any rate.
 
-    Args:
-        images: the frames; a picture is one.
-        references: what they should look like. Frames of another size are resized to the reference's, their centre
-            kept; frames that have no counterpart are not compared.
-        lpips: from `reangle_jax.scoring.perceptual.load`; None leaves the distance out.
-        name: of the input, for the notes.
-        reference_name: of the reference, for the notes.
-        note: takes a line about what the user should know; the same line may come again.
+    Frames of another size are resized to the reference's, their centre kept; frames that have no counterpart are not
+    compared. The names are for the notes.
 
     Returns:
-        What JSON can hold: ``frames``, the number compared; ``psnr`` (dB), ``ssim`` and, with the network, ``lpips``,
-        each the mean over the frames; for more than one frame ``per_frame``, a list for each of the three. None stands
-        for an infinite PSNR (equal frames, and any mean over one) and for what no frame is large enough for.
+        What JSON can hold: ``frames``, the number compared; ``psnr`` (dB), ``ssim`` and, with the network
+        (`perceptual.load`), ``lpips``, each the mean over the frames; for more than one frame ``per_frame``, a list for
+        each of the three. None stands for an infinite PSNR (equal frames, and any mean over one) and for what no frame
+        is large enough for.
 
     Raises:
         ValueError: there is no frame to compare.
@@ -89,7 +80,7 @@ def compare(
             ended, other = (name, reference_name) if image is None else (reference_name, name)
             note(f"{ended} ends after {len(figures)} frames: the later ones of {other} are not compared")
             break
-        figures.append(likeness(_like(image, reference, name, reference_name, note), reference, lpips))
+        figures.append(likeness(like(name, image, reference, reference_name, note), reference, lpips))
     if not figures:
         raise ValueError(f"{name} and {reference_name} have no frame to compare")
     _note_gaps(figures, lpips is not None, name, reference_name, note)
@@ -98,16 +89,8 @@ def compare(
     result: dict[str, Any] = {"frames": len(figures)}
     result |= {field: _mean(values) for field, values in columns.items()}
     if len(figures) > 1:
-        result["per_frame"] = {field: [_finite(value) for value in values] for field, values in columns.items()}
+        result["per_frame"] = {field: [known(value) for value in values] for field, values in columns.items()}
     return result
-
-
-def _like(image: Picture, reference: Picture, name: str, reference_name: str, note: Note) -> Picture:
-    (height, width), (h, w) = reference.shape[:2], image.shape[:2]
-    if (h, w) == (height, width):
-        return image
-    note(f"{name} is {w}x{h}: resized to the {width}x{height} of {reference_name}, its centre kept")
-    return np.ascontiguousarray(fit(image, height, width))
 
 
 def _note_gaps(figures: Sequence[Likeness], with_lpips: bool, name: str, reference_name: str, note: Note) -> None:
@@ -120,10 +103,6 @@ def _note_gaps(figures: Sequence[Likeness], with_lpips: bool, name: str, referen
             note(f"{reference_name} is too small for {field.upper()}: none is given")
 
 
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
 def _mean(values: Sequence[float | None]) -> float | None:
     given = [value for value in values if value is not None]
-    return _finite(statistics.fmean(given)) if len(given) == len(values) else None
+    return known(statistics.fmean(given)) if len(given) == len(values) else None

@@ -12,7 +12,6 @@ say. MEt3R is symmetric, so that the order of images is of no account.
 
 import functools
 import itertools
-import math
 import statistics
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, UInt8
 
 from reangle_jax.arrays import Picture, Pictures
+from reangle_jax.scoring.image import known
 from reangle_jax.scoring.met3r import Described, Met3r, OneWay, Score, summarise
 
 
@@ -61,7 +61,7 @@ def score_views(
     for i, j in itertools.combinations(range(len(images)), 2) if pairs is None else pairs:
         score, there, back = _compare(metric, states, described[i], described[j], keep_ways)
         ways = (there, back) if keep_ways else None
-        yield PairScore(i, j, defined(float(score.met3r[0])), float(score.overlap[0]), ways)
+        yield PairScore(i, j, known(float(score.met3r[0])), float(score.overlap[0]), ways)
 
 
 def score_videos(
@@ -95,11 +95,6 @@ def temporal_flickering(frames: Iterable[Picture]) -> float:
     if not changes:
         raise ValueError("temporal flicker needs two frames or more")
     return 1.0 - statistics.fmean(changes) / 255.0
-
-
-def defined(value: float) -> float | None:
-    """The value, or None for NaN."""
-    return None if math.isnan(value) else value
 
 
 # The networks are arguments, so that every pair of every call shares one compiled program.

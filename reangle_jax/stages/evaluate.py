@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,7 @@ def evaluate(settings: Settings, folder: Path, work: Work) -> None:
     """Writes metrics.json and grid.mp4."""
     for unit in work:
         if unit.name == "metrics":
-            files.atomic_write_json(folder / "metrics.json", _metrics(settings, folder))
+            files.atomic_writeimage.known(folder / "metrics.json", _metrics(settings, folder))
         else:
             clip = files.load_npz(folder / "input/frames.npz")
             video.write_video(folder / "grid.mp4", _grid(settings, folder, clip["frames"]), float(clip["fps"]))
@@ -78,10 +77,10 @@ def _metrics(settings: Settings, folder: Path) -> dict[str, Any]:
             frames = _frames(folder, view, stem)
             moving = motion.likeness(frames, warp["frames"], frozen, mask)
             views[view][variant] = {
-                "psnr": _json(image.psnr(frames, warp["frames"], warp["visible"])),
-                "ssim": _json(image.ssim(frames, warp["frames"], warp["visible"])),
-                "moving_psnr": _json(moving.psnr),
-                "moving_gain": _json(moving.gain),
+                "psnr": image.known(image.psnr(frames, warp["frames"], warp["visible"])),
+                "ssim": image.known(image.ssim(frames, warp["frames"], warp["visible"])),
+                "moving_psnr": image.known(moving.psnr),
+                "moving_gain": image.known(moving.gain),
             }
     mean = {
         variant: {score: _mean([entry[variant][score] for entry in views.values()]) for score in _SCORES}
@@ -151,11 +150,6 @@ def _held(frames: np.ndarray, z: np.ndarray, source: cameras.Cameras) -> tuple[n
     first = cameras.identity_cameras(source.K[0], len(frames))
     warped, visible = map(np.asarray, splat.warp_video(jnp.asarray(frames), jnp.asarray(z), source, first))
     return np.where(visible[..., None], warped, frames[:1]), np.broadcast_to(z[:1], z.shape), first
-
-
-def _json(value: float) -> float | None:
-    """JSON knows neither infinity (equal images) nor NaN (nothing visible): both are null."""
-    return value if math.isfinite(value) else None
 
 
 def _mean(values: list[float | None]) -> float | None:

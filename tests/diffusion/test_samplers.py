@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from manifests import manifest
 
-from reangle_jax.diffusion.samplers import SAMPLERS, coefficients, init_state, make_step
+from reangle_jax.diffusion.samplers import SAMPLERS, coefficients, init_state, make_step, sample
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.errors import InputError
-from tests.sampling import sample
 
 SCHEDULE = Schedule.cogvideox_5b()
 SHAPE = (2, 2, 3, 3, 4)

@@ -8,9 +8,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from reangle_jax.diffusion.guidance import guidance_scales, guided
 from reangle_jax.diffusion.losses import masked_v_loss
-from reangle_jax.diffusion.samplers import SAMPLERS
+from reangle_jax.diffusion.samplers import SAMPLERS, sample
 from reangle_jax.diffusion.schedule import Schedule
-from tests.sampling import sample
 
 pytestmark = pytest.mark.sharding
 SCHEDULE = Schedule()

@@ -45,15 +45,9 @@ def decode_latents(
 class Sampler:
     """A video from its noise, in steps: ``condition``, ``noise``, ``denoise``, ``decode``.
 
-    Args:
-        transformer: the transformer's configuration and graph; it may have adapters.
-        vae: the autoencoder's.
-        schedule: of the noise.
-        num_frames: T = 1 + 4k.
-        steps: of denoising.
-        guidance_scale: classifier-free guidance; 1 or less is none, and then the negative text is not used.
-        dynamic_guidance: the guidance follows a cosine over the steps.
-        sampler: ``ddim`` or ``dpm``.
+    Networks are given by configuration and graph; the transformer may have adapters. Clips have 1 + 4k frames. A
+    guidance scale of 1 or less is no guidance, and then the negative text is not used; dynamic guidance follows a
+    cosine over the steps. The sampler is ``ddim`` or ``dpm``.
 
     Raises:
         InputError: the sampler is unknown or the count of steps impossible.

@@ -63,9 +63,8 @@ class VAEConfig:
     ) -> "VAEConfig":
         """The same coded in tiles, as diffusers' ``enable_tiling`` does.
 
-        Args:
-            tile_sample: rows and columns of a tile in pixels; half of the native size if not given.
-            tile_overlap: share of a tile that overlaps its neighbour, for rows and columns.
+        Tiles have so many rows and columns of pixels, half of the native size if not given; the overlap is the share of
+        a tile, by rows and columns.
 
         Raises:
             ValueError: tiles or overlaps that are not whole latents.

@@ -20,14 +20,10 @@ class DepthAnything(nnx.Module):
         self.config = config
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B H W"]:
-        """Estimates depth.
+        """Estimates depth from images of ImageNet's mean 0 and deviation 1 (see `preprocess`), in float32.
 
-        Args:
-            images: of ImageNet's mean 0 and deviation 1 (see `preprocess`); sides are multiples of the patch size.
-
-        Returns:
-            Float32. Relative models: inverse depth up to an unknown scale and shift, at least 0, larger is nearer.
-            Metric models: depth in metres.
+        Relative models give inverse depth up to an unknown scale and shift, at least 0, larger is nearer; metric ones
+        metres.
 
         Raises:
             ValueError: a side is no multiple of the patch size.

@@ -57,11 +57,8 @@ def estimate_video_depth(
 ) -> Float32[np.ndarray, "T H W"]:
     """Estimates the depth of every RGB frame at its own size, each by itself, as `DepthAnything` gives it.
 
-    Args:
-        model: relative or metric.
-        frames: RGB.
-        batch_size: frames per call of the network; the last batch is padded, so that one program serves all.
-        short_side: the shorter side at which the network sees the frames, pixels; by default the one it was trained at.
+    The network sees the frames at this shorter side, pixels, by default the one it was trained at. The last batch is
+    padded, so that one program serves all.
 
     Raises:
         ValueError: there are no frames, they are not uint8 [T, H, W, 3], or ``batch_size`` is not positive.

@@ -24,12 +24,7 @@ def _reflect(x: Array, radius: int) -> Array:
 class JBUStage(nnx.Module):
     """Doubles the resolution: bicubic, then an average over each pixel's neighbours that look alike in the image.
 
-    Args:
-        key_width: channels in which colours are compared.
-        radius: of the neighbourhood, pixels.
-        rngs: source of the initial values.
-        dtype: what is computed in.
-        param_dtype: what is stored.
+    Colours are compared in ``key_width`` channels, over a neighbourhood of ``radius`` pixels.
     """
 
     def __init__(self, key_width: int, radius: int, *, rngs: nnx.Rngs, dtype, param_dtype):

@@ -38,13 +38,7 @@ class Dust3r(nnx.Module):
         self.config = config
 
     def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
-        """Encodes images, each by itself.
-
-        Args:
-            images: of values -1 to 1 (see `preprocess`); sides are multiples of the patch size.
-
-        Returns:
-            Normalised tokens, one per patch, as an image; C is the encoder's width.
+        """Encodes images of values -1 to 1 (see `preprocess`), each by itself, to normalised tokens, one a patch.
 
         Raises:
             ValueError: a side is no multiple of the patch size.

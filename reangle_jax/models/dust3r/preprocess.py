@@ -21,12 +21,8 @@ def input_size(
 ) -> tuple[int, int]:
     """Height and width at which the network sees an image, as the authors choose them.
 
-    Args:
-        height: the image's, pixels.
-        width: the image's, pixels.
-        image_size: length of the longer side after resizing, pixels; 224 makes squares of that size.
-        multiple: the patch size, pixels.
-        square_ok: leave square images square; otherwise they are cropped to 4:3.
+    The longer side becomes ``image_size`` pixels, where 224 makes squares of that size, and both multiples of the patch
+    size. Square images are cropped to 4:3 unless they may stay (``square_ok``).
 
     Raises:
         ValueError: the shorter side would be shorter than ``multiple``.

@@ -38,11 +38,7 @@ def _pooled(x: Array, layer: Pooling) -> Array:
 class Fire(nnx.Module):
     """SqueezeNet's module (Iandola et al., 2016, arXiv 1602.07360): a narrow 1x1 layer, then 1x1 and 3x3 side by side.
 
-    Args:
-        in_features: input channels.
-        layer: the widths; the output has twice ``layer.expanded`` channels.
-        rngs: source of the initial values.
-        dtypes: `dtype` and `param_dtype` of the convolutions.
+    The output has twice ``layer.expanded`` channels.
     """
 
     def __init__(self, in_features: int, layer: Squeezing, *, rngs: nnx.Rngs, dtypes: dict[str, Any]):

@@ -19,11 +19,7 @@ _WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 
 
 class CLIPTokenizer(Tokenizer):
-    """CLIP's tokenizer.
-
-    Args:
-        folder: holds ``vocab.json`` and ``merges.txt``.
-        vocab_size: rows of the encoder's token table.
+    """CLIP's tokenizer, of a folder with ``vocab.json`` and ``merges.txt``, for an encoder of so many tokens.
 
     Raises:
         InputError: a file is missing or damaged, or is another encoder's.

@@ -131,10 +131,7 @@ class ByteTokenizer(_EndsLikeT5):
 
 
 class SentencePieceTokenizer(_EndsLikeT5):
-    """T5's tokenizer.
-
-    Args:
-        path: a ``spiece.model``, or the folder that holds one.
+    """T5's tokenizer: a ``spiece.model``, or the folder that holds one.
 
     Raises:
         InputError: the file is missing or is no SentencePiece model.

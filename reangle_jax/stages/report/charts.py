@@ -35,15 +35,9 @@ def chart(
     y_range: tuple[float, float] | None = None,
     frames: bool = False,
 ) -> Markup:
-    """A figure of lines over one pair of axes.
+    """A figure of lines over a pair of axes; what lies beyond ``y_range``, by default all points', is at the edge.
 
-    Args:
-        title: what it shows.
-        lines: in the order in which they are drawn.
-        x_label: what is along, with its unit.
-        y_label: what is up, with its unit.
-        y_range: lowest and highest; of the points by default. What lies beyond is drawn at the edge.
-        frames: x counts the clip's frames: the players' clock moves a line over it.
+    With ``frames`` x counts the clip's frames: the players' clock moves a line over it.
     """
     found = [point for line in lines for point in line.points if point[1] is not None]
     if not found:

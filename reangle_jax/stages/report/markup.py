@@ -14,13 +14,10 @@ class Markup(str):
 
 
 def tag(name: str, *children: Any, **attributes: Any) -> Markup:
-    """An element.
+    """An element. Children are `Markup` as it is, anything else as text; None is left out, lists are opened.
 
-    Args:
-        name: of the element.
-        children: `Markup` as it is, anything else as text; None is left out, lists are opened.
-        attributes: ``class_`` and ``data_x`` stand for ``class`` and ``data-x``; True gives the name alone, None and
-            False leave it out.
+    Of the attributes ``class_`` and ``data_x`` stand for ``class`` and ``data-x``; True gives the name alone, None and
+    False leave it out.
     """
     words = [name]
     for key, value in attributes.items():

@@ -131,7 +131,7 @@ def _view(settings: Settings, folder: Path, view: str, metrics: dict[str, Any]) 
     for variant, stem in stems.items():
         made = files.load_npz(folder / view_file(view, f"{stem}.npz"))["frames"]
         frames = zip(made, warp["frames"], warp["visible"], strict=True)
-        psnr[variant] = [_known(image.psnr(*three)) for three in frames]
+        psnr[variant] = [image.known(image.psnr(*three)) for three in frames]
     first = folder / view_file(view, "first_frame.json")
     return View(
         view,
@@ -142,10 +142,6 @@ def _view(settings: Settings, folder: Path, view: str, metrics: dict[str, Any]) 
         metrics["views"].get(view, {}),
         json.loads(first.read_text(encoding="utf-8")) if first.is_file() and settings.mode == "static" else None,
     )
-
-
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def scene(run: Run, most: int) -> dict[str, Any]:
