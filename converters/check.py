@@ -27,15 +27,9 @@ MAX_SIZE = 1_000_000  # of any number in a config.json
 class Plan:
     """A conversion that fits.
 
-    Attributes:
-        part: what is converted.
-        layout: how it is published.
-        config: the model's.
-        moves: every tensor that is used, in the order of the files.
-        targets: path and shape of every parameter.
-        dtype: of the published tensors.
-        ignored: tensors that no forward pass uses.
-        notes: what is unusual and no fault.
+    The moves are of every tensor that is used, in the order of the files; the targets path and shape of every
+    parameter; the dtype is the published tensors'. Ignored are tensors that no forward pass uses; notes say what is
+    unusual and no fault.
     """
 
     part: Part

@@ -132,14 +132,7 @@ def is_ignored(name: str, table: Table) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-    """One tensor's way into the model, or that of some of its rows.
-
-    Attributes:
-        tensor: where it comes from.
-        rule: that takes it.
-        path: of the parameter.
-        index: into the parameter's leading axes.
-    """
+    """One tensor's way into the model, or that of some of its rows: to an index into its parameter's leading axes."""
 
     tensor: Tensor
     rule: Rule

@@ -36,13 +36,9 @@ _SWITCHES = ("plan", "preview")
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command line.
+    """A command line: the config file's ConfigDict with its changes, the run's folder, and what else is asked for.
 
-    Attributes:
-        config: the config file's ConfigDict with the command line's changes.
-        workdir: the run's folder.
-        plan: print the plan only.
-        preview: depth and warps only.
+    ``plan`` is to print the plan only, ``preview`` to make depth and warps only.
     """
 
     config: ml_collections.ConfigDict

@@ -31,13 +31,9 @@ SCORE = ("dust3r", "featup")
 
 
 class Finding(NamedTuple):
-    """One thing that was looked at.
+    """One thing that was looked at, how it is, and what to do about it; empty where it is well.
 
-    Attributes:
-        thing: what.
-        text: how it is.
-        mend: what to do about it; empty where it is well.
-        optional: not here, and only some settings need it.
+    An ``optional`` one is not here, and only some settings need it.
     """
 
     thing: str

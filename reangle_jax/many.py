@@ -13,7 +13,6 @@ DIR/NAME.log. One that fails does not end the others; the same command again con
 
 import argparse
 import contextlib
-import dataclasses
 import glob
 import itertools
 import logging
@@ -25,6 +24,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from reangle_jax import commands, stopping
 from reangle_jax.data.paths import user_path
@@ -41,14 +41,8 @@ _PORT = 8476  # of a TPU process's controller: processes that share a host need 
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """A clip of the list.
-
-    Attributes:
-        name: of its folder.
-        flags: of its own.
-    """
+class Clip(NamedTuple):
+    """A clip of the list: the name of its folder, and flags of its own."""
 
     name: str
     flags: tuple[str, ...]

@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What a unit of work needs.
+    """What a unit of work needs: bytes of device memory in each of its phases, all that is there at once, and `flops`.
 
-    Attributes:
-        phases: device memory of each of its phases, bytes: everything that is there at once.
-        flops: operations, two for a multiply-add.
+    Those are two for a multiply-add.
     """
 
     phases: dict[str, float]

@@ -16,8 +16,7 @@ _log = logging.getLogger(__name__)
 class Stopped(BaseException):
     """The process was asked to stop: an order, not an error, so `except Exception` lets it pass.
 
-    Attributes:
-        exit_code: 128 + the signal's number: 143 for SIGTERM, 130 for SIGINT.
+    The exit code is 128 + the signal's number: 143 for SIGTERM, 130 for SIGINT.
     """
 
     def __init__(self, signum: int):

@@ -19,12 +19,9 @@ MAX_CONFIG = 1 << 20  # bytes
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """One part of a published checkpoint.
+    """One part of a published checkpoint: its tensors, the published config.json if there is one, and files to copy.
 
-    Attributes:
-        source: its tensors.
-        config: the published config.json; None where there is none.
-        extras: files to copy: name in our folder, and where it lies.
+    Of those the name in our folder, and where it lies.
     """
 
     source: Source

@@ -21,17 +21,10 @@ from reangle_jax.nn.choices import AUTO, Choice
 
 
 class Demand(NamedTuple):
-    """How much is asked of a backbone.
+    """How much is asked of a backbone: steps of fine-tuning and of sampling one video, videos of a batch and in all.
 
-    Attributes:
-        steps: of fine-tuning.
-        batch_size: videos of each.
-        videos: that are encoded for it.
-        sampling_steps: of one video.
-        guided: whether two passes are made at each.
-        variants: of the adapters that are in memory at once when sampling.
-        training: the devices that divide fine-tuning.
-        sampling: those that divide sampling.
+    ``guided`` says whether two passes are made at each step of sampling, ``variants`` how many of the adapters are in
+    memory at once then; ``training`` and ``sampling`` are the devices that divide each.
     """
 
     steps: int

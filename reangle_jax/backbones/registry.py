@@ -29,14 +29,7 @@ class Grid:
 
 
 class Clip(NamedTuple):
-    """The clips that a backbone is asked for.
-
-    Attributes:
-        num_frames: T.
-        height: in pixels.
-        width: in pixels.
-        tiles: whether frames are coded in tiles: on, off or auto.
-    """
+    """The clips that a backbone is asked for; ``tiles`` says whether frames are coded in tiles: on, off or auto."""
 
     num_frames: int
     height: int

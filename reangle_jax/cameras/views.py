@@ -24,6 +24,11 @@ def folder_name(spelling: str) -> str:
     return "".join(c if c.isascii() and c.isalnum() else "_" for c in label(spelling))
 
 
+def view_file(view: str, name: str) -> str:
+    """A view's file, relative to the run's folder."""
+    return f"views/{folder_name(view)}/{name}"
+
+
 def label(spelling: str) -> str:
     """What to call a view where there is little room."""
     return Path(spelling).stem if is_file(spelling) else spelling

@@ -75,12 +75,7 @@ class Upright:
 
 
 class VideoFile:
-    """A video file that is open.
-
-    Attributes:
-        fps: frames per second on average, as the container says; 0: it does not.
-        count: frames that the container promises; 0: it does not say.
-    """
+    """An open video file: frames per second on average, and how many the container promises; 0: it does not say."""
 
     def __init__(self, path: str | os.PathLike[str]):
         self._path = Path(path)

@@ -43,15 +43,7 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies.
-
-    Attributes:
-        name: as published.
-        shape: as published.
-        dtype: of the values, little-endian.
-        file: that holds it.
-        offset: of its first byte in the file.
-    """
+    """Where one tensor, called and shaped as published, lies: its little-endian values begin at an offset in a file."""
 
     name: str
     shape: tuple[int, ...]

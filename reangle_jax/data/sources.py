@@ -19,13 +19,9 @@ _log = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
-    """A clip that is open.
+    """A clip that is open, its frames to be read once and closed.
 
-    Attributes:
-        path: the file or folder.
-        fps: frames per second; 0: the source does not say.
-        count: frames that the source promises; 0: it does not say.
-        frames: the frames, to be read once and closed.
+    Frames per second, and how many the source promises, are 0 where it does not say.
     """
 
     path: Path
@@ -37,9 +33,7 @@ class Source(NamedTuple):
 class Watched:
     """A source's frames, counted, and what is damaged among them.
 
-    Attributes:
-        count: how many frames have been read.
-        end: when the last of them is no longer shown, in the source's seconds.
+    ``count`` have been read, the last of which is no longer shown at ``end``, in the source's seconds.
     """
 
     def __init__(self, source: Source):

@@ -121,13 +121,7 @@ def _fault_of_params(folder: Path) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """An array on the disk.
-
-    Attributes:
-        shape: of the whole.
-        dtype: of its values.
-        read: gives what lies at an index: numbers and slices; all of it at ``()``.
-    """
+    """An array on the disk; ``read`` gives what lies at an index, numbers and slices, all of it at ``()``."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

@@ -23,12 +23,7 @@ Scores = Callable[[Any, Array], Array]
 
 
 class Plan(NamedTuple):
-    """What each step does.
-
-    Attributes:
-        coefficients: [steps] each.
-        candidates: [steps], how many next states are drawn; 1 where a step does not choose.
-    """
+    """What each step does: its coefficients, and how many next states it draws; 1 where it does not choose."""
 
     coefficients: Coefficients
     candidates: Int[np.ndarray, " steps"]

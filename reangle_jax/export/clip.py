@@ -1,7 +1,6 @@
 """What is exported of a run: its views' frames and cameras, what the input saw of them, and the scene's points."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,19 +19,15 @@ from reangle_jax.geometry.cameras import Cameras, load_cameras, source_to_target
 
 INPUT = "input"
 _STILL = 1e-6
+_splat = jax.jit(splat.splat)
 _MEND = "let the run end first (the same command goes on)"
 
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """One camera's video.
+    """One camera's video, by the name of its folder: frames, intrinsics in pixels, poses (camera to world).
 
-    Attributes:
-        name: of its folder in the run.
-        frames: uint8 [T, H, W, 3].
-        K: intrinsics in pixels, [T, 3, 3].
-        poses: camera to world, [T, 4, 4].
-        seen: where the input saw what it shows, [T, H, W].
+    ``seen`` says where the input saw what it shows.
     """
 
     name: str
@@ -55,9 +50,9 @@ class Clip:
         run: its folder.
         caption: what it shows.
         fps: frames per second.
-        source: the input.
-        z: the input's depth, [T, H, W].
+        source: the input, and `z`, its depth.
         tracks: what is exported; with the input first, if it is wanted.
+        record: what run.json holds.
     """
 
     run: Path
@@ -66,6 +61,7 @@ class Clip:
     source: Track
     z: Float[np.ndarray, "T H W"]
     tracks: tuple[Track, ...]
+    record: dict[str, Any]
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -82,22 +78,11 @@ class Clip:
         """Depth z in a track's cameras, as far as the input's points tell; 0 where nothing is known."""
         if track is self.source:
             return self.z
-        motion = source_to_target(_cameras(self.source), _cameras(track))
-        found = [
-            _nearest(z, K, k, m)
-            for z, K, k, m in zip(self.z, _cameras(self.source).K, _cameras(track).K, motion, strict=True)
-        ]
-        depth = np.asarray(jnp.stack(found))
+        source, target = _cameras(self.source), _cameras(track)
+        blank, motion = jnp.zeros((*self.z.shape[1:], 1), jnp.float32), source_to_target(source, target)
+        cameras = zip(jnp.asarray(self.z), source.K, target.K, motion, strict=True)
+        depth = np.asarray(jnp.stack([_splat(blank, *of_frame).depth for of_frame in cameras]))
         return np.where(np.isfinite(depth) & track.seen, depth, np.float32(0))
-
-
-@functools.cache
-def _splatted():
-    return jax.jit(splat.splat)
-
-
-def _nearest(z, K_source, K_target, motion):
-    return _splatted()(jnp.zeros((*z.shape, 1), jnp.float32), jnp.asarray(z), K_source, K_target, motion).depth
 
 
 def _cameras(track: Track) -> Cameras:
@@ -142,7 +127,7 @@ def read(run: Path, views: Sequence[str] = (), *, with_input: bool = False) -> C
         raise InputError(f"{error.filename} is missing: {_MEND}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run}: its files are damaged ({' '.join(str(error).split())}): run it again") from None
-    return Clip(run, caption, fps, source, z, tuple([source] * with_input + tracks))
+    return Clip(run, caption, fps, source, z, tuple([source] * with_input + tracks), record)
 
 
 def _check_done(run: Path, record: dict[str, Any], output: str) -> None:

@@ -13,12 +13,7 @@ _FAR = 0.999  # of the farthest depth: the sky, or what was not measured
 
 
 class Cloud(NamedTuple):
-    """Points in the world of the source's first camera.
-
-    Attributes:
-        xyz: scene units [N, 3].
-        rgb: uint8 [N, 3].
-    """
+    """Points in the world of the source's first camera, in scene units, and their colours."""
 
     xyz: Float[np.ndarray, "N 3"]
     rgb: UInt8[np.ndarray, "N 3"]

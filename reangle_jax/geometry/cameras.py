@@ -30,12 +30,7 @@ _ROTATION_TOLERANCE = 1e-3
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cameras:
-    """The cameras of T frames; a pytree.
-
-    Attributes:
-        K: intrinsics in pixels, ``[T, 3, 3]``.
-        camera_to_world: rigid motions, ``[T, 4, 4]``, translation in scene units.
-    """
+    """The cameras of T frames; a pytree: intrinsics in pixels, and rigid motions, translation in scene units."""
 
     K: Float[AnyArray, "*batch T 3 3"]
     camera_to_world: Float[AnyArray, "*batch T 4 4"]

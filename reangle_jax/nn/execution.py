@@ -12,12 +12,9 @@ from reangle_jax.nn.choices import ATTENTION, AUTO, IMPLEMENTATIONS, PLATFORMS, 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """The choices of one network.
+    """The choices of one network; see `reangle_jax.nn.attention.attention` and `reangle_jax.nn.remat.rematerialised`.
 
-    Attributes:
-        attention: see `reangle_jax.nn.attention.attention`.
-        remat: what a block keeps for the backward pass, see `reangle_jax.nn.remat.rematerialised`.
-        dtype: what is computed in.
+    It computes in ``dtype``.
 
     Raises:
         ValueError: there is no such attention or remat.

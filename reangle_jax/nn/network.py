@@ -10,11 +10,7 @@ from reangle_jax.nn.execution import Execution
 class Network(NamedTuple):
     """``nnx.merge(graphdef, *states)`` gives the module back inside a traced function.
 
-    Attributes:
-        config: its sizes.
-        execution: how it is computed.
-        graphdef: what is static.
-        state: its parameters, or shapes in their place.
+    The state is its parameters, or shapes in their place.
     """
 
     config: Any

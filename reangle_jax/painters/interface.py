@@ -48,13 +48,9 @@ class Painting(NamedTuple):
 
 
 class Editing(NamedTuple):
-    """How a picture is edited (FlowEdit).
+    """How a picture is edited (FlowEdit); the more of the steps are skipped, at the beginning, the less changes.
 
-    Attributes:
-        steps: of which the first are skipped.
-        skip: how many; the more, the less changes.
-        guidance_scale: the model's own guidance towards the edit's text.
-        source_guidance_scale: the same of the text that says what the picture shows.
+    Guidance is towards the edit's text, and by the one that says what the picture shows.
     """
 
     steps: int
@@ -77,13 +73,7 @@ class Reward(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """A step that chose.
-
-    Attributes:
-        step: its number, from 0.
-        scores: of every candidate.
-        kept: which one is kept: the first of those whose sum is the largest.
-    """
+    """A step that chose, by its number from 0: every candidate's scores, and the one kept, first of the largest sum."""
 
     step: int
     scores: Float[np.ndarray, "S K"]

@@ -39,14 +39,7 @@ class Verdict:
 
 
 class Ledger:
-    """What of a run is done.
-
-    Attributes:
-        root: the run's folder.
-        settings: the run's settings.
-        flat: the same by dotted key, as JSON values.
-        record: what run.json holds.
-    """
+    """What of a run is done: its folder, its settings (``flat``: by dotted key, as JSON), and what run.json holds."""
 
     def __init__(self, root: str | os.PathLike[str], settings: Settings):
         self.root = Path(root).absolute()

@@ -11,12 +11,7 @@ from reangle_jax.config import Settings
 
 @dataclasses.dataclass(frozen=True)
 class External:
-    """Files outside of the run's folder.
-
-    Attributes:
-        name: what to call them, ``config.video``.
-        paths: of the file or folder, or of several files in order.
-    """
+    """Files outside of the run's folder, a file or folder, or several files in order; the name: ``config.video``."""
 
     name: str
     paths: Path | tuple[Path, ...]
@@ -78,8 +73,3 @@ class Stage:
     def full_name(self, unit: Unit) -> str:
         """A unit's name in run.json: ``generate/left_10``, or the stage's alone where it has one unit."""
         return f"{self.name}/{folder_name(unit.name)}" if unit.name else self.name
-
-
-def view_file(view: str, name: str) -> str:
-    """A view's file, relative to the run's folder."""
-    return f"views/{folder_name(view)}/{name}"

@@ -10,7 +10,7 @@ from reangle_jax.config import Settings, camera_wishes
 from reangle_jax.errors import about
 from reangle_jax.geometry import trajectories
 from reangle_jax.geometry.cameras import Cameras
-from reangle_jax.run.stage import External, view_file
+from reangle_jax.run.stage import External
 
 _SETTINGS = ("camera_frame", "camera_scale", "camera_resample")
 
@@ -72,10 +72,12 @@ def prompt_keys(settings: Settings) -> tuple[str, ...]:
 def prompt_inputs(settings: Settings, views: tuple[str, ...]) -> tuple[str, ...]:
     """Files of the run's folder that the prompts of some views depend on."""
     files = [view for view in views if spellings.is_file(view) and settings.mode == "dynamic"]
-    return tuple(view_file(view, "cameras.json") for view in files)
+    return tuple(spellings.view_file(view, "cameras.json") for view in files)
 
 
 def prompt(settings: Settings, folder: Path, view: str) -> str:
     """What the model is told of a video of a view."""
     given = spellings.read_prompts(settings.prompts, (*settings.views, *settings.train_views))
-    return spellings.prompt(view, folder / view_file(view, "cameras.json"), settings.caption, settings.mode, given)
+    return spellings.prompt(
+        view, folder / spellings.view_file(view, "cameras.json"), settings.caption, settings.mode, given
+    )

@@ -21,13 +21,7 @@ SHORT_SIDE = 256  # pixels at most of what is compared, as MEt3R is published; t
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """The score of pictures of one size.
-
-    Attributes:
-        metric: MEt3R's networks.
-        states: their parameters.
-        size: rows and columns at which pictures are compared.
-    """
+    """The score of pictures of one size, which are compared at another: by MEt3R's networks and their parameters."""
 
     metric: Met3r
     states: tuple[Any, Any]

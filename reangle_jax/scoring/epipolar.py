@@ -53,10 +53,8 @@ class PairSed(NamedTuple):
 class Tsed(NamedTuple):
     """How many images agree with their cameras.
 
-    Attributes:
-        tsed: share of consistent pairs among those with a baseline; None if there is none.
-        sed: mean over the pairs with enough matches, pixels; None if there is none.
-        pairs: every pair.
+    ``tsed`` is the share of consistent pairs among those with a baseline, ``sed`` the mean over the pairs with enough
+    matches, pixels; None if there is none.
     """
 
     tsed: float | None
@@ -113,12 +111,7 @@ def tsed(
 
 
 class Keypoints(NamedTuple):
-    """SIFT keypoints of an image.
-
-    Attributes:
-        places: (x, y) in pixels; pixels' centres at +0.5.
-        descriptors: of each.
-    """
+    """SIFT keypoints of an image: places (x, y) in pixels, whose centres are at +0.5, and their descriptors."""
 
     places: Float[np.ndarray, "N 2"]
     descriptors: Float[np.ndarray, "N 128"]

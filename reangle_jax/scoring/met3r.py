@@ -29,11 +29,9 @@ EPSILON = 1e-8
 
 
 class Described(NamedTuple):
-    """What is kept of images.
+    """What is kept of images: DUSt3R's encoder's tokens, and features at the resolution that is rendered.
 
-    Attributes:
-        tokens: DUSt3R's encoder's.
-        features: at the resolution that is rendered: the images' own, over the stride.
+    That is the images' own, over the stride.
     """
 
     tokens: Float[Array, "B h w D"]
@@ -55,11 +53,7 @@ class Score(NamedTuple):
 class OneWay(NamedTuple):
     """Two images' features in the first one's camera; batched where pairs are.
 
-    Attributes:
-        similarity: cosine at each pixel, 0 outside the overlap.
-        overlap: pixels that points of both images cover.
-        rendered1: the first image's features.
-        rendered2: the second image's.
+    The similarity is the cosine at each pixel, 0 outside the overlap, which points of both images cover.
     """
 
     similarity: Float[Array, "*batch H W"]

@@ -15,11 +15,9 @@ THRESHOLD = 40  # grey levels, of the channel that changes most
 
 
 class Motion(NamedTuple):
-    """How well a video shows what moves.
+    """How well a video shows what moves, dB against the warp over the moving pixels; NaN if nothing moves.
 
-    Attributes:
-        psnr: of the video against the warp over the moving pixels, dB; NaN if nothing moves.
-        gain: how much that is above what the frozen scene has there, dB.
+    ``gain`` is how much that is above what the frozen scene has there.
     """
 
     psnr: float

@@ -17,12 +17,9 @@ from reangle_jax.scoring.perceptual import Measure
 
 
 class Likeness(NamedTuple):
-    """What two pictures have in common.
+    """What two pictures have in common: PSNR in dB, infinite for equal ones; SSIM, at most 1; LPIPS, 0 for equal ones.
 
-    Attributes:
-        psnr: dB; infinite for equal pictures.
-        ssim: at most 1; None where a side is too short for its window.
-        lpips: 0 for equal pictures; None without the network, or where a side is too short for it.
+    SSIM and LPIPS are None where a side is too short for them, LPIPS without its network.
     """
 
     psnr: float

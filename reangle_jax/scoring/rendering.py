@@ -17,12 +17,9 @@ RADIUS, SLOTS = 0.01, 10
 
 
 class Cover(NamedTuple):
-    """What covers each pixel.
+    """What covers each pixel: points, the nearest first, and the share of each in its colour; they add up to at most 1.
 
-    Attributes:
-        points: which points, the nearest first; arbitrary where the weight is 0.
-        weights: share of each in the pixel's colour; they add up to at most 1.
-        covered: whether any point does.
+    A point is arbitrary where its share is 0; ``covered`` says whether there is any.
     """
 
     points: Int[Array, "H W K"]

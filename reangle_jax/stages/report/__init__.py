@@ -105,7 +105,7 @@ def _has(sections: list[Markup], name: str) -> bool:
 
 
 def _foot(run: reading.Run) -> Markup:
-    version = run.record.get("versions", {}).get("reangle_jax", "")
+    version = run.clip.record.get("versions", {}).get("reangle_jax", "")
     return tag("footer", f"Made by reangle-jax {version}. {run.folder.name}")
 
 

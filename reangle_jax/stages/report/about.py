@@ -10,6 +10,7 @@ from reangle_jax.stages.report.reading import Run
 
 def made_of(run: Run) -> Markup:
     """Settings, versions and licences."""
+    versions = run.clip.record.get("versions", {}) | _devices(run)
     return section(
         "settings",
         "Settings",
@@ -25,14 +26,14 @@ def made_of(run: Run) -> Markup:
         tag("h3", "Versions"),
         table(
             ["", ""],
-            [[name, _text(version)] for name, version in {**run.record.get("versions", {}), **_devices(run)}.items()],
+            [[name, _text(version)] for name, version in versions.items()],
             "Versions and devices",
         ),
     )
 
 
 def _devices(run: Run) -> dict[str, str]:
-    found = run.record.get("devices", {})
+    found = run.clip.record.get("devices", {})
     return {"device": f"{found['count']} × {found['kind']} ({found['platform']})"} if found else {}
 
 
@@ -69,7 +70,7 @@ def _text(value: str) -> Markup:
 
 def go_on(run: Run) -> Markup:
     """How to go on with the run."""
-    command = run.record.get("command")
+    command = run.clip.record.get("command")
     folder = run.folder.name
     words = "Run again, it goes on where it was; with another setting it redoes what depends on it."
     lines = tag("pre", command) if command else tag("p", "The command that made it goes on with it.")

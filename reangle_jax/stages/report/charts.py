@@ -13,12 +13,9 @@ MOST_POINTS = 700  # of a line
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a chart.
+    """A line of a chart, named in the legend if it has a name; a y of None leaves a gap.
 
-    Attributes:
-        name: for the legend; empty: it has no place there.
-        points: x and y; None leaves a gap.
-        kind: its class in style.css: ``tuned``, ``untuned``, ``faint``, ``plain``, or ``dots`` for points alone.
+    The kind is its class in style.css: ``tuned``, ``untuned``, ``faint``, ``plain``, or ``dots`` for points alone.
     """
 
     name: str

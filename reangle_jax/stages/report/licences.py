@@ -26,13 +26,7 @@ T5, CLIP = "Apache-2.0", "MIT"
 
 
 class Used(NamedTuple):
-    """Weights that a run has used.
-
-    Attributes:
-        purpose: what for.
-        name: what they are called.
-        licence: theirs.
-    """
+    """Weights that a run has used, and what for."""
 
     purpose: str
     name: str

@@ -106,7 +106,7 @@ def _agreement(run: Run) -> Markup | None:
 def cost(run: Run) -> Markup:
     """Time and memory of each stage, as planned and as measured."""
     stages: dict[str, list[dict[str, Any]]] = {}
-    for name, entry in run.record.get("stages", {}).items():
+    for name, entry in run.clip.record.get("stages", {}).items():
         stages.setdefault(name.partition("/")[0], []).append(entry)
     needs, speed, shared = plan.estimate(run.settings), plan.rate(), plan.sharing(run.settings)
     longest = max((sum(e["seconds"] for e in entries) for entries in stages.values()), default=0) or 1
@@ -126,7 +126,7 @@ def cost(run: Run) -> Markup:
             ]
         )
     total = sum(entry["seconds"] for entries in stages.values() for entry in entries)
-    device = run.record.get("devices", {})
+    device = run.clip.record.get("devices", {})
     words = f"{human_seconds(total)} in all on {device.get('count', '?')} × {device.get('kind', 'an unknown device')}. "
     words += "Planned figures are computed from the sizes alone (~) and leave compiling out."
     heads = ["stage", "units", "planned time", "measured time", "planned memory", "measured memory", "of the host"]

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from reangle_jax.cameras.views import folder_name, label
+from reangle_jax.cameras.views import folder_name, label, view_file
 from reangle_jax.config import Settings
 from reangle_jax.data import files
 from reangle_jax.export import clip, clouds
-from reangle_jax.run import folder as run_folder
-from reangle_jax.run import view_file
 from reangle_jax.scoring import image
 from reangle_jax.stages.report.markup import packed
 
@@ -54,23 +52,15 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run.
+    """A run: beside what a `Clip` holds, what else is known of the views, what metrics.json holds, and how it learnt.
 
-    Attributes:
-        settings: its settings.
-        folder: its folder.
-        clip: the input, its depth, and the views' frames and cameras.
-        views: what else is known of the views.
-        record: what run.json holds.
-        metrics: what metrics.json holds.
-        learning: of each step of fine-tuning the loss, and what else was logged.
+    That is of each step of fine-tuning the loss, and what else was logged.
     """
 
     settings: Settings
     folder: Path
     clip: clip.Clip
     views: list[View]
-    record: dict[str, Any]
     metrics: dict[str, Any]
     learning: dict[str, list[float]]
 
@@ -97,9 +87,7 @@ def read(settings: Settings, folder: Path) -> Run:
     """
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     views = [_view(settings, folder, view, metrics) for view in settings.views]
-    # Unlike what is read through the ledger, run.json also says how the run was started.
-    record = json.loads((folder / run_folder.RECORD).read_text(encoding="utf-8"))
-    return Run(settings, folder, clip.read(folder, settings.views), views, record, metrics, _learning(folder))
+    return Run(settings, folder, clip.read(folder, settings.views), views, metrics, _learning(folder))
 
 
 def _learning(folder: Path) -> dict[str, list[float]]:
