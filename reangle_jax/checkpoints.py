@@ -5,6 +5,7 @@ wants them so: a process reads what its devices hold, and no second copy is ever
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -35,6 +36,12 @@ def nbytes(tree: Any) -> int:
     """Bytes of a tree's arrays, of a module's parameters too; shapes may stand in their place."""
     leaves = jax.tree.leaves(nnx.state(tree, nnx.Param) if isinstance(tree, nnx.Module) else tree)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
+@functools.cache
+def bytes_of(network: Callable[..., nnx.Module], config: Any) -> int:
+    """Bytes of the parameters of what ``network`` makes of a config."""
+    return nbytes(abstract(lambda: network(config, rngs=nnx.Rngs(0))))
 
 
 def config_or(folder: str | os.PathLike | None, config_class: type, published: Callable[[], Any]) -> Any:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from reangle_jax import chosen_models, config, plan
+from reangle_jax import checkpoints, chosen_models, config, plan
 from reangle_jax.backbones.cogvideox import needs as needs_of
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from reangle_jax.models.text.t5 import T5Config
+from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.nn.choices import Choice
 from reangle_jax.run import Ledger, Stage, Unit
 
@@ -23,7 +23,7 @@ def test_plan_estimates_grow_with_the_work():
     # Two bytes each for the published file's parameters; rank 2 on four square maps of 3072 in 42 blocks.
     adapted = dataclasses.replace(full, lora_rank=2, lora_alpha=2.0)
     assert needs_of.transformer_bytes(adapted) == (2 * 5_625_087_552, 42 * 4 * 2 * 2 * 3072 * 4)
-    assert needs_of.text_encoder_bytes(T5Config.t5_v1_1_xxl()) == 2 * 4_762_310_656
+    assert checkpoints.bytes_of(T5Encoder, T5Config.t5_v1_1_xxl()) == 2 * 4_762_310_656
     # The roofline of the published model: 332.2 TFLOP forward, 149 encoding, 315 decoding.
     assert needs_of.transformer_flops(full, 17776) == pytest.approx(332.2e12, rel=0.001)
     encode, decode = needs_of.vae_flops(VAEConfig.cogvideox_5b(), 49 * 480 * 720)

@@ -3,18 +3,13 @@
 Operations count two per multiply-add. Rendering, which multiplies little, is left out.
 """
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from flax import nnx
 
 from reangle_jax import checkpoints
-from reangle_jax.models.dino import FeatUp, FeatUpConfig
+from reangle_jax.models.dino import FeatUpConfig
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from reangle_jax.nn.dpt import FACTORS
-from reangle_jax.nn.vit import VisionTransformer, ViTConfig
+from reangle_jax.nn.vit import ViTConfig
 from reangle_jax.scoring import networks
 from reangle_jax.scoring.agreement import compared_size
 
@@ -33,15 +28,8 @@ def of_choosing(folder: Path, height: int, width: int, finished: float, candidat
     rows, columns = compared_size(height, width, geometry.patch_size)
     kept = 4.0 * semantics.width * rows * columns * (finished + _KEPT)
     each = describing(geometry, semantics, rows, columns) + finished * comparing(geometry, rows, columns)
-    return network_bytes(geometry) + network_bytes(semantics) + kept, candidates * each
-
-
-@functools.cache
-def network_bytes(config: Any) -> int:
-    """Bytes of a network's parameters."""
-    kinds: dict[type, Callable[..., nnx.Module]] = {Dust3rConfig: Dust3r, FeatUpConfig: FeatUp}
-    build = kinds.get(type(config), VisionTransformer)
-    return checkpoints.nbytes(checkpoints.abstract(lambda: build(config, rngs=nnx.Rngs(0))))
+    weights = checkpoints.bytes_of(Dust3r, geometry) + checkpoints.bytes_of(networks.FEATURES[name][1], semantics)
+    return weights + kept, candidates * each
 
 
 def describing(geometry: Dust3rConfig, semantics: ViTConfig, rows: int, columns: int) -> float:

@@ -81,7 +81,7 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
     block = tokens * transformer.inner_dim * jnp.dtype(execution.dtype).itemsize
     heads_at_once = {"mapped": 1, "cudnn": 0, "splash": 0}.get(execution.attention, transformer.num_attention_heads)
     logits = heads_at_once * tokens**2 * 4
-    text = float(text_encoder_bytes(t5))
+    text = float(checkpoints.bytes_of(T5Encoder, t5))
     encoder, decoder = vae_bytes(vae)
     training, sampling = demand.training, demand.sampling
     # Of nine frames at once, the first chunk; one is encoded alone, as the condition. What only encodes is loaded whole
@@ -176,12 +176,6 @@ def vae_bytes(config: VAEConfig) -> tuple[int, int]:
     """Bytes of an autoencoder's encoder and of its decoder."""
     model = checkpoints.abstract(lambda: VAE(config, rngs=nnx.Rngs(0)))
     return checkpoints.nbytes(model.encoder), checkpoints.nbytes(model.decoder)
-
-
-@functools.cache
-def text_encoder_bytes(config: T5Config) -> int:
-    """Bytes of a text encoder."""
-    return checkpoints.nbytes(checkpoints.abstract(lambda: T5Encoder(config, rngs=nnx.Rngs(0))))
 
 
 def transformer_flops(c: TransformerConfig, tokens: int) -> float:

@@ -4,13 +4,11 @@ Operations count two per multiply-add. Of the published pair an evaluation at 48
 counted with all six blocks of the ControlNet, the last of which reaches nothing and is not computed here.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 
 from reangle_jax import checkpoints
 from reangle_jax.diffusion import control, flow
@@ -126,12 +124,8 @@ def vae_flops(config: AutoencoderConfig, pixels: int) -> tuple[float, float]:
     return encode, decode
 
 
-@functools.cache
-def _t5_bytes(config: T5Config) -> int:
-    return checkpoints.nbytes(checkpoints.abstract(lambda: T5Encoder(config, rngs=nnx.Rngs(0))))
-
-
 def _text_bytes(folders: Mapping[str, Path], name: str) -> int:
     """Of T5, which is by far the largest of the text encoders: they are loaded in turn."""
     published = T5Config.tiny if name == TINY else T5Config.t5_v1_1_xxl
-    return _t5_bytes(checkpoints.config_or(folders.get(networks.text_encoders(name)[1]), T5Config, published))
+    config = checkpoints.config_or(folders.get(networks.text_encoders(name)[1]), T5Config, published)
+    return checkpoints.bytes_of(T5Encoder, config)
