@@ -58,6 +58,12 @@ def listed(
     return CameraFile(path, name, convention, len(poses), lambda num_frames, pivot: poses, K=K, sizes=sizes)
 
 
+def has_frames(content: Any, *keys: str) -> bool:
+    """Whether JSON lists ``frames`` some of which have one of the keys."""
+    frames = content.get("frames") if isinstance(content, dict) else None
+    return isinstance(frames, list) and any(isinstance(f, dict) and not f.keys().isdisjoint(keys) for f in frames)
+
+
 def intrinsics(fx: float, fy: float, cx: float, cy: float) -> Float[np.ndarray, "3 3"]:
     """The matrix K of a pinhole camera."""
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)

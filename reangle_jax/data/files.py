@@ -26,7 +26,6 @@ import numpy as np
 
 from reangle_jax.errors import InputError
 
-_BLOCK = 1 << 20
 _TEMPORARY = re.compile(r"\..+\.[0-9]+(\.old)?\.tmp")
 
 _log = logging.getLogger(__name__)
@@ -219,11 +218,8 @@ def hash_bytes(content: bytes) -> str:
 
 def hash_file(path: str | os.PathLike[str]) -> str:
     """Content hash of a file."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return f"sha256:{digest.hexdigest()}"
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def hash_path(

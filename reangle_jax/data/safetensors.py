@@ -7,6 +7,7 @@ github.com/huggingface/safetensors.
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,10 +55,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the values."""
-        count = 1
-        for size in self.shape:  # Python's integers: a product of hostile sizes must not wrap
-            count *= size
-        return count * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize  # Python's: a product of hostile sizes must not wrap
 
 
 def read(tensor: Tensor, index: tuple[Any, ...] = ()) -> np.ndarray:

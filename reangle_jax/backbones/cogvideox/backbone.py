@@ -95,21 +95,19 @@ class CogVideoXBackbone(Backbone):
         if part == "text_encoder":
             with about(KEY):
                 tokenizers.for_encoder(self.folders[part], int(fields.get("vocab_size") or 0))
+        wrong = []
         widths = fields.get("block_out_channels") if part == "vae" else None
         if widths and (ratio := 2 ** (len(widths) - 1)) != self.grid.pixels:
+            wrong = [f"a latent is {ratio} pixels a side, not {self.grid.pixels}"]
+        if part == "transformer":
+            marks = _MARKS.get(self.name, {}).items()
+            wrong = [f"{name} is {fields.get(name)}, not {mark}" for name, mark in marks if fields.get(name) != mark]
+        if wrong:
             raise InputError(
-                f"{KEY}: {self.folders[part]} holds another model than {self.name} (a latent is {ratio} "
-                f"pixels a side, not {self.grid.pixels}): give its weights, or change config.model"
+                f"{KEY}: {self.folders[part]} holds another model than {self.name} ({wrong[0]}): give its weights, or "
+                "change config.model"
             )
-        if part != "transformer":
-            return
-        for name, expected in _MARKS.get(self.name, {}).items():
-            if fields.get(name) != expected:
-                raise InputError(
-                    f"{KEY}: {self.folders[part]} holds another model than {self.name} ({name} is "
-                    f"{fields.get(name)}, not {expected}): give its weights, or change config.model"
-                )
-        if not fields.get("use_learned"):
+        if part != "transformer" or not fields.get("use_learned"):
             return
         rows, columns = (fields[f"sample_{side}"] * self.grid.pixels for side in ("height", "width"))
         native = {"num_frames": fields["sample_frames"], "height": rows, "width": columns}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from reangle_jax.cameras.file import CameraFile, intrinsics, listed, number, undistorted
+from reangle_jax.cameras.file import CameraFile, has_frames, intrinsics, listed, number, undistorted
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.cameras import check_intrinsics, check_rigid, read_matrix
 
@@ -25,8 +25,7 @@ _TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 def accepts(content: Any) -> bool:
     """Whether JSON is of this format."""
-    frames = content.get("frames") if isinstance(content, dict) else None
-    return isinstance(frames, list) and any(isinstance(f, dict) and "transform_matrix" in f for f in frames)
+    return has_frames(content, "transform_matrix")
 
 
 def read(path: Path, content: Any) -> CameraFile:
@@ -41,9 +40,10 @@ def read(path: Path, content: Any) -> CameraFile:
             raise InputError(f"{path}: frame {index}: transform_matrix is missing; every frame needs one (4x4)")
     if all(isinstance(frame.get("file_path"), str) for frame in frames):
         frames = sorted(frames, key=lambda frame: natural(frame["file_path"]))
-    poses = np.stack([_pose(f"{path}: {_called(index, f)}: transform_matrix", f) for index, f in enumerate(frames)])
-    poses = _original_world(path, content, poses)
-    lenses = [_lens(f"{path}: {_called(index, f)}", content, f) for index, f in enumerate(frames)]
+    named = [(f"{path}: {_called(index, frame)}", frame) for index, frame in enumerate(frames)]
+    poses = [_rigid(f"{where}: transform_matrix", frame["transform_matrix"]) @ _TO_OPENCV for where, frame in named]
+    poses = _original_world(path, content, np.stack(poses))
+    lenses = [_lens(where, content, frame) for where, frame in named]
     known = [lens for lens in lenses if lens is not None]
     if known and len(known) < len(lenses):
         raise InputError(
@@ -64,21 +64,18 @@ def _called(index: int, frame: dict[str, Any]) -> str:
     return f"frame {name}" if isinstance(name, str) else f"frame {index}"
 
 
-def _pose(where: str, frame: dict[str, Any]) -> np.ndarray:
-    value = frame["transform_matrix"]
+def _rigid(where: str, value: Any) -> np.ndarray:
+    """A rigid motion, of whose matrix the last row may be missing."""
     value = [*value, [0, 0, 0, 1]] if isinstance(value, list) and len(value) == 3 else value
-    pose = read_matrix(where, value, 4)
-    check_rigid(where, pose)
-    return pose @ _TO_OPENCV
+    motion = read_matrix(where, value, 4)
+    check_rigid(where, motion)
+    return motion
 
 
 def _original_world(path: Path, content: dict[str, Any], poses: np.ndarray) -> np.ndarray:
     """Undoes what was done to the world when the file was saved."""
     if content.get("applied_transform") is not None:
-        where, value = f"{path}: applied_transform", content["applied_transform"]
-        change = read_matrix(where, [*value, [0, 0, 0, 1]] if isinstance(value, list) and len(value) == 3 else value, 4)
-        check_rigid(where, change)
-        poses = np.linalg.inv(change) @ poses
+        poses = np.linalg.inv(_rigid(f"{path}: applied_transform", content["applied_transform"])) @ poses
     scale = number(f"{path}: applied_scale", content.get("applied_scale", 1.0))
     if scale <= 0:
         raise InputError(f"{path}: applied_scale is {scale:g}; it must be above 0")

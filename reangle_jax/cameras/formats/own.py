@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from reangle_jax.cameras.file import CameraFile, listed
+from reangle_jax.cameras.file import CameraFile, has_frames, listed
 from reangle_jax.geometry.cameras import load_cameras
 
 NAME = "cameras.json"
@@ -13,10 +13,7 @@ NAME = "cameras.json"
 
 def accepts(content: Any) -> bool:
     """Whether JSON is of this format."""
-    frames = content.get("frames") if isinstance(content, dict) else None
-    return isinstance(frames, list) and any(
-        isinstance(f, dict) and ("camera_to_world" in f or "K" in f) for f in frames
-    )
+    return has_frames(content, "camera_to_world", "K")
 
 
 def read(path: Path, content: Any) -> CameraFile:
