@@ -13,13 +13,15 @@ _CONVERSION = "flags=bicubic+accurate_rnd+full_chroma_inp:out_color_matrix=bt709
 
 
 def encode_mp4(frames: UInt8[np.ndarray, "T H W 3"], fps: float) -> bytes:
-    """The content of an mp4 (H.264, yuv420p, BT.709, faststart); equal frames give equal bytes. Sides are even.
+    """The content of an mp4 (H.264, yuv420p, BT.709, faststart); equal frames give equal bytes.
 
-    It is made in memory: a file that FFmpeg itself opens stays open where the disk is too full for the header.
+    An odd height or width is padded by repeating the last row or column: 4:2:0 needs even ones. It is made in memory: a
+    file that FFmpeg itself opens stays open where the disk is too full for the header.
 
     Raises:
         av.error.FFmpegError: the encoder failed.
     """
+    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     rate = Fraction(fps).limit_denominator(1_000_000)
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
     file = io.BytesIO()

@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import re
+from typing import Any
 
 from reangle_jax.errors import InputError
 
@@ -36,6 +37,12 @@ def user_path(text: str, setting: str) -> str:
     if expanded.startswith("~") and not os.path.exists(expanded):
         raise InputError(f"{setting}: {text}: {text.split('/')[0]} is the home of no user: write the path out")
     return expanded
+
+
+def natural(name: str) -> list[Any]:
+    """A key that sorts 2 before 10; numbers by how many digits they have, which may be more than Python converts."""
+    parts = re.split(r"(\d+)", name)  # text, digits, text, ...: equal places compare equal types
+    return [(len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else part for part in parts]
 
 
 def expand(arguments: argparse.Namespace, *names: str) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Bool
 
 from reangle_jax.arrays import Picture
 from reangle_jax.data import files
+from reangle_jax.data.paths import natural
 from reangle_jax.errors import InputError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -22,8 +22,7 @@ _LOGGING: Any = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
 def in_folder(folder: Path) -> list[Path]:
     """The pictures of a folder, not of those below it, in natural order (2 before 10)."""
     found = [p for p in folder.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
-    # split() with a group alternates text, digits, text, ...: equal places compare equal types.
-    return sorted(found, key=lambda p: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", p.name)])
+    return sorted(found, key=lambda p: natural(p.name))
 
 
 def read(path: Path) -> Picture:

@@ -229,13 +229,7 @@ def _too_short(
 
 
 def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) -> None:
-    """Writes an H.264 (yuv420p, BT.709, faststart) mp4, whole or not at all.
-
-    Args:
-        path: the file to write.
-        frames: uint8 [T, H, W, 3], RGB; an odd height or width is padded by repeating the last row or column (4:2:0
-            needs even ones).
-        fps: frames per second.
+    """Writes RGB frames, uint8 [T, H, W, 3], as `encoding.encode_mp4` does, whole or not at all.
 
     Raises:
         ValueError: the frames are none.
@@ -244,7 +238,6 @@ def write_video(path: str | os.PathLike[str], frames: np.ndarray, fps: float) ->
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames must be uint8 [T>0, H, W, 3], not {frames.dtype} {frames.shape}")
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     try:
         content = encoding.encode_mp4(frames, fps)
     except FFmpegError as error:

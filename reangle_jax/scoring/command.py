@@ -12,12 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
-
 from reangle_jax import commands, compilation_cache, faults
 from reangle_jax.arrays import Picture
 from reangle_jax.data import files
 from reangle_jax.data.paths import expand
+from reangle_jax.data.pictures import write_png
 from reangle_jax.errors import InputError, about
 from reangle_jax.scoring.inputs import Notes, iterate_video, moments, read_picture, read_pictures, square
 
@@ -256,8 +255,7 @@ def _save_maps(folder: Path, score, suffix: str = "") -> list[str]:
     for stem, way in zip((f"{i}-{j}{suffix}", f"{j}-{i}{suffix}"), score.ways, strict=True):
         for part, picture in maps.pictures(way).items():
             path = folder / f"{stem}-{part}.png"
-            with files.atomic_path(path) as temporary:
-                temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())
+            write_png(path, picture)
             written.append(str(path))
     return written
 

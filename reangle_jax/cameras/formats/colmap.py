@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from reangle_jax.cameras.file import CameraFile, intrinsics, listed, number, undistorted
-from reangle_jax.cameras.formats.nerfstudio import natural
 from reangle_jax.data import files
+from reangle_jax.data.paths import natural
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.cameras import check_intrinsics
 

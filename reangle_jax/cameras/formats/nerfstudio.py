@@ -7,13 +7,13 @@ when it was saved.
 """
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reangle_jax.cameras.file import CameraFile, has_frames, intrinsics, listed, number, undistorted
+from reangle_jax.data.paths import natural
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.cameras import check_intrinsics, check_rigid, read_matrix
 
@@ -51,12 +51,6 @@ def read(path: Path, content: Any) -> CameraFile:
         )
     K, sizes = (np.stack(part) for part in zip(*known, strict=True)) if known else (None, None)
     return listed(path, NAME, "OpenGL's axes (x right, y up, z backward); camera to world", poses, K, sizes)
-
-
-def natural(name: str) -> list[Any]:
-    """A key that sorts 2 before 10; numbers by how many digits they have, which may be more than Python converts."""
-    parts = re.split(r"(\d+)", name)  # text, digits, text, ...: equal places compare equal types
-    return [(len(part.lstrip("0")), part.lstrip("0")) if part.isdecimal() else part for part in parts]
 
 
 def _called(index: int, frame: dict[str, Any]) -> str:

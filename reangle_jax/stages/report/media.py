@@ -8,7 +8,7 @@ import numpy as np
 
 from reangle_jax.data import encoding, files
 from reangle_jax.stages.report.markup import Markup, join, packed, tag
-from reangle_jax.stages.report.reading import Run, View
+from reangle_jax.stages.report.reading import Run
 
 MOST_BYTES = 13_000_000  # of all videos in the page, before base64 makes four bytes of three
 _QUALITY = 88  # WebP's
@@ -24,7 +24,11 @@ def videos(run: Run, most: int = MOST_BYTES) -> tuple[Markup, dict[str, str]]:
     for view in run.views:
         paths |= {f"{view.name}-output": view.file("video.mp4")}
         paths |= {f"{view.name}-warp": view.file("warp.mp4")}
-    own = {f"{view.name}-untuned": _encoded(run, view) for view in run.views if "untuned" in run.variants}
+    untuned = {view.name: run.folder / view.file("untuned.npz") for view in run.views if "untuned" in run.variants}
+    own = {
+        f"{name}-untuned": encoding.encode_mp4(files.load_npz(path)["frames"], run.clip.fps)
+        for name, path in untuned.items()
+    }
     linked = {}
     sizes = sum((run.folder / path).stat().st_size for path in paths.values()) + sum(map(len, own.values()))
     if sizes > most:
@@ -36,12 +40,6 @@ def videos(run: Run, most: int = MOST_BYTES) -> tuple[Markup, dict[str, str]]:
         tag("script", Markup(packed(content)), type="text/plain", id=f"video-{name}") for name, content in own.items()
     ]
     return join(held), linked
-
-
-def _encoded(run: Run, view: View) -> bytes:
-    frames = files.load_npz(run.folder / view.file("untuned.npz"))["frames"]
-    even = ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0))  # as `data.video.write_video` does
-    return encoding.encode_mp4(np.pad(frames, even, mode="edge"), run.clip.fps)
 
 
 def picture(path: Path) -> str:
