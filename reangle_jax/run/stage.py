@@ -23,9 +23,9 @@ class Unit:
 
     Attributes:
         name: unique in its stage; empty for a stage with one unit.
-        settings: dotted keys, or groups of keys, that the result depends on.
+        settings: dotted keys, or groups of keys, that the result depends on: ``sample.steps``, ``sample``.
         inputs: paths in the run's folder whose content it depends on; earlier units of its stage may write them.
-        outputs: paths in the run's folder that it writes, files or folders.
+        outputs: paths in the run's folder that it writes, files or folders, each whole or not at all.
         external: files outside of the run's folder whose content it depends on.
         weights: names and folders of the weights that it reads; see `chosen_models.folders`.
         view: the view it makes, if it makes one.

@@ -1,6 +1,4 @@
-"""The stages of a run, in order.
-
-They are ingest, depth, warp_views, first_warps, finetune, first_frames, generate, evaluate, scene, report.
+"""The stages of a run, whose order is in `reangle_jax.main`.
 
 No stage imports another. They speak through the files of the run's folder, so that each can be redone, resumed, or
 called from a notebook alone. The contract of a stage module, ``reangle_jax/stages/NAME.py``::
@@ -12,22 +10,8 @@ called from a notebook alone. The contract of a stage module, ``reangle_jax/stag
     STAGE = Stage("NAME", version=1, units=units, run=NAME)
 
 A *unit* is the smallest part of a stage that is kept or redone as a whole: the whole stage (finetune), or one view of
-it (generate). ``Unit(name, settings, inputs, outputs, external, weights, view, unjudged)``
-(``run/stage.py``) lists
-
-- ``settings``: the dotted keys that its result depends on, ``"seed"``, ``"sample.steps"``, or a group, ``"sample"``;
-- ``inputs``: paths in the run's folder whose content it depends on (files, or folders), written by earlier stages, or
-  by earlier units of the same one;
-- ``outputs``: paths in the run's folder, files or folders, that it writes, each whole or not at all;
-- ``external``: files outside of the run's folder whose content it depends on;
-- ``weights``: the weights that it reads, ``chosen_models.of_model(settings)``;
-- ``unjudged``: files in its outputs that are to look at alone, curves: damage to them redoes nothing.
-
-A stage that is ``optional`` may fail without harm: what it raises is logged, and the run is whole without it.
-
-A stage whose units' order follows from what earlier stages left in the folder gives them by ``Stage.arranged``.
-
-The ledger compares these with run.json, and the stage is called only if some unit is new, changed, missing or damaged.
+it (generate). It lists all that its result depends on (``Unit`` in ``run/stage.py``, beside what a ``Stage`` may say).
+The ledger compares that with run.json, and the stage is called only if some unit is new, changed, missing or damaged.
 ``for unit in work`` gives these units one after the other: each is judged when its turn comes, so that it may depend on
 what the one before has written, and the one before is entered as done, so that a run killed later keeps it. What is
 needed for all (networks, prompts) is made before the loop; ``work.todo`` holds all that may be to do. A stage must
