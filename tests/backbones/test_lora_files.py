@@ -234,9 +234,8 @@ class TestValues:
         name = f"{PREFIX}1.attn1.to_k.lora_B.weight"
         arrays[name][3, 1] = value
         path = write(tmp_path / "a.safetensors", arrays, r=RANK, lora_alpha=ALPHA)
-        for use in (lora.read, lora.check):
-            with pytest.raises(InputError, match=rf"a.safetensors: {name} holds NaN or infinity"):
-                use(path, CONFIG)
+        with pytest.raises(InputError, match=rf"a.safetensors: {name} holds NaN or infinity"):
+            lora.read(path, CONFIG)
 
     def test_quantised(self, tmp_path):
         arrays = published(dtype=np.int8)
