@@ -51,7 +51,7 @@ def evaluate(settings: Settings, folder: Path, work: Work) -> None:
     """Writes metrics.json and grid.mp4."""
     for unit in work:
         if unit.name == "metrics":
-            files.atomic_writeimage.known(folder / "metrics.json", _metrics(settings, folder))
+            files.atomic_write_json(folder / "metrics.json", _metrics(settings, folder))
         else:
             clip = files.load_npz(folder / "input/frames.npz")
             video.write_video(folder / "grid.mp4", _grid(settings, folder, clip["frames"]), float(clip["fps"]))
