@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from reangle_jax import checkpoints
 from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import conditioning, lora, needs, networks
 from reangle_jax.backbones.cogvideox.pipeline import load_schedule
