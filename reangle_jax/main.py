@@ -6,7 +6,6 @@ reangle doctor [DIR ...] [--workdir DIR]                                        
 
 import contextlib
 import functools
-import importlib
 import logging
 import shlex
 import sys
@@ -21,19 +20,46 @@ from reangle_jax.measure import human_seconds
 from reangle_jax.run import Ledger, Stage, follow, run_stage
 from reangle_jax.stopping import Stop
 
-PREVIEW = ("ingest", "depth", "warp_views")  # those that show what the cameras will see
-STAGES = (*PREVIEW, "first_warps", "finetune", "first_frames", "generate", "evaluate", "scene", "report")
-
 _log = logging.getLogger("reangle_jax.main")  # by name: the command itself is __main__
 
 
 def stages(*, preview: bool = False) -> Iterator[Stage]:
-    """All stages in order, or those of a preview.
+    """All stages in order, or those that show what the cameras will see.
 
     Each is imported when its turn comes, so that a mistake in the input is answered before the models are.
     """
-    for name in PREVIEW if preview else STAGES:
-        yield importlib.import_module(f"reangle_jax.stages.{name}").STAGE
+    from reangle_jax.stages import ingest
+
+    yield ingest.STAGE
+    from reangle_jax.stages import depth
+
+    yield depth.STAGE
+    from reangle_jax.stages import warp_views
+
+    yield warp_views.STAGE
+    if preview:
+        return
+    from reangle_jax.stages import first_warps
+
+    yield first_warps.STAGE
+    from reangle_jax.stages import finetune
+
+    yield finetune.STAGE
+    from reangle_jax.stages import first_frames
+
+    yield first_frames.STAGE
+    from reangle_jax.stages import generate
+
+    yield generate.STAGE
+    from reangle_jax.stages import evaluate
+
+    yield evaluate.STAGE
+    from reangle_jax.stages import scene
+
+    yield scene.STAGE
+    from reangle_jax.stages import report
+
+    yield report.STAGE
 
 
 def _checks(settings: config.Settings, *, preview: bool = False) -> Iterator[Callable[[], object]]:
