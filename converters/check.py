@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from converters.registry import Layout, Part, relatives
 from converters.rules import Move, match, places
@@ -57,7 +58,7 @@ def plan(name: str, part: Part, opened: Opened) -> Plan:
         marks = " or ".join(layout.mark for layout in part.layouts)
         guess = _looks_like(name, part, opened, None) or f" is no {part.name} of {name}"
         raise InputError(f"{where}:{guess}: it has no tensor {marks}", tuple(faults))
-    targets = parameter_shapes(part.build, config)
+    targets = parameter_shapes(part.network, config)
     moves, ignored, misplaced = match(tensors, layout.table(config), targets)
     used = {move.tensor.name: move.tensor for move in moves}
     dtype, notes, dtype_faults = _dtypes(list(used.values()), layout)
@@ -121,14 +122,14 @@ def _check_field(key: str, value: Any, hint: Any, *, signed: bool) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def parameter_shapes(build: Any, config: Any) -> dict[str, tuple[int, ...]]:
-    """Path and shape of every parameter of the model that `build` makes."""
-    return {path: shape for path, (shape, _) in parameter_types(build, config).items()}
+def parameter_shapes(network: Any, config: Any) -> dict[str, tuple[int, ...]]:
+    """Path and shape of every parameter of the model that `network` makes."""
+    return {path: shape for path, (shape, _) in parameter_types(network, config).items()}
 
 
-def parameter_types(build: Any, config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def parameter_types(network: Any, config: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Path, shape and dtype of every parameter."""
-    model = checkpoints.abstract(lambda: build(config))
+    model = checkpoints.abstract(lambda: network(config, rngs=nnx.Rngs(0)))
     found = checkpoints.parameter_paths(checkpoints.base_parameters(model))
     return {path: (tuple(variable.shape), np.dtype(variable.dtype)) for path, variable in found.items()}
 
@@ -163,7 +164,7 @@ def _looks_like(name: str, part: Part, opened: Opened, own: int | None) -> str:
             return None
         try:
             config, wrong = _config(other, opened.config)
-            return len(wrong) + len(match(tensors, layout.table(config), parameter_shapes(other.build, config))[2])
+            return len(wrong) + len(match(tensors, layout.table(config), parameter_shapes(other.network, config))[2])
         except (InputError, ValueError):
             return None
 

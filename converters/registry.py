@@ -43,7 +43,7 @@ class Part:
     Attributes:
         name: its folder in our weights, one of `reangle_jax.chosen_models.parts` where a run reads it.
         config: the published model's, which stands in where the source has no config.json.
-        build: the network of a config.
+        network: its class, called with a config and `rngs`.
         layouts: how it is published.
         folder: its folder in the published pipeline.
         stems: what the published files are called, without ``.safetensors``.
@@ -63,7 +63,7 @@ class Part:
 
     name: str
     config: Any
-    build: Callable[[Any], nnx.Module]
+    network: Callable[..., nnx.Module]
     layouts: Sequence[Layout]
     folder: str = ""
     stems: tuple[str, ...] = ("diffusion_pytorch_model", "model")
@@ -76,6 +76,10 @@ class Part:
     dtype: str = "float32"
     size: float = 0.0
     licence: str = ""
+
+    def build(self, config: Any) -> nnx.Module:
+        """The network of a config."""
+        return self.network(config, rngs=nnx.Rngs(0))
 
     @property
     def patterns(self) -> list[str]:

@@ -63,7 +63,7 @@ class Writer:
         self.config = dataclasses.replace(plan.config, param_dtype=self.dtype.name, **kept)
         self.arrays = {path: (shape, self.dtype) for path, shape in plan.targets.items()}
         if kept:
-            self.arrays = check.parameter_types(plan.part.build, self.config)
+            self.arrays = check.parameter_types(plan.part.network, self.config)
         self.say, self.advance = say, advance
         self.final = out / plan.part.name
         self.partial = out / f"{plan.part.name}.partial"

@@ -76,7 +76,7 @@ def run(model: Model, parts: Sequence[Part], source: Path, out: Path, dtype: str
 
 def _write_part(part: Part, folder: Path, target: Path, config: Any, dtype: np.dtype | None) -> None:
     table = part.layouts[0].table(config)
-    shapes = parameter_shapes(part.build, config)
+    shapes = parameter_shapes(part.network, config)
     with about("--source"):
         stored = open_arrays(folder)
     faults = [path for path, shape in shapes.items() if path not in stored or stored[path].shape != shape]

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from converters.families.text_encoders import TEXT_ENCODER
 from converters.registry import Layout, Model, Part, expect, names_of, read_fields, write_fields
 from converters.tables import cogvideox_transformer, cogvideox_vae
@@ -97,7 +95,7 @@ def _transformer(config: TransformerConfig, size: float, dtype: str = "bfloat16"
     return Part(
         name="transformer",
         config=config,
-        build=lambda config: Transformer(config, rngs=nnx.Rngs(0)),
+        network=Transformer,
         layouts=(Layout("diffusers", cogvideox_transformer.table, "patch_embed.proj.weight", dtype),),
         folder="transformer",
         kind=_kind,
@@ -113,7 +111,7 @@ def _vae(config: VAEConfig, dtype: str = "float32", size: float = 0.86) -> Part:
     return Part(
         name="vae",
         config=config,
-        build=lambda config: VAE(config, rngs=nnx.Rngs(0)),
+        network=VAE,
         layouts=(Layout("diffusers", lambda config: cogvideox_vae.TABLE, "encoder.conv_in.conv.weight", dtype),),
         folder="vae",
         read_config=read_vae,

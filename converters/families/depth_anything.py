@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from converters.registry import Layout, Model, Part
 from converters.tables import depth_anything
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig
@@ -36,7 +34,7 @@ def _model(size: str, config: DepthAnythingConfig, licence: str, gigabytes: floa
     part = Part(
         name="depth",
         config=config,
-        build=lambda config: DepthAnything(config, rngs=nnx.Rngs(0)),
+        network=DepthAnything,
         layouts=(
             Layout("transformers", lambda config: depth_anything.hf(), "backbone.embeddings.cls_token", "float32"),
             Layout("authors' .pth", lambda config: depth_anything.pth(), "pretrained.cls_token", "float32"),

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from converters.registry import Layout, Model, Part
 from converters.tables import dino, featup
 from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, VisionTransformer
@@ -35,7 +33,7 @@ def _model(name: str, layouts: tuple[Layout, Layout], config: DinoConfig, gigaby
     part = Part(
         name=name.split("-")[0],
         config=config,
-        build=lambda config: VisionTransformer(config, rngs=nnx.Rngs(0)),
+        network=VisionTransformer,
         layouts=layouts,
         stems=("model",),
         kind=_kind,
@@ -67,7 +65,7 @@ MODELS = (
             Part(
                 name="featup",
                 config=FeatUpConfig.vits16(),
-                build=lambda config: FeatUp(config, rngs=nnx.Rngs(0)),
+                network=FeatUp,
                 layouts=(
                     Layout(
                         "authors' .ckpt",

@@ -4,8 +4,6 @@ import ast
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from converters.registry import Layout, Model, Part
 from converters.tables import dust3r
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
@@ -37,7 +35,7 @@ def _model(name: str, repo: str, config: Dust3rConfig, gigabytes: float) -> Mode
     part = Part(
         name="dust3r",
         config=config,
-        build=lambda config: Dust3r(config, rngs=nnx.Rngs(0)),
+        network=Dust3r,
         layouts=(Layout("authors'", lambda config: dust3r.table(config.head), "decoder_embed.weight", "float32"),),
         stems=("model",),
         kind=lambda config: {"head_type": config.head},

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
 from converters.families.text_encoders import CLIP, TEXT_ENCODER
 from converters.registry import Layout, Model, Part, expect, names_of, read_fields, write_fields
 from converters.tables import flux_autoencoder, flux_transformer
@@ -68,7 +66,7 @@ def write_autoencoder(config: AutoencoderConfig) -> dict[str, Any]:
 AUTOENCODER = Part(
     name="vae",
     config=AutoencoderConfig.flux1(),
-    build=lambda config: Autoencoder(config, rngs=nnx.Rngs(0)),
+    network=Autoencoder,
     layouts=(
         Layout("diffusers", lambda config: flux_autoencoder.DIFFUSERS, "encoder.conv_norm_out.weight", "bfloat16"),
         Layout(
@@ -142,7 +140,7 @@ def _transformer(config: FluxConfig, size: float) -> Part:
     return Part(
         name="transformer",
         config=config,
-        build=lambda config: FluxTransformer(config, rngs=nnx.Rngs(0)),
+        network=FluxTransformer,
         layouts=(
             Layout("diffusers", flux_transformer.transformer, "x_embedder.weight", "bfloat16"),
             Layout("single file", flux_transformer.original, "img_in.weight", "bfloat16"),
@@ -163,7 +161,7 @@ def _transformer(config: FluxConfig, size: float) -> Part:
 CONTROLNET = Part(
     name="controlnet",
     config=ControlNetConfig.inpainting_beta(),
-    build=lambda config: FluxControlNet(config, rngs=nnx.Rngs(0)),
+    network=FluxControlNet,
     layouts=(Layout("diffusers", flux_transformer.controlnet, "controlnet_x_embedder.weight", "bfloat16"),),
     kind=lambda config: {"the condition has a mask": config.condition_channels > config.in_channels},
     read_config=read_controlnet,

@@ -5,8 +5,6 @@ module's are those of its code. torchvision's files were never read here: the na
 which the numbers of parameters in its documentation agree.
 """
 
-from flax import nnx
-
 from converters.registry import Layout, Model, Part
 from converters.tables import lpips
 from reangle_jax.models.lpips import Lpips, LpipsConfig
@@ -18,7 +16,7 @@ def _model(backbone: str, torchvision: str, gigabytes: float) -> Model:
     part = Part(
         name="lpips",
         config=LpipsConfig(backbone),
-        build=lambda config: Lpips(config, rngs=nnx.Rngs(0)),
+        network=Lpips,
         layouts=(
             Layout("torchvision's and lpips'", lpips.torchvision, "features.0.weight", "float32"),
             Layout("lpips' own", lpips.whole, "net.slice1.0.weight", "float32"),

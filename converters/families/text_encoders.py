@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
-
 from converters.registry import Layout, Part, expect, read_fields, write_fields
 from converters.tables import clip, t5
 from reangle_jax.models.text import tokenizers
@@ -69,7 +67,7 @@ def write_t5(config: T5Config) -> dict[str, Any]:
 TEXT_ENCODER = Part(
     name="text_encoder",
     config=T5Config.t5_v1_1_xxl(),
-    build=lambda config: T5Encoder(config, rngs=nnx.Rngs(0)),
+    network=T5Encoder,
     layouts=(Layout("transformers", lambda config: t5.TABLE, "shared.weight", "bfloat16"),),
     folder="text_encoder",
     stems=("model",),
@@ -117,7 +115,7 @@ def check_clip_tokenizer(extras: Mapping[str, Path], config: CLIPConfig) -> None
 CLIP = Part(
     name="text_encoder",
     config=CLIPConfig.clip_l(),
-    build=lambda config: CLIPTextEncoder(config, rngs=nnx.Rngs(0)),
+    network=CLIPTextEncoder,
     layouts=(
         Layout("transformers", lambda config: clip.table(), "text_model.embeddings.token_embedding.weight", "bfloat16"),
         Layout("transformers 5", lambda config: clip.table(""), "embeddings.token_embedding.weight", "bfloat16"),

@@ -8,12 +8,12 @@ import re
 import struct
 import sys
 import threading
-import types
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import save_file
 
 from converters import registry
@@ -393,6 +393,6 @@ def test_the_registry_is_consistent():
     for model in registry.models().values():
         assert len({entry.name for entry in model.parts}) == len(model.parts)
         for entry in model.parts:
-            assert isinstance(entry.build, types.FunctionType)
+            assert issubclass(entry.network, nnx.Module)
             for layout in entry.layouts:
                 assert layout.table(entry.config).rules
