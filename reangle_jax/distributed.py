@@ -163,7 +163,16 @@ def join() -> Team:
             "REANGLE_COORDINATOR (or by srun, mpirun, on each host of the slice), a number of its own, and that the "
             "port is free"
         ) from None
-    return Several() if jax.process_count() > 1 else ALONE
+    if jax.process_count() == 1:
+        return ALONE
+    if jax.default_backend() == "cpu":
+        # XLA's CPU programs have their collectives in one order by a resource that these share. One that is read back
+        # from the cache has lost it between a loop and what is around that (WhileThunkFromProto in XLA's
+        # backends/cpu/runtime/thunk_proto_serdes.cc makes another for the loop), and a process takes the one or the
+        # other first: gloo, which puts no tags on messages, then gives one collective another's. Programs for GPUs and
+        # TPUs have their order in themselves.
+        jax.config.update("jax_enable_compilation_cache", False)
+    return Several()
 
 
 class Ended(BaseException):
