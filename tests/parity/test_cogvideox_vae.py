@@ -19,7 +19,7 @@ from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from tests.conversion import convert, revert
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("fast_compiler")]
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
