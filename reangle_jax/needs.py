@@ -45,17 +45,18 @@ class Shares(NamedTuple):
         """How many of a batch a device has: all of one that does not divide evenly."""
         return count if count % self.videos else count // self.videos
 
-    def of_base(self, size: float, *, whole: float, beside: float) -> float:
+    def of_base(self, size: float, *, whole: float = 0.0, copied: float = 1.0, beside: float) -> float:
         """Bytes of a denoiser's frozen parameters on a device.
 
         Args:
             size: of all.
             whole: of those that are divided nowhere.
+            copied: how often a device's share of the others is there.
             beside: of blocks that are gathered beside the divided ones.
         """
         if self.base_whole or self.video == 1:
             return size
-        return whole + (size - whole) / self.video + beside
+        return whole + copied * (size - whole) / self.video + beside
 
 
 ALONE = Shares()

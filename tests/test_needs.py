@@ -65,6 +65,7 @@ def test_coding_takes_what_compilers_say(platform, decodes, shares, compiled, mo
         ("gpu", "train", "full", "int8", ONE, 14.06),
         ("gpu", "train", "matmuls", "auto", EIGHT, 8.09),
         ("gpu", "train", "attention", "auto", EIGHT, 4.36),
+        ("gpu", "train", "attention", "auto", Shares(rows=4), 8.16),
         ("gpu", "train", "matmuls", "auto", EIGHT._replace(base_whole=True), 16.17),
         ("gpu", "train", "attention", "auto", EIGHT._replace(base_whole=True), 12.45),
         ("gpu", "sample", "full", "auto", ONE, 12.42),

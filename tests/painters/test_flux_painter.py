@@ -250,7 +250,7 @@ def test_what_an_evaluation_takes():
     assert 0.975 < used / 29.4e12 < 0.99
 
 
-def test_25_candidates_at_full_size_fit_80_gb():
+def test_25_candidates_at_full_size_fit_80_gb(monkeypatch):
     found = FluxPainter("flux.1-dev", {}, (480, 720)).needs(FULL, Editing(28, 4, 5.5, 1.5))
     paint = found["first_frames"]
     assert 28e9 < paint.peak_bytes < 35e9  # 23.8 GB of transformer, 4.3 of ControlNet
@@ -268,9 +268,10 @@ def test_25_candidates_at_full_size_fit_80_gb():
     fill = FluxPainter("flux.1-fill-dev", {}, (480, 720)).needs(FULL, Editing(28, 4, 5.5, 1.5))
     assert fill["first_frames"].peak_bytes < paint.peak_bytes
     assert "first_warps" not in fill  # it cannot edit
-    # Devices that divide a picture have a share of all parameters but the autoencoder's, and a block gathered.
+    # Of devices that divide a picture each has a share of all parameters but the autoencoder's: as compiled for H100s.
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     shared = FluxPainter("flux.1-dev", {}, (480, 720)).needs(FULL, Editing(28, 4, 5.5, 1.5), Shares(rows=8))
-    assert 0.17 < shared["first_frames"].peak_bytes / paint.peak_bytes < 0.18
+    assert shared["first_frames"].peak_bytes / 2**30 == pytest.approx(6.15, rel=0.08)
     assert shared["first_frames"].flops == paint.flops
 
 

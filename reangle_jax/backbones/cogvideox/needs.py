@@ -37,6 +37,7 @@ class Temporaries(NamedTuple):
         sampling: the same in one pass.
         padded: more of them that each block keeps, as heads of 64 channels are filled up to 128.
         gathered: blocks of a divided base that are whole at once.
+        transposed: part of a device's share of a divided base that is there a second time, in another order.
     """
 
     encoding: tuple[float, float] = (7.0, 14.0)
@@ -45,10 +46,13 @@ class Temporaries(NamedTuple):
     sampling: float = 10.0
     padded: float = 0.0
     gathered: float = 2.0
+    transposed: float = 0.0
 
 
 _TEMPORARIES = {
-    "gpu": Temporaries(encoding=(6.2, 10.8), decoding=(8.5, 21.0), gathered=4.0),
+    # Kernels that are divided by their outputs (modulation, queries, keys, values, the way into the feed-forward: 0.64
+    # of a block) are transposed before the first block, whole stacks of them, for gathering along the leading axis.
+    "gpu": Temporaries(encoding=(6.2, 10.8), decoding=(8.5, 21.0), gathered=0.8, transposed=0.64),
     # The gradient of the queries is summed up in float32 from five arrays, and one matrix is gathered at a time.
     "tpu": Temporaries(
         encoding=(13.7, 14.7), decoding=(13.7, 14.7), training=38.0, sampling=18.0, padded=1.0, gathered=0.6
@@ -91,14 +95,15 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
     beside = temporaries()
     each = _KEPT[execution.remat] + (beside.padded if execution.remat in _WITH_HEADS else 0)
     kept = transformer.num_layers * each * block
-    gathered = {"whole": undivided_bytes(transformer), "beside": beside.gathered * base / transformer.num_layers}
+    whole, copied = undivided_bytes(transformer), 1 + beside.transposed
+    gathered = beside.gathered * base / transformer.num_layers
     own = training.of_batch(demand.batch_size)
     train = Needs(
         {
             "text": text / training.video,
             "encode": encoder + max(decoder, coding_bytes(vae, clip, count, training)),
             # Beside the float32 adapters lie their gradient and AdamW's two moments.
-            "train": training.of_base(base, **gathered)
+            "train": training.of_base(base, whole=whole, copied=copied, beside=gathered)
             + 4.0 * adapters / training.video
             + encoder
             + own
@@ -112,7 +117,7 @@ def of_stages(backbone: Backbone, demand: Demand) -> dict[str, Needs]:
         {
             "text": text / sampling.video,
             "condition": encoder + max(decoder, coding_bytes(vae, clip, 1, sampling)),
-            "sample": sampling.of_base(base, **gathered)
+            "sample": sampling.of_base(base, whole=whole, copied=copied, beside=gathered)
             + (demand.variants * adapters + passes * (beside.sampling * block + 2 * logits)) / sampling.video,
             "decode": encoder + decoder + coding_bytes(vae, clip, count, sampling, decodes=True),
         },

@@ -16,6 +16,7 @@ from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.needs import ALONE, Needs, Shares, coded_pixels
+from reangle_jax.nn.attention import platform
 from reangle_jax.nn.network import Network
 from reangle_jax.painters.flux import networks
 from reangle_jax.painters.flux.networks import DEV, FILL, TINY
@@ -24,6 +25,9 @@ from reangle_jax.painters.interface import Editing, Painter, Painting
 # Temporary bytes of coding a pixel, for each channel at the finest resolution: seven float32 arrays (as of CogVideoX's
 # autoencoder), of twice the finest level's channels where the level before it is doubled.
 _CODING = 2 * 7 * 4
+# Of a device's share of divided kernels, those divided by their outputs, which XLA transposes first on GPUs (as of
+# CogVideoX's: modulation, queries, keys, values, the way into the feed-forward).
+_TRANSPOSED = 0.69
 _ATTENDED = {"mapped": 1, "cudnn": 0, "splash": 0}
 """Heads whose logits are there at once; all of the plain one's."""
 _PUBLISHED: dict[str, dict[str, Callable[[], Any]]] = {
@@ -55,7 +59,7 @@ def of_stages(painter: Painter, painting: Painting, editing: Editing, shares: Sh
     tokens = height * width // (2 * vae.spatial_compression_ratio) ** 2
     length = networks.T5_LENGTH.get(name, 512)
     plan = planned(painting, tokens)
-    kept = {role: _kept(network, shares) for role, network in found.items()}
+    kept = {role: _kept(role, network, shares) for role, network in found.items()}
     parameters = sum(kept.values())
     widths = vae.block_out_channels
     levels = [(channels / widths[0], n) for n, channels in enumerate(widths)]
@@ -82,12 +86,14 @@ def of_stages(painter: Painter, painting: Painting, editing: Editing, shares: Sh
     return {"first_frames": painted, "first_warps": edited}
 
 
-def _kept(network: Network, shares: Shares) -> float:
-    """Bytes of a network's parameters on a device, a block gathered beside divided ones; an autoencoder's lie whole."""
+def _kept(role: str, network: Network, shares: Shares) -> float:
+    """Bytes of a network's parameters on a device, an autoencoder's whole."""
     size, config = float(checkpoints.nbytes(network.state)), network.config
     if isinstance(config, AutoencoderConfig):
         return size
-    return shares.of_base(size, whole=0.0, beside=size / (config.num_layers + config.num_single_layers))
+    # Beside a divided transformer lies a block that is gathered; a ControlNet has been evaluated by then.
+    beside = size / (config.num_layers + config.num_single_layers) if role == "transformer" else 0.0
+    return shares.of_base(size, copied=1 + (_TRANSPOSED if platform() == "gpu" else 0), beside=beside)
 
 
 def planned(how: Painting, tokens: int) -> control.Plan:
