@@ -150,7 +150,7 @@ def finetuning(case: Case, mesh: Mesh) -> Program:
     values = settings_module.get_default()
     values.video, values.finetune.batch_size = "clip.mp4", case.videos
     options = settings_module.parse(values).finetune
-    optimiser, encoder = finetune.make_optimiser(options), networks.encoder_alone(vae)
+    optimiser, encoder = finetune.make_optimiser(options), networks.encoders(vae.state)
     step = finetune.make_step(CogVideoXBackbone.of_networks(transformer, vae, case.clip), options, optimiser)
     config, clip = case.transformer, case.clip
     data = finetune.TrainingSet(
@@ -161,7 +161,7 @@ def finetuning(case: Case, mesh: Mesh) -> Program:
         first=array(mesh, VIDEOS, clip.height, clip.width, 3, dtype=jnp.uint8),
     )
     state = placed(jax.eval_shape(lambda lora: learning.init(lora, optimiser), lora), mesh)
-    arguments = (state, transformer.state, encoder.state, data, key(mesh))
+    arguments = (state, transformer.state, encoder, data, key(mesh))
     return Program(step, arguments, following=lambda given, result: (result[0], *given[1:]))
 
 
@@ -205,7 +205,7 @@ def encoding(case: Case, mesh: Mesh) -> Program:
     transformer, vae, _ = video_networks(case, mesh)
     backbone = CogVideoXBackbone.of_networks(transformer, vae, case.clip)
     video = array(mesh, 1, case.clip.num_frames, case.clip.height, case.clip.width, 3, dtype=jnp.uint8)
-    return Program(jax.jit(backbone.encode), (networks.encoder_alone(vae).state, video))
+    return Program(jax.jit(backbone.encode), (networks.encoders(vae.state), video))
 
 
 def choosing(case: Case, mesh: Mesh) -> Program:

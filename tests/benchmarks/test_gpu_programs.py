@@ -141,7 +141,7 @@ def test_mistakes_get_one_line(flags, words, monkeypatch, capsys):
 
     monkeypatch.setattr(targets.topologies, "get_topology_desc", described)
     monkeypatch.setattr(sys, "argv", ["full_size.py", *flags])
-    assert commands.answer(full_size.main) == 2
+    assert commands.answer(lambda stop: full_size.main()) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert words in said
