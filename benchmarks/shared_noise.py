@@ -53,9 +53,7 @@ class Clip:
         tuned, self.adapters = self.backbone.load_adapters(folder / "lora", [])
         self.sampler = generate._sampler(settings.sample, tuned)
         self.base = tuned.load_denoiser()
-        self.score = Agreement.load(
-            chosen_models.painter_folder(settings), settings.height, settings.width, key=chosen_models.PAINTER_KEY
-        )
+        self.score = Agreement.load(chosen_models.painter_folder(settings), settings.height, settings.width)
 
     def videos(self, settings: Settings) -> list[np.ndarray]:
         """The views' videos, uint8 [T, H, W, 3] each."""
