@@ -7,6 +7,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Compiled programs are kept between test runs, those of subprocesses too: most of the suite's time is compilation.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.path.dirname(os.path.dirname(__file__)), ".cache", "jax")
+# Of subprocesses nearly all: many are killed and started again. JAX's own is a second.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import jaxtyping
