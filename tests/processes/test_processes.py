@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from launch import local
 from reangle_jax.data import files
+from tests import fast_compiler
 from tests.processes.small import STEPS, write_inputs
 
 ROOT = Path(__file__).parents[2]
@@ -38,10 +39,13 @@ def start(config, workdir, *, processes=2, mesh="u:2", what="", flags=()):
     """Starts processes with a device each."""
     command = [sys.executable, ROOT / "tests/processes/worker.py", what, f"--config={config}", f"--workdir={workdir}"]
     command += [f"--config.mesh={mesh}", *flags]
-    common = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     own = local.environments(processes, 1, local.free_port()) if processes > 1 else [{}]
+    flags = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": fast_compiler.FLAGS, "JAX_PLATFORMS": "cpu"}
     pipe = subprocess.PIPE
-    return [subprocess.Popen(command, env=common | one, stdout=pipe, stderr=pipe, text=True) for one in own]
+    return [
+        subprocess.Popen(command, env={**os.environ, **one, **flags}, stdout=pipe, stderr=pipe, text=True)
+        for one in own
+    ]
 
 
 def ended(started, seconds=1500):
