@@ -188,7 +188,7 @@ class TestLocal:
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == expected
 
     def test_a_signal_goes_to_all_and_what_others_say_has_their_number(self):
-        program = "import sys, time; print('begun', file=sys.stderr, flush=True); time.sleep(100)"
+        program = r"import os, time; os.write(2, b'begun\n'); time.sleep(100)"  # in one piece: all write to one pipe
         command = [sys.executable, "-S", "-c", program]
         script = f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import local; "
         script += f"sys.exit(local.run([{command}] * 3, [{{}}] * 3))"
