@@ -42,24 +42,26 @@ from jax.sharding import Mesh
 from benchmarks import compiled as of_compiler
 from benchmarks import targets
 from benchmarks.full_size_programs import ATTENDING, PROGRAMS, Case
-from reangle_jax import commands
+from reangle_jax import commands, stopping
 from reangle_jax import mesh as meshes
+from reangle_jax.errors import about
 from reangle_jax.nn.attention import compiling_for
 from reangle_jax.nn.choices import REMATS
+from training.commands import positive
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
     parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="v6e:1x1", help=f"devices: {', '.join(targets.MESHES)}, ...")
-    parser.add_argument("--slices", type=int, default=1, help="of TPUs, how many of them")
+    parser.add_argument("--slices", type=positive, default=1, help="of TPUs, how many of them")
     parser.add_argument("--mesh", help="as config.mesh; by default the target's (candidates: data over all)")
     parser.add_argument("--program", choices=PROGRAMS, default="finetune")
     parser.add_argument("--base", choices=("auto", "int8"), default="auto", help="as config.base_dtype")
     parser.add_argument("--layout", choices=("divided", "replicated"), default="divided", help="as config.base_layout")
     parser.add_argument("--remat", choices=REMATS, default="attention", help="as config.execution.remat")
-    parser.add_argument("--videos", type=int, help="of a batch; by default one for each group of devices, data")
-    parser.add_argument("--rank", type=int, default=128)
+    parser.add_argument("--videos", type=positive, help="of a batch; by default one for each group of devices, data")
+    parser.add_argument("--rank", type=positive, default=128)
     parser.add_argument("--short", action="store_true", help="two blocks and 2,026 tokens")
     parser.add_argument("--tiles", action="store_true", help="as config.vae_tiles=on")
     parser.add_argument("--limit", type=float, help="GiB that the peak may have")
@@ -97,13 +99,15 @@ def compile_program(args: argparse.Namespace) -> tuple[dict, list[str]]:
         text = f"data:{args.slices},{text}"
     if not args.mesh and args.program == "candidates":
         text = f"data:{len(devices)}"
-    mesh = meshes.make_mesh(text, devices=devices)
+    with about("--mesh"):
+        mesh = meshes.make_mesh(text, devices=devices)
     case = Case(args.base, args.remat, args.rank, args.videos or mesh.shape[meshes.DATA], args.short, args.tiles)
     start = time.perf_counter()
     with meshes.use(mesh, base=args.layout), compiling_for(target.platform):
         lowered = PROGRAMS[args.program](case, mesh).trace().lower()
         traced = time.perf_counter() - start
-        compiled = lowered.compile()
+        with stopping.at_once():
+            compiled = lowered.compile()
     report = of_compiler.read(compiled, devices[0].device_kind)
     faults = faults_of(args, case, mesh, target, report, compiled.as_text())
     names = ("target", "slices", "program", "base", "layout", "remat", "short", "tiles")

@@ -119,6 +119,8 @@ def find(name: str, slices: int = 1) -> Target:
         if slices > 1 or not 1 <= int(gpu[2]) <= _HOST:
             raise InputError(f"--target={name}: a host has 1 to {_HOST} GPUs, and --slices are of TPUs")
         return Target(_described(_GPUS[gpu[1]], int(gpu[2])), "gpu", _TAKEN * _GPUS[gpu[1]].memory)
+    if not re.fullmatch(r"v\d+\w*:\d+(x\d+){1,2}", name):
+        raise InputError(f"--target={name} is none of {', '.join(MESHES)}, ...")
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if "1x1" in name.replace("2x2x1", ""):
         options["chips_per_host_bounds"] = (1, 1, 1)

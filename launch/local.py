@@ -16,11 +16,15 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the code that it stands beside, as its processes do
 
 from reangle_jax.commands import Parser, answer
 from reangle_jax.errors import InputError
 
+MOST = 64  # processes of one machine: no machine has more GPUs
 PATIENCE = 60.0  # seconds that the others have to end by themselves after one has ended in failure
 
 
@@ -33,9 +37,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--devices-per-process", type=int, default=0, help="on CPUs: so many devices each; without it a GPU each"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be started")
-    arguments = parser.parse_args([word for word in own.split("\0") if word])
-    if arguments.processes < 1 or arguments.devices_per_process < 0:
-        raise InputError("--processes and --devices-per-process are counted from 1")
+    arguments, unknown = parser.parse_known_args([word for word in own.split("\0") if word])
+    if unknown:
+        raise InputError(f"unknown flag {unknown[0]}: the run's own flags follow -- (see --help)")
+    if not 1 <= arguments.processes <= MOST:
+        raise InputError(f"--processes={arguments.processes} is not possible: one machine takes 1 to {MOST}")
+    if arguments.devices_per_process < 0:
+        raise InputError(f"--devices-per-process={arguments.devices_per_process} is not possible: give 1 or more")
     return arguments, [word for word in flags.split("\0") if word]
 
 
@@ -46,7 +54,15 @@ def environments(processes: int, devices: int, port: int) -> list[dict[str, str]
         processes: how many.
         devices: of a CPU for each; 0: process K has GPU K.
         port: a free one of this machine.
+
+    Raises:
+        InputError: CUDA_VISIBLE_DEVICES names fewer GPUs than there are processes.
     """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = visible.split(",") if visible else [str(index) for index in range(processes)]
+    if not devices and len(gpus) < processes:
+        words = f"CUDA_VISIBLE_DEVICES={visible} names {len(gpus)} for --processes={processes}"
+        raise InputError(f"each process takes a GPU, and {words}: name more, or start fewer")
     found = []
     for index in range(processes):
         own = {"REANGLE_COORDINATOR": f"127.0.0.1:{port}"}
@@ -55,8 +71,7 @@ def environments(processes: int, devices: int, port: int) -> list[dict[str, str]
             flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
             own |= {"JAX_PLATFORMS": "cpu", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo", "XLA_FLAGS": flags.strip()}
         else:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-            own["CUDA_VISIBLE_DEVICES"] = visible[index] if len(visible) >= processes else str(index)
+            own["CUDA_VISIBLE_DEVICES"] = gpus[index]
         found.append(own)
     return found
 

@@ -39,6 +39,8 @@ done
 $dry || [[ -f "$wheel" ]] || fail "--wheel: no such file: $wheel: make it with python -m pip wheel --no-deps -w dist ."
 [[ "$bucket" == gs://* ]] || fail "--bucket=$bucket is not possible: it must be gs://BUCKET/FOLDER"
 
+[[ "$tries" =~ ^[1-9][0-9]*$ ]] || fail "--tries=$tries is not possible: it must be a whole number from 1 on"
+
 here="$(cd "$(dirname "$0")/.." && pwd)"
 place=(--zone "$zone")
 [[ -z "$project" ]] || place+=(--project "$project")

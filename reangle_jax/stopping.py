@@ -83,6 +83,17 @@ class Stop:
                 signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+    """Lets signals end the process at once where Python, which runs handlers, waits: for work that keeps nothing."""
+    previous = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def _own(signum: int) -> int:
     return signum
 

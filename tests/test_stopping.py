@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from reangle_jax.stopping import Stop, Stopped
+from reangle_jax.stopping import Stop, Stopped, at_once
 
 
 def send(signum):
@@ -67,3 +67,12 @@ def test_handlers_are_put_back():
     with Stop().installed():
         assert signal.getsignal(signal.SIGTERM) != before
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_work_that_keeps_nothing_ends_at_once():
+    """The handler would be called when the work, which Python waits for, is done."""
+    with Stop().installed():
+        held = signal.getsignal(signal.SIGTERM)
+        with at_once():
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == held

@@ -28,6 +28,15 @@ done
 for needed in name image bucket accelerator topology hosts chips; do
   [[ -n "${!needed}" ]] || fail "--$needed is not set (see --help)"
 done
+for number in hosts chips slices restarts; do
+  [[ "${!number}" =~ ^[1-9][0-9]*$ || "$number ${!number}" == "restarts 0" ]] ||
+    fail "--$number=${!number} is not possible: it must be a whole number, 1 or more (--restarts: 0 or more)"
+done
+[[ "$name" =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ && ${#name} -le 40 ]] ||
+  fail "--name=$name is not possible: Kubernetes takes small letters, digits and -, beginning with a letter, here 40 at most"
+[[ "$topology" =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || fail "--topology=$topology is not possible: it must be as 4x4 or 2x2x1"
+[[ $((${topology//x/*})) -eq $((hosts * chips)) ]] ||
+  fail "--topology=$topology has $((${topology//x/*})) chips, and --hosts=$hosts x --chips=$chips are $((hosts * chips)): they must be the same"
 [[ $# -gt 0 ]] || fail "nothing follows --: give the run's flags"
 if [[ $module == reangle_jax.many ]]; then set -- --share auto "$@"; fi
 
@@ -38,7 +47,7 @@ for word in "$@"; do  # a JSON list, which YAML reads
 done
 text="$(cat "$(dirname "$0")/jobset.yaml")"
 for key in name image bucket accelerator topology hosts chips slices account restarts module; do
-  text="${text//"{$key}"/${!key}}"
+  text="${text//"{$key}"/"${!key}"}"
 done
 text="${text//"{arguments}"/"[$arguments]"}"
 if $dry; then

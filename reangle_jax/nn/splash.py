@@ -44,14 +44,15 @@ def _divisor(length: int, limit: int) -> int:
     return next(size for size in range(min(limit, length), 0, -LANES) if length % size == 0)
 
 
-def _fitting(most: Blocks, queries: int, keys: int) -> Blocks:
+def fitting(most: Blocks, queries: int, keys: int) -> Blocks:
+    """The largest blocks, multiples of 128, that divide padded sequences and are no larger than ``most``."""
     kv = _divisor(keys, most.kv)
     return Blocks(_divisor(queries, most.q), kv, _divisor(kv, most.compute))
 
 
 @functools.lru_cache
 def _block_sizes(queries: int, keys: int) -> kernels.BlockSizes:
-    forward, backward = (_fitting(most, queries, keys) for most in (FORWARD, BACKWARD))
+    forward, backward = (fitting(most, queries, keys) for most in (FORWARD, BACKWARD))
     return kernels.BlockSizes(
         block_q=forward.q,
         block_kv=forward.kv,

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from launch import local
+from reangle_jax.errors import InputError
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 SCRIPTS = [LAUNCH / "tpu_vm.sh", LAUNCH / "slurm.sbatch", LAUNCH / "gke" / "run.sh"]
@@ -99,6 +100,7 @@ esac
             (TPU[2:], "--name is not set"),
             (TPU, "nothing follows --"),
             ([*TPU, "--", "--config", "c.py"], "--wheel: no such file: dist/x.whl"),
+            ([*TPU, "--tries", "none", "--dry-run", "--", "x"], "--tries=none is not possible"),
             ([*TPU[:-3], "b/runs", "--dry-run", *TPU[-2:], "--", "x"], "it must be gs://"),
         ],
     )
@@ -165,6 +167,23 @@ def test_gke_fills_in_the_job():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["--hosts", "two"], "--hosts=two is not possible"),
+        (["--slices", "0"], "--slices=0 is not possible"),
+        (["--chips", "4"], "--topology=4x4 has 16 chips, and --hosts=2 x --chips=4 are 8"),
+        (["--topology", "4"], "--topology=4 is not possible"),
+        (["--name", "My_run"], "--name=My_run is not possible"),
+    ],
+)
+def test_gke_refuses_what_the_cluster_would(wrong, words):
+    result = run(SCRIPTS[2], *GKE, *wrong, "--dry-run", "--", "--config", "/configs/c.py")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {words}")
+    assert result.stderr.count("\n") == 1
+
+
 class TestLocal:
     def test_a_dry_run_says_what_each_process_gets(self, capsys):
         assert (
@@ -178,6 +197,21 @@ class TestLocal:
     def test_a_gpu_each(self, monkeypatch):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
         assert [own["CUDA_VISIBLE_DEVICES"] for own in local.environments(2, 0, 1)] == ["4", "5"]
+
+    @pytest.mark.parametrize(
+        ("flags", "words"),
+        [
+            (["--processes", "0"], "--processes=0 is not possible"),
+            (["--processes", "1000"], "--processes=1000 is not possible: one machine takes 1 to 64"),
+            (["--processes", "2", "--devices-per-process", "-1"], "--devices-per-process=-1 is not possible"),
+            (["--processes", "2", "--config=c"], "unknown flag --config=c: the run's own flags follow --"),
+            (["--processes", "4"], "CUDA_VISIBLE_DEVICES=4,5,6 names 3 for --processes=4"),
+        ],
+    )
+    def test_mistakes_are_said_before_anything_starts(self, monkeypatch, flags, words):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+        with pytest.raises(InputError, match=words):
+            local.main(["local", *flags, "--dry-run", "--", "--config=c"])
 
     @pytest.mark.parametrize(("codes", "expected"), [((0, 0), 0), ((2, 2), 2), ((0, 3), 3), ((-15, 0), 143)])
     def test_one_exit_code(self, codes, expected):
