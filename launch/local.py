@@ -113,7 +113,7 @@ def run(commands: Sequence[Sequence[str]], environment: Sequence[Mapping[str, st
 
 def _wait(started: Sequence[subprocess.Popen]) -> int:
     code, since = 0, None
-    while any(process.poll() is None for process in started):
+    while None in [process.poll() for process in started]:  # each is asked, whoever lives before it
         failed = [process.returncode for process in started if process.returncode]
         if failed and since is None:
             code, since = failed[0], time.monotonic()

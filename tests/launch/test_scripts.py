@@ -221,6 +221,12 @@ class TestLocal:
         script += f"sys.exit(local.run({commands}, [{{}}] * 2))"
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == expected
 
+    def test_the_first_to_fail_ends_the_others_and_gives_the_code(self):
+        commands = [[sys.executable, "-S", "-c", words] for words in ("import time; time.sleep(100)", "exit(3)")]
+        script = f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import local; local.PATIENCE = 0.2; "
+        script += f"sys.exit(local.run({commands}, [{{}}] * 2))"
+        assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 3
+
     def test_a_signal_goes_to_all_and_what_others_say_has_their_number(self):
         program = r"import os, time; os.write(2, b'begun\n'); time.sleep(100)"  # in one piece: all write to one pipe
         command = [sys.executable, "-S", "-c", program]
