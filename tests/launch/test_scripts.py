@@ -222,7 +222,9 @@ class TestLocal:
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == expected
 
     def test_the_first_to_fail_ends_the_others_and_gives_the_code(self):
-        commands = [[sys.executable, "-S", "-c", words] for words in ("import time; time.sleep(100)", "exit(3)")]
+        commands = [
+            [sys.executable, "-S", "-c", words] for words in ("import time; time.sleep(100)", "import sys; sys.exit(3)")
+        ]
         script = f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import local; local.PATIENCE = 0.2; "
         script += f"sys.exit(local.run({commands}, [{{}}] * 2))"
         assert subprocess.run([sys.executable, "-c", script], check=False, timeout=60).returncode == 3
