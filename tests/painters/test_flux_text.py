@@ -84,14 +84,14 @@ def test_one_text_encoder_is_in_memory_at_a_time_and_none_afterwards(published, 
     folders, *_ = published
     gc.collect()
     before, held = len(jax.live_arrays()), []
-    load = checkpoints.load
+    load = checkpoints.load_into
 
     def loaded(*arguments):
         gc.collect()
         held.append(len(jax.live_arrays()) - before)
         return load(*arguments)
 
-    monkeypatch.setattr(checkpoints, "load", loaded)
+    monkeypatch.setattr(checkpoints, "load_into", loaded)
     embed(DEV, folders, PROMPTS)
     gc.collect()
     assert held == [0, 0]
