@@ -83,8 +83,8 @@ class Writer:
         """Converts, or continues; False where the part was there already.
 
         Raises:
-            InputError: OUT/PART is something else, the disk is full, or another process is at work on it.
-            InputError: the source is damaged, or changed meanwhile.
+            InputError: OUT/PART is something else, the disk is full, another process is at work on it, or the source is
+                damaged or changed meanwhile.
         """
         if self.final.exists():
             self._check_final()

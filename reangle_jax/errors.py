@@ -1,6 +1,7 @@
 """Errors with a meaning of their own. `InputError`: what the user gave cannot be used, and here is the mend."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 
 
@@ -19,15 +20,21 @@ class InputError(ValueError):
         self.report = tuple(report)
 
 
+_SETTING = re.compile(r"(config\.(?!json\b)[\w.]+|--[\w-]+)[:=]")
+
+
 @contextlib.contextmanager
 def about(name: str) -> Iterator[None]:
     """Begins the line of what is refused within it by the setting or flag that it came from: ``config.video: ...``.
 
-    What reads a file names the file; by which setting it was given, the caller knows.
+    What reads a file names the file; by which setting it was given, the caller knows. A line that begins with a setting
+    already, another one perhaps, which is to be mended, stays as it is.
     """
     try:
         yield
     except InputError as error:
+        if _SETTING.match(str(error)):
+            raise
         raise InputError(f"{name}: {error}", error.report) from None
 
 

@@ -23,3 +23,12 @@ def test_a_report_is_kept_by_whoever_names_the_flag():
     with pytest.raises(errors.InputError) as caught, errors.about("--source"):
         raise errors.InputError("x: two faults", ["one", "another"])
     assert (str(caught.value), caught.value.report) == ("--source: x: two faults", ("one", "another"))
+
+
+def test_a_line_names_one_setting_that_which_is_to_be_mended():
+    with pytest.raises(errors.InputError, match=r"^config\.base_dtype=float32: x"), errors.about("config.weights"):
+        raise errors.InputError("config.base_dtype=float32: x")
+    with pytest.raises(errors.InputError, match=r"^--out: x"), errors.about("--source"), errors.about("--out"):
+        raise errors.InputError("x")
+    with pytest.raises(errors.InputError, match=r"^--source: config\.json: x"), errors.about("--source"):
+        raise errors.InputError("config.json: x")

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from reangle_jax.data.files import atomic_write_json
+from reangle_jax.errors import about
 from reangle_jax.scoring import networks
 from reangle_jax.scoring.met3r import Described, Met3r, one_way, summarise
 from reangle_jax.tiny import WEIGHTS
@@ -175,7 +176,9 @@ def main() -> None:
     parser.add_argument("--features", choices=tuple(networks.FEATURES), default="featup")
     parser.add_argument("--out", default=None, help="write the figures here too, as JSON")
     args = parser.parse_args()
-    report = judge(*networks.load(Path(args.weights), args.features), load_views(args.views)[: args.scenes])
+    with about("--weights"):
+        found = networks.load(Path(args.weights), args.features)
+    report = judge(*found, load_views(args.views)[: args.scenes])
     print(json.dumps(report, indent=2))
     if args.out:
         atomic_write_json(args.out, report)

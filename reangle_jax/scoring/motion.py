@@ -45,7 +45,7 @@ def likeness(
     frozen: UInt8[np.ndarray, "T H W 3"],
     mask: Bool[np.ndarray, "T H W"],
 ) -> Motion:
-    """How well a video shows what moves in a warp of the clip along the same camera path; frozen, the clip's median is.
+    """How well a video shows what moves in a warp of the clip along the same camera path; ``frozen`` is its median's.
 
     The mask is `moving`'s; the frozen scene differs from the warp at each of its pixels.
     """

@@ -65,6 +65,7 @@ class CogVideoXBackbone(Backbone):
         return networks.describe_vae(self.folders["vae"], tiles=self.clip.tiles, size=size, choice=self.choice)
 
     @functools.cached_property
+    @about(KEY)
     def schedule(self) -> Schedule:
         """Of the noise."""
         return load_schedule(self.folders["transformer"], self.transformer.config)

@@ -1,1 +1,1 @@
-"""One module for each format, each with what `reangle_jax.cameras.registry.Format` names."""
+"""One module for each format, each with its `read` and, but for COLMAP's and arrays, an `accepts`."""
