@@ -338,4 +338,4 @@ def peak(pair: Pair, call: Call) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main()))
+    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))

@@ -163,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main()))
+    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))

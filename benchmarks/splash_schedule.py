@@ -129,4 +129,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main()))
+    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))

@@ -176,4 +176,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main()))
+    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))
