@@ -20,7 +20,8 @@ class InputError(ValueError):
         self.report = tuple(report)
 
 
-_SETTING = re.compile(r"(config\.(?!json\b)[\w.]+|--[\w-]+)[:=]")
+# A config.json is a file.
+_SETTING = re.compile(r"(config\.(?!json\b)|--)[\w.-]+[:=]")
 
 
 @contextlib.contextmanager
@@ -28,12 +29,13 @@ def about(name: str) -> Iterator[None]:
     """Begins the line of what is refused within it by the setting or flag that it came from: ``config.video: ...``.
 
     What reads a file names the file; by which setting it was given, the caller knows. A line that begins with a setting
-    already, another one perhaps, which is to be mended, stays as it is.
+    already, another one perhaps, which is to be mended, stays as it is; and so with flags.
     """
     try:
         yield
     except InputError as error:
-        if _SETTING.match(str(error)):
+        own = _SETTING.match(str(error))
+        if own and name.startswith(own[1]):
             raise
         raise InputError(f"{name}: {error}", error.report) from None
 

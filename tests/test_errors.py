@@ -30,5 +30,9 @@ def test_a_line_names_one_setting_that_which_is_to_be_mended():
         raise errors.InputError("config.base_dtype=float32: x")
     with pytest.raises(errors.InputError, match=r"^--out: x"), errors.about("--source"), errors.about("--out"):
         raise errors.InputError("x")
+    with pytest.raises(errors.InputError, match=r"^--mesh: config\.mesh='x' is"), errors.about("--mesh"):
+        raise errors.InputError("config.mesh='x' is not possible")
+    with pytest.raises(errors.InputError, match=r"^config\.weights: config\.json: x"), errors.about("config.weights"):
+        raise errors.InputError("config.json: x")
     with pytest.raises(errors.InputError, match=r"^--source: config\.json: x"), errors.about("--source"):
         raise errors.InputError("config.json: x")
