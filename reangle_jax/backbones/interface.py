@@ -134,7 +134,7 @@ class Backbone(abc.ABC):
     def needs(self, demand: Demand) -> dict[str, Needs]:
         """What a unit of ``finetune`` and of ``generate`` needs of a device; without weights, the published model's."""
 
-    # Loading. All raise InputError where a folder is damaged or holds another model.
+    # Loading. All raise InputError, which names the setting, where a folder is damaged or holds another model.
 
     @abc.abstractmethod
     def embed(self, prompts: Sequence[str]) -> Float[np.ndarray, "N L D"]:

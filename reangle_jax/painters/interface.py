@@ -116,7 +116,7 @@ class Painter(abc.ABC):
         are not in it.
         """
 
-    # Loading. All raise InputError where a folder is damaged or holds another model.
+    # Loading. All raise InputError, which names the setting, where a folder is damaged or holds another model.
 
     @abc.abstractmethod
     def embed(self, prompts: Sequence[str]) -> Any:
