@@ -76,6 +76,14 @@ def _backbone(settings: Settings, choice: Choice) -> "Backbone":
     )
 
 
+def _limit() -> int | None:
+    """A device's memory in whole GiB: several processes must choose alike, whatever each driver keeps for itself."""
+    from reangle_jax import measure  # late: it brings jax
+
+    limit = measure.device_limit_bytes()
+    return limit and limit // _GIB * _GIB
+
+
 def remat(settings: Settings) -> tuple[str, str]:
     """What fine-tuning's blocks keep for the backward pass (`reangle_jax.nn.remat`), and why, in words."""
     import jax  # late: these two bring it
@@ -85,12 +93,11 @@ def remat(settings: Settings) -> tuple[str, str]:
     chosen = settings.execution.remat
     if chosen != "auto":
         return chosen, "as set"
-    limit = measure.device_limit_bytes()
+    limit = _limit()
     if jax.default_backend() == "cpu":
         return ATTENTION, "on CPUs memory is slower than computing again"
     if limit is None:
         return ATTENTION, "this device does not say how much memory it has"
-    limit = limit // _GIB * _GIB  # several processes must choose alike, whatever each one's driver keeps for itself
     work = demand(settings)
     peaks = {
         name: _backbone(settings, dataclasses.replace(settings.execution, remat=name))
@@ -144,11 +151,11 @@ def on_mesh(settings: Settings, stage: str) -> contextlib.AbstractContextManager
 
 
 def _laid_out(settings: Settings, stage: str) -> "tuple[Mesh, str]":
-    from reangle_jax import measure, mesh  # late: they bring jax
+    from reangle_jax import mesh  # late: it brings jax
 
     made = mesh.make_mesh(settings.mesh, batch_size=at_once(settings, stage))
     size = _backbone(settings, settings.execution).base_bytes
-    return made, mesh.base_layout(settings.base_layout, made, size, measure.device_limit_bytes())
+    return made, mesh.base_layout(settings.base_layout, made, size, _limit())
 
 
 def _shares(settings: Settings, stage: str) -> "Shares":
