@@ -19,7 +19,6 @@ import pytest
 
 # Imported for pytest, and for what importing them does: nothing here calls them.
 import tests.checker  # noqa: F401
-from tests import fast_compiler as compiler
 from tests.no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 from tests.slow_first import pytest_collection_modifyitems  # noqa: F401
 
@@ -37,13 +36,6 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture(scope="module")
-def fast_compiler():
-    """For files whose time goes to compiling: see tests/fast_compiler.py."""
-    with compiler.used():
-        yield
 
 
 @pytest.fixture

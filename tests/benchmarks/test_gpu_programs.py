@@ -33,7 +33,7 @@ ENTRY %main.1_spmd (param: f32[2,16,3072]) -> f32[] {
   %all-reduce-start.5 = (f32[1,128]{1,0}, f32[64]{0}) all-reduce-start(%y, %z), channel_id=66, to_apply=%region_21.22.clone
   %convolution.1 = (bf16[1,9,480,720,128]{4,3,2,1,0}, u8[0]{0}) custom-call(%c, %d), custom_call_target="__cudnn$convForward"
 }
-"""  # noqa: E501
+"""  # noqa: E501  lines of the compiler
 
 
 def report(text=TEXT):

@@ -18,7 +18,7 @@ def entry(shape, start, stop, dtype="F32"):
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
 
 
-def refused(tmp_path, content, words):
+def assert_refused(tmp_path, content, words):
     file = tmp_path / "x.safetensors"
     file.write_bytes(content)
     with pytest.raises(InputError, match=words) as caught:
@@ -80,7 +80,7 @@ def test_reads_what_the_library_writes(tmp_path, rng):
     ],
 )
 def test_unsound_headers(tmp_path, content, words):
-    refused(tmp_path, content, words)
+    assert_refused(tmp_path, content, words)
 
 
 def test_random_damage(tmp_path, rng):

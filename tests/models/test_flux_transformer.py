@@ -15,7 +15,6 @@ from reangle_jax.models.flux.transformer import FluxTransformer
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.nn.execution import Execution
 
-pytestmark = pytest.mark.usefixtures("fast_compiler")
 GRID = (2, 3)
 SMALL = dataclasses.replace(FluxConfig.tiny(), num_attention_heads=1, num_single_layers=1)
 CONTROL = dataclasses.replace(ControlNetConfig.tiny(), num_attention_heads=1)

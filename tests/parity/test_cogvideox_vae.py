@@ -19,7 +19,7 @@ from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from tests.conversion import convert, revert
 
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("fast_compiler")]
+pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
@@ -78,7 +78,7 @@ def video(frames, channels=3, height=HEIGHT, width=WIDTH, batch=2):
     return torch.rand((batch, channels, frames, height, width), generator=torch.manual_seed(frames)) * 2 - 1
 
 
-def check(ours, original, tolerance):
+def assert_near(ours, original, tolerance):
     original = last(original)
     assert ours.shape == original.shape
     assert np.abs(ours - original).max() <= tolerance * np.abs(original).max()
@@ -95,8 +95,8 @@ def test_encode(config, frames):
     with torch.no_grad():
         posterior = original.encode(x).latent_dist
     mean, logvar = run(ours, "encode", last(x))
-    check(mean, posterior.mean, WHOLE)
-    check(logvar, posterior.logvar, WHOLE)
+    assert_near(mean, posterior.mean, WHOLE)
+    assert_near(logvar, posterior.logvar, WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_decode(config, frames):
     z = video(frames, 16, HEIGHT // 8, WIDTH // 8)
     with torch.no_grad():
         expected = original.decode(z).sample
-    check(run(ours, "decode", last(z)), expected, WHOLE)
+    assert_near(run(ours, "decode", last(z)), expected, WHOLE)
 
 
 TILED = SMALL.tiled((48, 40))
@@ -134,8 +134,8 @@ def test_tiled_encode(tiled):
         posterior = original.encode(x).latent_dist
     mean, logvar = run(ours, "encode", last(x))
     assert mean.shape[2:4] == (13, 9)
-    check(mean, posterior.mean, MODULE)
-    check(logvar, posterior.logvar, MODULE)
+    assert_near(mean, posterior.mean, MODULE)
+    assert_near(logvar, posterior.logvar, MODULE)
 
 
 def test_tiled_decode(tiled):
@@ -147,7 +147,7 @@ def test_tiled_decode(tiled):
         whole = original.decode(z).sample
     got = run(ours, "decode", last(z))
     assert got.shape[2:4] == (104, 72)
-    check(got, expected, MODULE)
+    assert_near(got, expected, MODULE)
     # Not the whole frames' result by another way.
     assert (whole - expected).abs().max() > 1e-2
 
@@ -158,7 +158,7 @@ def test_tiles_are_chunked_each_by_itself(tiled):
     z = video(7, 16, 5, 7)
     with torch.no_grad():
         expected = original.decode(z).sample
-    check(run(ours, "decode", last(z)), expected, MODULE)
+    assert_near(run(ours, "decode", last(z)), expected, MODULE)
 
 
 def test_default_tiles_are_the_originals():
@@ -198,7 +198,7 @@ def test_spatial_norm(frames):
     x, z = video(frames, 16, 16, 24), video(latents, 16, 2, 3)
     with torch.no_grad():
         expected, _ = original.decoder.mid_block.resnets[0].norm1(x, z)
-    check(run(ours.decoder.mid.blocks[0].norm1, "__call__", last(x), last(z)), expected, MODULE)
+    assert_near(run(ours.decoder.mid.blocks[0].norm1, "__call__", last(x), last(z)), expected, MODULE)
 
 
 def test_residual_block_hands_its_past_on():
@@ -209,11 +209,11 @@ def test_residual_block_hands_its_past_on():
         first, cache = reference(x[:, :, :3], None, z)
         second, cache = reference(x[:, :, 3:], None, z[:, :, 1:], conv_cache=cache)
     y, past = run(block, "__call__", last(x)[:, :3], last(z), None)
-    check(y, first, MODULE)
+    assert_near(y, first, MODULE)
     y, past = run(block, "__call__", last(x)[:, 3:], last(z)[:, 1:], past)
-    check(y, second, MODULE)
-    check(past[0], cache["conv1"], MODULE)
-    check(past[1], cache["conv2"], MODULE)
+    assert_near(y, second, MODULE)
+    assert_near(past[0], cache["conv1"], MODULE)
+    assert_near(past[1], cache["conv2"], MODULE)
 
 
 @pytest.mark.parametrize("level", [0, 2], ids=["in-time", "space-only"])
@@ -225,8 +225,8 @@ def test_down_and_up(frames, level):
     with torch.no_grad():
         down = original.encoder.down_blocks[level].downsamplers[0](x)
         up = original.decoder.up_blocks[level].upsamplers[0](z)
-    check(run(ours.encoder.downs[level], "__call__", last(x)), down, MODULE)
-    check(run(ours.decoder.ups[level], "__call__", last(z)), up, MODULE)
+    assert_near(run(ours.encoder.downs[level], "__call__", last(x)), down, MODULE)
+    assert_near(run(ours.decoder.ups[level], "__call__", last(z)), up, MODULE)
 
 
 def test_table_is_reversible():

@@ -18,7 +18,7 @@ from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from tests.networks import fill_randomly
 
-pytestmark = [pytest.mark.sharding, pytest.mark.usefixtures("fast_compiler")]
+pytestmark = pytest.mark.sharding
 TOLERANCE = 1e-5  # of the largest value: sums of norms in another order
 # Two chunks of frames. Eight devices divide the 24 rows of pixels and not the 12 of latents.
 VIDEO = VAEConfig(

@@ -19,7 +19,7 @@ from reangle_jax.nn.execution import Execution
 from tests import jaxprs
 from tests.networks import TRANSFORMER_SMALL, fill_randomly
 
-pytestmark = [pytest.mark.sharding, pytest.mark.usefixtures("fast_compiler")]
+pytestmark = pytest.mark.sharding
 BATCH, WORDS, GRID = 8, 13, (2, 6, 8)  # 37 tokens, which nothing divides
 LENGTH = WORDS + 2 * 3 * 4
 RANK = 8

@@ -115,7 +115,7 @@ class TestDamage:
         save_sharded(tmp_path / "part", model, CONFIG)
         return tmp_path / "part"
 
-    def refused(self, folder, words, config=CONFIG):
+    def assert_refused(self, folder, words, config=CONFIG):
         with pytest.raises(InputError, match=words) as caught:
             checkpoints.load_into(abstract(config), folder)
         assert "\n" not in str(caught.value)
@@ -127,16 +127,16 @@ class TestDamage:
     def test_truncated(self, folder):
         largest = self.largest(folder)
         largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
-        self.refused(folder, r"^/.*/part is damaged \(.*\): convert the weights again")
+        self.assert_refused(folder, r"^/.*/part is damaged \(.*\): convert the weights again")
 
     @pytest.mark.parametrize("name", ["_METADATA", "head.proj_out.kernel/.zarray"])
     def test_lost_or_rewritten_file(self, folder, name):
         (folder / "params" / name).write_bytes(b"{")
-        self.refused(folder, "is damaged .*: convert the weights again")
+        self.assert_refused(folder, "is damaged .*: convert the weights again")
         (folder / "params" / name).unlink()
-        self.refused(folder, "is damaged .*: convert the weights again")
+        self.assert_refused(folder, "is damaged .*: convert the weights again")
 
     def test_another_model(self, folder):
-        self.refused(folder, r"does not fit the model: .*shape .*give the weights of this model",
+        self.assert_refused(folder, r"does not fit the model: .*shape .*give the weights of this model",
                      dataclasses.replace(CONFIG, num_attention_heads=2))  # fmt: skip
-        self.refused(folder, "pos_embedding: unknown; give", dataclasses.replace(CONFIG, use_learned=False))
+        self.assert_refused(folder, "pos_embedding: unknown; give", dataclasses.replace(CONFIG, use_learned=False))

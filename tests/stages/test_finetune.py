@@ -19,7 +19,7 @@ from reangle_jax.stages import finetune
 from tests import networks
 from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH
 
-pytestmark = pytest.mark.usefixtures("fast_compiler", "optax_promotion")
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 OPTIONS = Finetune(
     steps=4,
     rank=2,
