@@ -8,7 +8,8 @@ Compiles attention over 17,776 tokens, in heads of 64 channels, and its gradient
 down the instructions of both kernels, and counts those of one block of logits: what runs for every block, and its part
 of what runs once for a row of blocks. An instruction takes a cycle; waiting for memory comes on top. One JSON line for
 each kernel, with the blocks that it has: the largest that divide the tokens and are no larger than those asked for.
-`benchmarks/compiled.py` takes its shares from here.
+`benchmarks/compiled.py` takes its shares from here, but for v5p's gradient: that loop has a sixth part, which is not
+read, and v5e's share stands for it, of whose cores a v5p has two.
 """
 
 import argparse
@@ -67,7 +68,6 @@ def compile_kernels(target: str, heads: int, folder: str) -> None:
     import jax.numpy as jnp
     from jax.sharding import SingleDeviceSharding
 
-    import benchmarks.full_size  # noqa: F401  its environment lets libtpu load where there is no TPU
     from benchmarks import targets
     from reangle_jax.nn.splash import splash
 

@@ -1,5 +1,6 @@
 """What full-size programs are compiled for: topologies of TPUs and NVIDIA GPUs, none of which need be there."""
 
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -24,6 +25,15 @@ MESHES = {
     "h100:8": "u:8",
     "rtx4090:1": "u:1",
 }
+# What the compilers look for on this machine and on the network, before they are loaded.
+for _name, _value in {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
 _HOST = 8  # GPUs that one host has at most
 # Of its memory, what a run takes with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 (docs: full_size); the driver has the rest.
 _TAKEN = 0.95
