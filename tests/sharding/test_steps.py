@@ -21,10 +21,7 @@ from tests.stages.test_finetune import OPTIONS
 pytestmark = [pytest.mark.sharding, pytest.mark.usefixtures("optax_promotion")]
 RANK = 8
 OPTIONS = dataclasses.replace(OPTIONS, rank=RANK, alpha=4.0, batch_size=4)
-# How far gradients may be from one device's, of the largest: float32 sums are in another order. Where rows and columns
-# are divided, so are those of the first frame's encoding, and the condition of all that follows has its rounding. On
-# one device with all weights one rounding (6e-8) away, the gradients were up to 2.6e-5 away, of eight draws.
-MESHES = {"data:4": 2e-5, "data:2,r:2,u:2": 4e-5}
+MESHES = ["data:4", "data:2,r:2,u:2"]
 
 
 def training_set():
@@ -49,30 +46,45 @@ def load(weights):
     return backbone, backbone.load_denoiser(), backbone.load_coder()
 
 
+def move_b(adapters):
+    """B starts as zeros, and A's gradients with it: moved away, all gradients are of a size."""
+    rng = np.random.default_rng(2)
+
+    def moved(path, value):
+        by = rng.normal(0, 0.1, value.shape).astype(np.float32) if "lora_b" in jax.tree_util.keystr(path) else 0 * value
+        return value + jax.device_put(by, value.sharding)
+
+    return jax.tree_util.tree_map_with_path(moved, adapters)
+
+
+def on_host(state):
+    return {path: np.asarray(value[...]) for path, value in checkpoints.parameter_paths(state).items()}
+
+
 def train(weights, text):
-    """Losses and adapters after three steps, on the host, and what the layout was."""
+    """Losses and adapters after three steps, the first step's gradients, on the host, and what the layout was."""
     with meshes.use(meshes.make_mesh(text)):
         backbone, base, coder = load(weights)
         optimiser = finetune.make_optimiser(OPTIONS)
         step = finetune.make_step(backbone, OPTIONS, optimiser)
-        state = learning.init(backbone.init_adapters(key=jax.random.key(1)), optimiser)
+        state = learning.init(move_b(backbone.init_adapters(key=jax.random.key(1))), optimiser)
         data, losses = meshes.replicate(training_set()), []
         before = [array.sharding for array in jax.tree.leaves(state)]
         for number in range(3):
             state, numbers = step(state, base, coder, data, jax.random.key(number))
             losses.append(float(numbers["loss"]))
+            if number == 0:
+                (moments,) = (m.mu for m in jax.tree.leaves(state.optimiser, is_leaf=is_adams) if is_adams(m))
+                gradients = on_host(moments)
         after = [array.sharding for array in jax.tree.leaves(state)]
         assert all(a.is_equivalent_to(b, 3) for a, b in zip(before, after, strict=True))
         programs = step._cache_size()
-    arrays = {path: np.asarray(value[...]) for path, value in checkpoints.parameter_paths(state.parameters).items()}
-    (moments,) = (part.mu for part in jax.tree.leaves(state.optimiser, is_leaf=is_adams) if is_adams(part))
-    gradients = {path: np.asarray(value[...]) for path, value in checkpoints.parameter_paths(moments).items()}
     shares = {
         "base": base["blocks"]["layers"]["ff"]["up"]["kernel"][...].addressable_shards[0].data.size,
         "lora": jax.tree.leaves(state.parameters)[0].addressable_shards[0].data.size,
         "adam": sum(array.addressable_shards[0].data.size for array in jax.tree.leaves(state.optimiser)),
     }
-    return losses, arrays, gradients, shares, programs
+    return losses, on_host(state.parameters), gradients, shares, programs
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +103,10 @@ def test_training_equals_one_devices(small_weights, one_device, text):
         # rounding decides. All but a thousandth of the values agree.
         far = np.abs(array - expected_arrays[path]) > 1e-5
         assert far.mean() < 1e-3, path
-        # The gradients' mean has no sign that rounding turns.
-        mean = expected_gradients[path]
-        np.testing.assert_allclose(gradients[path], mean, atol=MESHES[text] * np.abs(mean).max(), err_msg=path)
+        # The first gradients come before any of that. float32 sums are in another order: up to 7.5e-7 of the largest on
+        # three instruction sets, where all weights one and two roundings away (6e-8, 1.2e-7) give 1.4e-6 on one device.
+        first = expected_gradients[path]
+        np.testing.assert_allclose(gradients[path], first, atol=2e-6 * np.abs(first).max(), rtol=0, err_msg=path)
     assert programs == 1
     sizes = meshes.make_mesh(text).shape
     ways = sizes["r"] * sizes["u"]
