@@ -6,7 +6,6 @@ The same run three times in one folder, depth and warps done once: the base in f
 computed in float32, with equal draws. Prints the losses side by side, and how far the generated videos lie apart.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -45,10 +44,10 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 def main() -> None:
     """Runs all three and prints the table."""
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--sampling-steps", type=int, default=10)
+    parser.add_argument("--steps", type=commands.positive, default=150)
+    parser.add_argument("--sampling-steps", type=commands.positive, default=10)
     args = parser.parse_args()
     found = {base: run(args.workdir, base, args.steps, args.sampling_steps) for base in KEPT}
     plain, video, _ = found["auto"]
@@ -67,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main()))
+    commands.run(main)

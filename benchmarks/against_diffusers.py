@@ -20,7 +20,6 @@ rises during a step of torch's, and XLA's plan of the temporaries of ours.
 On a busy machine torch's threads wait for each other while they spin: give both one core (``taskset -c 0``).
 """
 
-import argparse
 import contextlib
 import ctypes
 import dataclasses
@@ -28,7 +27,6 @@ import functools
 import gc
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -260,8 +258,8 @@ def resident_rise(call: Call) -> float:
 
 def main() -> None:
     """Compares, then prints a line for each program and side."""
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser = commands.parser(__doc__)
+    parser.add_argument("--repeats", type=commands.positive, default=9)
     arguments = parser.parse_args()
     highest = jax.default_matmul_precision("highest")  # as PyTorch multiplies float32
     with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh.make_mesh("data:1")), highest:
@@ -338,4 +336,4 @@ def peak(pair: Pair, call: Call) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))
+    commands.run(main, stopped="it begins anew")

@@ -10,7 +10,6 @@ disk and started with the files out of the page cache, in turn in one run. The c
 process of its own, whose peak resident memory the kernel counts.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -130,9 +129,11 @@ def convert(name: str, source: Path, target: Path) -> tuple[float, float, float]
 
 
 def main() -> None:
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--model", choices=MODELS, default=MODELS[0])
-    parser.add_argument("--layers", type=int, default=3, help="42 is CogVideoX, of which 3 make about a gigabyte")
+    parser.add_argument(
+        "--layers", type=commands.positive, default=3, help="42 is CogVideoX, of which 3 make about a gigabyte"
+    )
     parser.add_argument("--single-file", action="store_true", help="the authors' own layout, of FLUX")
     parser.add_argument("--folder", help="on the disk to measure (default: the temporary folder)")
     parser.add_argument("--once", action="store_true", help="copy before the conversion only, not after it too")
@@ -163,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))
+    commands.run(main, stopped="it begins anew")

@@ -23,7 +23,7 @@ import numpy as np
 import peft
 import torch
 
-from training import commands
+from reangle_jax import commands
 
 GUIDANCE, SAMPLING_STEPS = 6.0, 40
 GIB = 2.0**30

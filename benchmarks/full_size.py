@@ -42,24 +42,25 @@ from reangle_jax import mesh as meshes
 from reangle_jax.errors import about
 from reangle_jax.nn.attention import compiling_for
 from reangle_jax.nn.choices import REMATS
-from training.commands import positive
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags."""
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--target", default="v6e:1x1", help=f"devices: {', '.join(targets.MESHES)}, ...")
-    parser.add_argument("--slices", type=positive, default=1, help="of TPUs, how many of them")
+    parser.add_argument("--slices", type=commands.positive, default=1, help="of TPUs, how many of them")
     parser.add_argument("--mesh", help="as config.mesh; by default the target's (candidates: data over all)")
     parser.add_argument("--program", choices=PROGRAMS, default="finetune")
     parser.add_argument("--base", choices=("auto", "int8"), default="auto", help="as config.base_dtype")
     parser.add_argument("--layout", choices=("divided", "replicated"), default="divided", help="as config.base_layout")
     parser.add_argument("--remat", choices=REMATS, default="attention", help="as config.execution.remat")
-    parser.add_argument("--videos", type=positive, help="of a batch; by default one for each group of devices, data")
-    parser.add_argument("--rank", type=positive, default=128)
+    parser.add_argument(
+        "--videos", type=commands.positive, help="of a batch; by default one for each group of devices, data"
+    )
+    parser.add_argument("--rank", type=commands.positive, default=128)
     parser.add_argument("--short", action="store_true", help="two blocks and 2,026 tokens")
     parser.add_argument("--tiles", action="store_true", help="as config.vae_tiles=on")
-    parser.add_argument("--limit", type=float, help="GiB that the peak may have")
+    parser.add_argument("--limit", type=commands.above_zero, help="GiB that the peak may have")
     parser.add_argument("--json", action="store_true", help="the figures as the last line")
     return parser
 
@@ -146,4 +147,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))
+    commands.run(main, stopped="it begins anew")

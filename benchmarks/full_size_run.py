@@ -38,11 +38,10 @@ from jax.tree_util import DictKey, GetAttrKey
 
 from benchmarks import kernels
 from benchmarks.full_size_programs import PROGRAMS, Case, Program
-from reangle_jax import chosen_models, config, measure, plan
+from reangle_jax import chosen_models, commands, config, measure, plan
 from reangle_jax import mesh as meshes
 from reangle_jax.backbones.cogvideox import needs
 from reangle_jax.nn.choices import REMATS, Choice
-from training import commands
 
 RUNS = ("finetune", "sample", "decode", "score")
 GIB = 2.0**30

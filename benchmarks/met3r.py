@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import functools
 import statistics
-import sys
 import time
 
 import jax
@@ -25,6 +24,7 @@ import numpy as np
 from flax import nnx
 
 from reangle_jax import checkpoints, commands
+from reangle_jax.errors import InputError
 from reangle_jax.models.dino import FeatUp, FeatUpConfig
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from reangle_jax.scoring import networks
@@ -150,23 +150,38 @@ def timed(function, *arguments):
 
 
 def parse() -> argparse.Namespace:
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--candidates", type=int, default=25)
-    parser.add_argument("--views", default="1,2,3,4,5,6", help="the numbers of finished views, in this order")
-    parser.add_argument("--size", type=int, default=64, help="pixels per side; a multiple of 8, or 16 (full)")
+    parser = commands.parser(__doc__)
+    parser.add_argument("--candidates", type=commands.positive, default=25)
+    parser.add_argument(
+        "--views", type=counts, default="1,2,3,4,5,6", help="the numbers of finished views, in this order"
+    )
+    parser.add_argument(
+        "--size", type=commands.positive, default=64, help="pixels per side; a multiple of 8, or 16 (full)"
+    )
     parser.add_argument("--config", choices=("tiny", "full", "packaged"), default="tiny")
     parser.add_argument("--cheap", action="store_true", help="the cheap mode too")
-    parser.add_argument("--chunk", type=int, default=1, help="candidates at a time")
-    parser.add_argument("--pairs", type=int, default=8, help="calls a pair that are timed for each K")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--chunk", type=commands.positive, default=1, help="candidates at a time")
+    parser.add_argument("--pairs", type=commands.positive, default=8, help="calls a pair that are timed for each K")
+    parser.add_argument("--repeats", type=commands.positive, default=3)
     parser.add_argument("--compile-only", action="store_true")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    multiple = 16 if arguments.config == "full" else 8
+    if arguments.size % multiple:
+        raise InputError(
+            f"--size={arguments.size}: with --config={arguments.config} it must be a multiple of {multiple}"
+        )
+    return arguments
+
+
+def counts(text: str) -> list[int]:
+    """Numbers of views with commas between them."""
+    return [commands.positive(word) for word in text.split(",")]
 
 
 def main() -> None:
     """Prints the programs' memory, then a line for each K and way."""
     arguments = parse()
-    counts = [int(x) for x in arguments.views.split(",")]
+    counts = arguments.views
     if arguments.config == "packaged":
         metric, states = networks.load(networks.TINY)
     else:
@@ -208,8 +223,8 @@ def main() -> None:
             alike = ranks_alike(*(np.nansum(tables[name][:, :count], axis=1) for name in ("one call", "cheap")))
             line += f"; cheap {middle['one call'] / middle['cheap']:.2f} times one call, ranks alike {alike:.3f}"
         print(line, flush=True)
-    print(f"  compilations: {before} to begin with, {len(compiled) - before} while K went through {arguments.views}")
+    print(f"  compilations: {before} to begin with, {len(compiled) - before} while K went through {counts}")
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))
+    commands.run(main, stopped="it begins anew")

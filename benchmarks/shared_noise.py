@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reangle_jax import chosen_models, config
+from reangle_jax import chosen_models, commands, config
 from reangle_jax.config import Settings
 from reangle_jax.data import files, pictures
 from reangle_jax.randomness import named_key
@@ -27,7 +27,6 @@ from reangle_jax.scoring import image
 from reangle_jax.scoring.agreement import Agreement
 from reangle_jax.scoring.video import mean_score
 from reangle_jax.stages import generate
-from training import commands
 
 KINDS = ("off", "same", "warped")
 MOMENTS = 3
@@ -92,7 +91,7 @@ def main() -> None:
     parser.add_argument("run", help="the finished run's folder")
     parser.add_argument("--config", required=True, help="its config file")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--seeds", type=commands.positive, default=4)
     args = parser.parse_args()
     fill(args)
     places = {path: path.stem.split("_") for path in Path(args.out).glob("*.json")}

@@ -27,7 +27,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a file, too
 
 from reangle_jax import commands, stopping
 from reangle_jax.errors import InputError
-from training.commands import positive
 
 TOKENS, CHANNELS = 17776, 64
 LOGITS = 2**22  # of one product: 16 MiB in float32; the compiler takes hours over what does not fit on the chip
@@ -107,9 +106,9 @@ def main() -> int:
     """Compiles, counts, prints."""
     from reangle_jax.nn import splash as kernel
 
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--target", default="v5e:1x1", choices=("v5e:1x1", "v5p:1x1x1", "v6e:1x1"))
-    parser.add_argument("--heads", type=positive, default=6, help="of a device")
+    parser.add_argument("--heads", type=commands.positive, default=6, help="of a device")
     parser.add_argument("--forward", type=blocks, default=kernel.FORWARD, help="queries,keys,keys of one product")
     parser.add_argument("--backward", type=blocks, default=kernel.BACKWARD, help="the same of the gradient")
     args = parser.parse_args()
@@ -129,4 +128,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))
+    commands.run(main, stopped="it begins anew")

@@ -7,8 +7,6 @@ versions are timed: the plain one adds rows of colours with ``np.add.at(total, (
 the tuned one adds channel by channel with flat indices, which NumPy (1.25 and later) has a fast path for.
 """
 
-import argparse
-import sys
 import time
 
 import jax
@@ -131,9 +129,9 @@ def compare(video, warped, visible, references):
 
 
 def main():
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = commands.parser(__doc__)
+    parser.add_argument("--frames", type=commands.positive, default=8)
+    parser.add_argument("--repeats", type=commands.positive, default=3)
     args = parser.parse_args()
     video, depth, source, target = example(args.frames)
     motion = np.asarray(source_to_target(source, target))
@@ -176,4 +174,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))
+    commands.run(main, stopped="it begins anew")

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
-from reangle_jax import tiny
+from reangle_jax import commands, tiny
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.splat import splat
@@ -45,7 +45,6 @@ from reangle_jax.randomness import named_key
 from reangle_jax.scoring import epipolar
 from reangle_jax.scoring.agreement import Agreement
 from reangle_jax.stages.first_frames import painted_share
-from training import commands
 from training.views import Views, load_views
 
 TARGETS = 2
@@ -328,11 +327,13 @@ def main() -> None:
     parser.add_argument("--views", required=True, help="held-out rendered views (training.views)")
     parser.add_argument("--out", required=True, help="folder of the figures; what is there is kept")
     parser.add_argument("--arms", default="naive,s5,s25", help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--scenes", type=int, default=24)
-    parser.add_argument("--first", type=int, default=0, help="of them, to begin with: commands may share out")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--every", type=int, default=2, help="choose in every k-th step of the window")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scenes", type=commands.positive, default=24)
+    parser.add_argument(
+        "--first", type=commands.count, default=0, help="of them, to begin with: commands may share out"
+    )
+    parser.add_argument("--steps", type=commands.positive, default=8)
+    parser.add_argument("--every", type=commands.positive, default=2, help="choose in every k-th step of the window")
+    parser.add_argument("--seed", type=commands.count, default=0)
     parser.add_argument("--cheap", action="store_true", help="choose by the cheap score")
     parser.add_argument("--against", default=NAIVE, help="the arm that differences are from")
     parser.add_argument("--report", action="store_true", help="only sum up what is there")
@@ -341,6 +342,8 @@ def main() -> None:
     unknown = [arm for arm in (*arms, args.against) if arm not in ARMS]
     if unknown:
         raise InputError(f"--arms: there is no {unknown[0]}: the arms are {', '.join(ARMS)}")
+    if args.first >= args.scenes:
+        raise InputError(f"--first={args.first} leaves none of --scenes={args.scenes}: it must be less")
     out = Path(args.out)
     how = {"steps": args.steps, "every": args.every, "seed": args.seed, "cheap": args.cheap}
     kept = out / "how.json"

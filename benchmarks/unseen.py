@@ -10,8 +10,6 @@ with the flow that depth and cameras give, over pixels that the warp sees throug
     python -m benchmarks.unseen RUN [RUN ...]
 """
 
-import argparse
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +71,7 @@ def measure(run: Path, view: Path) -> Row:
 
 def main() -> None:
     """Prints a line a view, and the means of each run."""
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a finished run with evaluate.untuned=True")
     for run in parser.parse_args().runs:
         rows = {view.name: measure(run, view) for view in sorted((run / "views").iterdir())}
@@ -86,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))
+    commands.run(main, stopped="it begins anew")

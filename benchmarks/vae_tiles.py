@@ -7,7 +7,6 @@ the whole clip: chunks run one after the other. Compiling takes minutes on a CPU
 """
 
 import argparse
-import sys
 import time
 
 import jax
@@ -36,25 +35,32 @@ def planned(config: VAEConfig, execution: Execution, code: str, height: int, wid
     return compiled.memory_analysis().temp_size_in_bytes / 2**30, time.perf_counter() - start
 
 
+def size(text: str) -> tuple[int, int]:
+    """Rows and columns, as ``480x720``: multiples of 8, what a latent stands for."""
+    sides = [int(word) if word.isdecimal() else 0 for word in text.split("x")]
+    if len(sides) != 2 or not all(side and side % 8 == 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text} is no HEIGHTxWIDTH, such as 480x720, of multiples of 8")
+    return sides[0], sides[1]
+
+
 def main() -> None:
     """Prints a line for each size and direction."""
-    parser = commands.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = commands.parser(__doc__)
     parser.add_argument("--code", nargs="+", choices=("decode", "encode"), default=["decode", "encode"])
-    parser.add_argument("--sizes", nargs="+", default=["480x720", "768x1360"])
-    parser.add_argument("--dtype", default="float32", help="what is computed in")
+    parser.add_argument("--sizes", type=size, nargs="+", default=[(480, 720), (768, 1360)], help="HxW")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what is computed in")
     arguments = parser.parse_args()
     config, execution = VAEConfig(), Execution(dtype=arguments.dtype)
     for code in arguments.code:
-        for size in arguments.sizes:
-            height, width = map(int, size.split("x"))
+        for height, width in arguments.sizes:
             tiled, tiled_seconds = planned(config.tiled(), execution, code, height, width)
             whole, whole_seconds = planned(config, execution, code, height, width)
             print(
-                f"{code} {size}: whole {whole:.2f} GiB, in tiles {tiled:.2f} GiB, {whole / tiled:.1f} times less "
-                f"(compiled in {whole_seconds:.0f} s and {tiled_seconds:.0f} s, {jax.default_backend()})",
+                f"{code} {height}x{width}: whole {whole:.2f} GiB, in tiles {tiled:.2f} GiB, {whole / tiled:.1f} times "
+                f"less (compiled in {whole_seconds:.0f} s and {tiled_seconds:.0f} s, {jax.default_backend()})",
                 flush=True,
             )
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda stop: main(), stopped="it begins anew"))
+    commands.run(main, stopped="it begins anew")

@@ -19,11 +19,11 @@ import jax
 
 from benchmarks import compiled as of_compiler
 from benchmarks.full_size_programs import PROGRAMS, Case
+from reangle_jax import commands
 from reangle_jax import mesh as meshes
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from training import commands
 
 MIB = 2.0**20
 # One video over N devices: the small family's six heads divide by two.

@@ -30,7 +30,7 @@ def import_command(args: list[str]) -> int:
     )
     parser.add_argument("--source", required=True, help="a LoRA of diffusers, PEFT or kohya: a file, or its folder")
     parser.add_argument("--out", required=True, help="folder to make: lora.safetensors and state/ (Orbax)")
-    parser.add_argument("--alpha", type=float, help="for a file that does not state its alpha")
+    parser.add_argument("--alpha", type=commands.above_zero, help="for a file that does not state its alpha")
     parser.add_argument("--transformer", help="folder of the converted transformer; recognised by its sizes otherwise")
     options = parser.parse_args(args)
     expand(options, "source", "out", "transformer")

@@ -21,7 +21,7 @@ from typing import IO
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the code that it stands beside, as its processes do
 
-from reangle_jax.commands import Parser, answer
+from reangle_jax import commands
 from reangle_jax.errors import InputError
 
 MOST = 64  # processes of one machine: no machine has more GPUs
@@ -31,19 +31,18 @@ PATIENCE = 60.0  # seconds that the others have to end by themselves after one h
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """This command's flags, and those of the run."""
     own, _, flags = "\0".join(argv).partition("\0--\0") if "--" in argv[1:] else ("\0".join(argv), "", "")
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, required=True, help="how many")
+    parser = commands.parser(__doc__)
+    parser.add_argument("--processes", type=commands.whole(1, MOST), required=True, help="how many")
     parser.add_argument(
-        "--devices-per-process", type=int, default=0, help="on CPUs: so many devices each; without it a GPU each"
+        "--devices-per-process",
+        type=commands.positive,
+        default=0,
+        help="on CPUs: so many devices each; without it a GPU each",
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be started")
     arguments, unknown = parser.parse_known_args([word for word in own.split("\0") if word])
     if unknown:
         raise InputError(f"unknown flag {unknown[0]}: the run's own flags follow -- (see --help)")
-    if not 1 <= arguments.processes <= MOST:
-        raise InputError(f"--processes={arguments.processes} is not possible: one machine takes 1 to {MOST}")
-    if arguments.devices_per_process < 0:
-        raise InputError(f"--devices-per-process={arguments.devices_per_process} is not possible: give 1 or more")
     return arguments, [word for word in flags.split("\0") if word]
 
 
@@ -83,7 +82,7 @@ def free_port() -> int:
         return taken.getsockname()[1]
 
 
-def run(commands: Sequence[Sequence[str]], environment: Sequence[Mapping[str, str]]) -> int:
+def run(started_as: Sequence[Sequence[str]], environment: Sequence[Mapping[str, str]]) -> int:
     """Runs processes until all have ended; gives the exit code of the first that failed, or 0."""
     started: list[subprocess.Popen] = []
     readers = []
@@ -95,7 +94,7 @@ def run(commands: Sequence[Sequence[str]], environment: Sequence[Mapping[str, st
 
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, pass_on)
-    for index, (command, own) in enumerate(zip(commands, environment, strict=True)):
+    for index, (command, own) in enumerate(zip(started_as, environment, strict=True)):
         kept = None if index == 0 else subprocess.PIPE
         process = subprocess.Popen(
             command, env=os.environ | dict(own), stdout=kept, stderr=kept and subprocess.STDOUT, start_new_session=True
@@ -145,4 +144,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(answer(lambda stop: main(sys.argv)))
+    commands.run(lambda: main(sys.argv))

@@ -1,7 +1,8 @@
-"""What every command has in common: mistakes get one line, and each kind of end its exit code."""
+"""What every command has in common: its flags, mistakes in one line, and for each kind of end an exit code."""
 
 import argparse
 import importlib
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -11,6 +12,7 @@ from reangle_jax.errors import InputError, NotFiniteError
 from reangle_jax.stopping import Stop, Stopped
 
 SHOWN = 60  # lines of a report on one input
+CONTINUES = "the same command continues"
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,10 +23,54 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see --help)")
 
 
+def parser(doc: str | None) -> Parser:
+    """The flags of a command, whose help is its module's docstring."""
+    return Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def whole(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """The type of a flag that is a whole number from ``least`` to ``most``."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or not least <= number <= most:
+            to = "on" if most == math.inf else f"to {most}"
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} {to}")
+        return number
+
+    return read
+
+
+positive, count = whole(1), whole(0)
+
+
+def above_zero(text: str) -> float:
+    """The type of a flag that is a finite number above 0."""
+    return _real(text, lambda number: 0 < number < math.inf, "above 0")
+
+
+def share(text: str) -> float:
+    """The type of a flag that is a number from 0 to 1."""
+    return _real(text, lambda number: 0 <= number <= 1, "from 0 to 1")
+
+
+def _real(text: str, fits: Callable[[float], bool], words: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not fits(number):
+        raise argparse.ArgumentTypeError(f"{text} is no number {words}")
+    return number
+
+
 def answer(
     work: Callable[[Stop], int | None],
     *,
-    stopped: str = "the same command continues",
+    stopped: str = CONTINUES,
     explain: Callable[[Exception], str | None] = lambda error: None,
     claim: Callable[[int], bool] = lambda code: True,
 ) -> int:
@@ -68,12 +114,17 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
+def run(main: Callable[[], int | None], *, stopped: str = CONTINUES) -> NoReturn:
+    """Runs a command as this process; both are as of `answer`."""
+    stopping.run(lambda: answer(lambda stop: main(), stopped=stopped))
+
+
 def start(module: str, stopped: str) -> NoReturn:
     """Runs a room's command, ``main`` of a module, as this process; ``stopped`` is as of `answer`.
 
     The module is imported here, which takes seconds: a signal is answered in a line meanwhile too.
     """
-    stopping.run(lambda: answer(lambda stop: importlib.import_module(module).main(sys.argv[1:]), stopped=stopped))
+    run(lambda: importlib.import_module(module).main(sys.argv[1:]), stopped=stopped)
 
 
 def _complaint(message: str, *lines: str) -> str:

@@ -218,15 +218,13 @@ def _main(argv: Sequence[str], stop: Stop) -> int:
     parser.add_argument("clips", help="the list")
     parser.add_argument("--out", required=True, help="where each clip gets its folder")
     parser.add_argument(
-        "--groups", type=int, default=0, help="of devices: so many clips at once; a GPU each by default"
+        "--groups", type=commands.positive, default=0, help="of devices: so many clips at once; a GPU each by default"
     )
     parser.add_argument(
         "--share", default="0/1", help="K/N: every N-th clip from the K-th on; auto: by SLURM or the job"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     given = parser.parse_args(list(argv[1:at]))
-    if given.groups < 0:
-        raise InputError(f"--groups={given.groups} is not possible: it must be a number from 1")
     share, shares = share_of(given.share, os.environ)
     clips, flags = read(Path(user_path(given.clips, "CLIPS.txt")))[share::shares], argv[at + 1 :]
     out, places = Path(user_path(given.out, "--out")), groups(given.groups)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float16, Float32, UInt8
 
+from reangle_jax import commands
 from reangle_jax.geometry.trajectories import parse_view, view_cameras
-from training import commands, records
+from training import records
 from training.pool import ImagePool, load_pool
 from training.records import Stored
 from training.scenes import Scene, random_scene, render, source_cameras
@@ -106,8 +107,8 @@ def render_command(
         make: (number, pool) -> an example.
     """
     parser.add_argument("--out", required=True)
-    parser.add_argument(f"--{what}", dest="count", type=int, required=True)
-    parser.add_argument("--first", type=int, default=0, help=f"from {HELD_OUT_FROM} on, {what} are held out")
+    parser.add_argument(f"--{what}", dest="count", type=commands.positive, required=True)
+    parser.add_argument("--first", type=commands.count, default=0, help=f"from {HELD_OUT_FROM} on, {what} are held out")
     parser.add_argument("--cache", default=".cache/pool")
     args = parser.parse_args()
     pools = load_pool(args.cache)

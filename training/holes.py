@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from reangle_jax import commands
 from reangle_jax.geometry import depth as depths
 from reangle_jax.geometry.splat import splat
 from reangle_jax.geometry.trajectories import parse_view, view_cameras
-from training import commands, records
+from training import records
 from training.dataset import HEIGHT, HELD_OUT_FROM, WIDTH, Clip, load_clips
 from training.pool import ImagePool, load_pool
 from training.records import Stored
@@ -199,8 +200,10 @@ def main() -> None:
     """The command."""
     parser = commands.parser(__doc__)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--pictures", type=int, required=True)
-    parser.add_argument("--first", type=int, default=0, help=f"from {HELD_OUT_FROM} on, pictures are held out")
+    parser.add_argument("--pictures", type=commands.positive, required=True)
+    parser.add_argument(
+        "--first", type=commands.count, default=0, help=f"from {HELD_OUT_FROM} on, pictures are held out"
+    )
     parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
     parser.add_argument("--scenes", default=None, help="rendered clips (training.dataset), held out if these are")
     parser.add_argument("--views", default=None, help="rendered views (training.views), held out if these are")

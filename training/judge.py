@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from reangle_jax import commands
 from reangle_jax.data.files import atomic_write_json
 from reangle_jax.errors import about
 from reangle_jax.scoring import networks
 from reangle_jax.scoring.met3r import Described, Met3r, one_way, summarise
 from reangle_jax.tiny import WEIGHTS
-from training import commands
 from training.train_dino import carry
 from training.train_dust3r import true_points
 from training.views import Views, load_views
@@ -172,7 +172,9 @@ def main() -> None:
     parser = commands.parser(__doc__)
     parser.add_argument("--views", required=True, help="held-out rendered views (training.views)")
     parser.add_argument("--weights", default=str(WEIGHTS), help="folder with dust3r/ and featup/ or dino/")
-    parser.add_argument("--scenes", type=int, default=None, help="judge by so many of them, the first; all by default")
+    parser.add_argument(
+        "--scenes", type=commands.positive, default=None, help="judge by so many of them, the first; all by default"
+    )
     parser.add_argument("--features", choices=tuple(networks.FEATURES), default="featup")
     parser.add_argument("--out", default=None, help="write the figures here too, as JSON")
     args = parser.parse_args()

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, commands
 from reangle_jax.arrays import to_unit
 from reangle_jax.data.files import atomic_write_json
 from reangle_jax.diffusion import flow
@@ -36,7 +36,6 @@ from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.painters.flux.conditions import control_condition, known_cells, picture_latents
 from reangle_jax.prompts import embed_prompts
 from reangle_jax.tiny import WEIGHTS
-from training import commands
 from training.holes import Holes, load_holes
 from training.train_flux import TEXT_LENGTH, build, predict
 
@@ -177,10 +176,12 @@ def main() -> None:
     parser = commands.parser(__doc__)
     parser.add_argument("--pictures", required=True, help="held-out pictures with holes (training.holes)")
     parser.add_argument("--weights", default=str(WEIGHTS))
-    parser.add_argument("--count", type=int, default=32, help="pictures of each kind, at most")
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--least", type=int, default=100, help="pixels in wide holes that a picture must have")
+    parser.add_argument("--count", type=commands.positive, default=32, help="pictures of each kind, at most")
+    parser.add_argument("--samples", type=commands.positive, default=8)
+    parser.add_argument("--steps", type=commands.positive, default=20)
+    parser.add_argument(
+        "--least", type=commands.positive, default=100, help="pixels in wide holes that a picture must have"
+    )
     parser.add_argument("--sheet", default=None, help="write a picture to look at here")
     parser.add_argument("--out", default=None, help="write the figures here too, as JSON")
     args = parser.parse_args()

@@ -20,8 +20,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from reangle_jax import commands
 from reangle_jax.errors import InputError
-from training import commands
 from training.depth_frames import STORED, Frames, render_scene
 from training.holes import random_holes
 from training.pool import load_pool
@@ -117,7 +117,7 @@ def main() -> None:
     """The command."""
     parser = commands.parser(__doc__)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--seconds", type=commands.above_zero, required=True)
     parser.add_argument("--workers", type=commands.positive, default=os.cpu_count() or 1)
     parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["views", "holes"])

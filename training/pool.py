@@ -27,10 +27,10 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from reangle_jax import commands
 from reangle_jax.arrays import Picture
 from reangle_jax.data.video import iterate_frames
 from reangle_jax.errors import InputError
-from training import commands
 from training.pool_sources import SOURCES, Clip, Source
 
 FORMAT = 1

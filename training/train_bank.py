@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from reangle_jax import checkpoints, tiny
+from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.errors import InputError, about
 from reangle_jax.models.dust3r import Dust3rConfig
@@ -35,7 +35,7 @@ from reangle_jax.nn import products
 from reangle_jax.nn.execution import Execution
 from reangle_jax.painters.flux.conditions import known_cells
 from reangle_jax.prompts import embed_prompts
-from training import commands, make_bank, train_depth, train_dust3r, train_flux, training
+from training import make_bank, train_depth, train_dust3r, train_flux, training
 from training.depth_frames import INPUT
 from training.device_batches import cut_out, depth_batch, hole_batch, pair_batch
 from training.dust3r_pairs import SAME
@@ -202,7 +202,9 @@ def main() -> None:
     parser.add_argument(
         "--refresh", type=commands.positive, default=None, help="read the bank again after so many seconds"
     )
-    parser.add_argument("--decay", type=float, default=0.6, help="share of the schedule over which the rate falls")
+    parser.add_argument(
+        "--decay", type=commands.share, default=0.6, help="share of the schedule over which the rate falls"
+    )
     args = parser.parse_args()
     if args.wide and args.network == "flux":
         raise InputError("--wide: the small FLUX has one width: leave the flag out")

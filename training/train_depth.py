@@ -24,13 +24,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
-from reangle_jax import checkpoints, tiny
+from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.data import weights_folder
 from reangle_jax.errors import about
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.embeddings import sincos_1d
-from training import commands, training
+from training import training
 from training.depth_frames import (
     INPUT,
     Frames,
@@ -248,7 +248,7 @@ def main() -> None:
     """The command."""
     parser = training.command_line(__doc__, steps=30_000, out=str(WEIGHTS), rate=1e-3)
     parser.add_argument("--frames", default=".cache/depth_frames", help="where rendered frames are kept")
-    parser.add_argument("--count", type=int, default=6000, help="rendered frames to train on")
+    parser.add_argument("--count", type=commands.positive, default=6000, help="rendered frames to train on")
     parser.add_argument("--clips", default=None, help="rendered clips (training.dataset) instead of rendered frames")
     parser.add_argument("--labels", default=None, help="a folder of real frames that a teacher has labelled")
     parser.add_argument("--motorcycle", default=None, help="scikit-image's data folder, for the held-out figure")

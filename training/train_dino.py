@@ -22,11 +22,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
-from reangle_jax import checkpoints
+from reangle_jax import checkpoints, commands
 from reangle_jax.arrays import Picture
 from reangle_jax.errors import about
 from reangle_jax.models.dino import DinoConfig, VisionTransformer, normalise
-from training import commands, training
+from training import training
 from training.train_depth import principal_patches
 from training.views import Views, command_line, first_images, load_views
 

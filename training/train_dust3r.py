@@ -26,13 +26,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, UInt8
 
-from reangle_jax import checkpoints, tiny
+from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.errors import InputError, about
 from reangle_jax.geometry.cameras import rigid_inverse
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
 from reangle_jax.nn.linear import Linear
-from training import commands, training
+from training import training
 from training.depth_frames import load_motorcycle
 from training.dust3r_pairs import SAME, halved, make_batch
 from training.train_depth import principal_patches

@@ -18,11 +18,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from reangle_jax import checkpoints, tiny
+from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.errors import about
 from reangle_jax.models.dino import FeatUp, FeatUpConfig, normalise
 from reangle_jax.nn.resize import resize_bilinear
-from training import commands, training
+from training import training
 from training.train_dino import OUT as DINO
 from training.train_dino import sample
 from training.views import Views, command_line, load_views

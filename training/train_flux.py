@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float16
 
-from reangle_jax import checkpoints, tiny
+from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.errors import about
 from reangle_jax.models.flux.autoencoder import Autoencoder
@@ -32,7 +32,7 @@ from reangle_jax.nn.execution import Execution
 from reangle_jax.painters.flux.conditions import known_cells
 from reangle_jax.painters.flux.networks import T5_LENGTH, TINY
 from reangle_jax.prompts import embed_prompts
-from training import commands, records, training
+from training import records, training
 from training.holes import PART, Holes, load_holes
 
 WEIGHTS = tiny.WEIGHTS / "flux_transformer"

@@ -19,12 +19,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from reangle_jax import checkpoints, tiny
+from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.data.video import fit
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
-from training import commands, training
+from training import training
 from training.dataset import HEIGHT, WIDTH, Clip, load_clips
 from training.pool import ImagePool, load_pool
 from training.train_vae import psnr, recoloured

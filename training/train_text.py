@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reangle_jax import checkpoints, tiny
+from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.geometry.trajectories import parse_view
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.models.text.tokenizers import EOS, PAD, ByteTokenizer
 from reangle_jax.nn.linear import Linear
-from training import commands, training
+from training import training
 from training.dataset import load_clips, random_view
 
 WEIGHTS = tiny.WEIGHTS / "text_encoder"

@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float16, Float32, Int, UInt8
 
-from reangle_jax import checkpoints, tiny
+from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.diffusion.losses import masked_v_loss
@@ -33,7 +33,7 @@ from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.nn.choices import IMPLEMENTATIONS, Choice
 from reangle_jax.nn.execution import Execution
-from training import commands, records, training
+from training import records, training
 from training.dataset import FRAMES, HEIGHT, PART, WIDTH, Clip, load_clips
 from training.movers import moving_things
 from training.pool import ImagePool, load_pool
@@ -234,8 +234,8 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--layers", type=commands.positive, default=TransformerConfig.tiny().num_layers)
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="what is computed in")
     parser.add_argument("--attention", choices=("auto", *IMPLEMENTATIONS), default="auto")
-    parser.add_argument("--ema", type=float, default=0.998, help="decay of the mean that is kept")
-    parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
+    parser.add_argument("--ema", type=commands.share, default=0.998, help="decay of the mean that is kept")
+    parser.add_argument("--save-every", type=commands.above_zero, default=120, help="seconds between checkpoints")
     parser.add_argument(
         "--noisiest-of",
         type=commands.positive,

@@ -22,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from reangle_jax import checkpoints, tiny
+from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.data.video import fit
 from reangle_jax.errors import about
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.nn.execution import Execution
-from training import commands, training
+from training import training
 from training.dataset import Clip, load_clips
 from training.movers import moving_things
 from training.pool import ImagePool, load_pool
@@ -207,7 +207,7 @@ def main() -> None:
         "--batch", type=commands.positive, default=1, help="clips a step; of images alone 6 and 8 times as many"
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="what is computed in")
-    parser.add_argument("--save-every", type=float, default=120, help="seconds between checkpoints")
+    parser.add_argument("--save-every", type=commands.above_zero, default=120, help="seconds between checkpoints")
     args = parser.parse_args()
 
     config = VAEConfig.tiny()

@@ -16,9 +16,9 @@ import numpy as np
 import optax
 import optax.contrib
 
-from reangle_jax import learning
+from reangle_jax import commands, learning
 from reangle_jax.stopping import Stop
-from training import commands, feeding
+from training import feeding
 
 Batch = Any
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
@@ -35,7 +35,7 @@ class TrainConfig:
         learning_rate: the highest rate; warmed up over ``warmup`` steps, constant, then a cosine to zero over the last
             ``decay`` of the schedule.
         warmup: steps.
-        decay: fraction of the schedule.
+        decay: fraction of the schedule; 0: constant.
         weight_decay: decoupled from the gradient, as in AdamW.
         max_grad_norm: gradients are clipped to this global norm.
         ema: decay of the running mean of the parameters that is evaluated and kept.
@@ -69,7 +69,7 @@ class TrainConfig:
     def rate(self, progress: float, step: int) -> float:
         """The learning rate at a fraction of the schedule."""
         warm = min(1.0, (step + 1) / self.warmup)
-        tail = min(1.0, max(0.0, (1.0 - progress) / self.decay))
+        tail = min(1.0, max(0.0, (1.0 - progress) / self.decay)) if self.decay else 1.0
         return self.learning_rate * warm * float(np.sin(0.5 * np.pi * tail) ** 2)
 
 
@@ -79,9 +79,11 @@ def command_line(doc: str | None, *, steps: int, out: str, rate: float) -> argpa
     parser.add_argument("--workdir", required=True, help="checkpoints and the log; the same command goes on from here")
     parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
     parser.add_argument("--steps", type=commands.positive, default=steps)
-    parser.add_argument("--minutes", type=float, default=None, help="end the schedule after this many minutes instead")
-    parser.add_argument("--rate", type=float, default=rate, help="the highest learning rate")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--minutes", type=commands.above_zero, default=None, help="end the schedule after this many minutes instead"
+    )
+    parser.add_argument("--rate", type=commands.above_zero, default=rate, help="the highest learning rate")
+    parser.add_argument("--seed", type=commands.count, default=0)
     parser.add_argument(
         "--workers", type=commands.count, default=0, help="processes that make batches ahead; 0: a thread"
     )

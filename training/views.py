@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float16, Float32, UInt8
 
-from training import commands, records, training
+from reangle_jax import commands
+from training import records, training
 from training.dataset import HEIGHT, PIVOT, WIDTH, render_command
 from training.depth_frames import FOCALS
 from training.pool import ImagePool

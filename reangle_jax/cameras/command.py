@@ -51,7 +51,7 @@ def _parser() -> commands.Parser:
     )
     parser.add_argument("--frame", choices=placing.FRAMES, help="as config.camera_frame; default: the run's, or first")
     parser.add_argument("--scale", metavar="UNIT", help="as config.camera_scale; default: the run's, or scene")
-    parser.add_argument("--resample", metavar="N", type=int, help="bring them to N cameras")
+    parser.add_argument("--resample", metavar="N", type=commands.whole(2, 9999), help="bring them to N cameras")
     parser.add_argument(
         "--format", choices=tuple(ORDERS), help="whose three lines these are, where the file does not say"
     )
@@ -93,8 +93,6 @@ def _placed(
         scale = _unit(arguments.scale or settings.get("camera_scale", "scene"))
     except ValueError as error:
         raise InputError(f"--scale {arguments.scale}: {error}") from None
-    if arguments.resample is not None and not 2 <= arguments.resample <= 9999:
-        raise InputError(f"--resample {arguments.resample}: it must be from 2 to 9999")
     frame = arguments.frame or settings.get("camera_frame", "first")
     wishes = placing.Wishes(frame, scale, arguments.resample is not None)
     count = arguments.resample or file.count or (like.source.num_frames if like else _FRAMES)

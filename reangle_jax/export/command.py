@@ -32,7 +32,7 @@ def _parser() -> commands.Parser:
     parser.add_argument("--fused", action="store_true", help="points: one cloud of all frames")
     parser.add_argument("--square", action="store_true", help="dnerf: the middle of the pictures, as high as wide")
     parser.add_argument(
-        "--shards", type=int, default=1, help="tfds: files to spread the examples over, at most one each"
+        "--shards", type=commands.positive, default=1, help="tfds: files to spread the examples over, at most one each"
     )
     parser.add_argument("--list", action="store_true", help="say what reads each layout")
     return parser
@@ -76,8 +76,6 @@ def _run(arguments: argparse.Namespace) -> None:
             raise InputError(f"--format {arguments.format} has no --{flag}: leave it out")
     if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(".")):
         raise InputError(f"--out {out} is there already: each data set has a folder of its own; give another")
-    if arguments.shards < 1:
-        raise InputError(f"--shards {arguments.shards}: it must be at least 1")
     views = [view.strip() for view in (arguments.views or "").split(",") if view.strip()]
     found = [clips.read(Path(run), views, with_input=arguments.with_input) for run in arguments.runs]
     options = _options(arguments, found[0])

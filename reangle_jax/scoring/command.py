@@ -57,7 +57,9 @@ def _parser() -> commands.Parser:
         "DINOv2's upsampled bilinearly",
     )
     parser.add_argument(
-        "--size", type=int, help="pixels per side of what is compared (default: 256; 128 with --weights tiny)"
+        "--size",
+        type=commands.positive,
+        help="pixels per side of what is compared (default: 256; 128 with --weights tiny)",
     )
     parser.add_argument(
         "--reference",

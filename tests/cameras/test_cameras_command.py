@@ -80,7 +80,7 @@ def slowly_away(poses):
         (slowly_away, [], "sees nothing of the scene from"),
         (lambda poses: poses * 1.1, [], "holds no rotation"),
         (None, ["--scale", "feet"], "--scale feet: it must be scene, pivot or a number above 0"),
-        (None, ["--resample", "1"], "--resample 1: it must be from 2 to 9999"),
+        (None, ["--resample", "1"], "argument --resample: 1 is no whole number from 2 to 9999"),
         (None, ["--like", "nowhere"], "--like nowhere: is no run with depth"),
         (None, ["--out", "."], "--out: . is a folder; give the name of a file"),
         (None, ["--frame", "last"], "--frame: invalid choice"),

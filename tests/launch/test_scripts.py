@@ -201,9 +201,12 @@ class TestLocal:
     @pytest.mark.parametrize(
         ("flags", "words"),
         [
-            (["--processes", "0"], "--processes=0 is not possible"),
-            (["--processes", "1000"], "--processes=1000 is not possible: one machine takes 1 to 64"),
-            (["--processes", "2", "--devices-per-process", "-1"], "--devices-per-process=-1 is not possible"),
+            (["--processes", "0"], "argument --processes: 0 is no whole number from 1 to 64"),
+            (["--processes", "1000"], "argument --processes: 1000 is no whole number from 1 to 64"),
+            (
+                ["--processes", "2", "--devices-per-process", "-1"],
+                "argument --devices-per-process: -1 is no whole number from 1 on",
+            ),
             (["--processes", "2", "--config=c"], "unknown flag --config=c: the run's own flags follow --"),
             (["--processes", "4"], "CUDA_VISIBLE_DEVICES=4,5,6 names 3 for --processes=4"),
         ],

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from reangle_jax import commands
 from reangle_jax.errors import NotFiniteError
 from reangle_jax.stopping import Stopped
-from training import commands, train_text, train_vae, training
+from training import train_text, train_vae, training
 from training.train_transformer import mirrored_prompt
 
 # optax raises float32 to the power of an int32 count.
@@ -138,14 +139,14 @@ def test_a_signal_keeps_every_step(tmp_path):
 def test_unusable_input_is_answered_in_one_line(tmp_path, arguments, words, monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["train_text", *arguments])
     monkeypatch.chdir(tmp_path)
-    assert commands.answer(train_text.main) == 2
+    assert commands.answer(lambda stop: train_text.main()) == 2
     assert capfd.readouterr().err == f"{words}\n"
 
 
 def test_weights_that_are_not_there_are_told_by_their_flag(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["train_vae", "--workdir", "w", "--init", "nowhere"])
     monkeypatch.chdir(tmp_path)
-    assert commands.answer(train_vae.main) == 2
+    assert commands.answer(lambda stop: train_vae.main()) == 2
     assert (
         capfd.readouterr().err == "error: --init: nowhere/config.json is missing; give a folder of converted weights\n"
     )
