@@ -37,6 +37,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from reangle_jax import commands, tiny
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
+from reangle_jax.evaluation.bootstrap import interval
 from reangle_jax.geometry.splat import splat
 from reangle_jax.painters import registry
 from reangle_jax.painters.flux.needs import planned
@@ -275,14 +276,6 @@ def agreement_of_holes(scene: Scene, pasted: list[np.ndarray]) -> float | None:
     if twice.sum() < 50:
         return None
     return psnr(np.square((there.astype(np.float32) - pasted[1])[twice] / 255))
-
-
-def interval(values: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
-    """Mean, and the ends of its 95 % bootstrap interval over scenes."""
-    data = np.asarray(values, np.float64)
-    means = data[np.random.default_rng(0).integers(len(data), size=(draws, len(data)))].mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(data.mean()), float(low), float(high)
 
 
 def differences(rows: dict[str, dict[int, dict[str, Any]]], against: str) -> dict[str, Any]:

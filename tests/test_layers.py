@@ -48,6 +48,10 @@ ARROWS: dict[str, set[str]] = {
     "scoring": {
         "checkpoints", "commands", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
     },
+    "evaluation": {
+        "cameras", "commands", "compilation_cache", "data", "export", "faults", "models", "nn", "run", "scoring",
+        "stopping", "tiny",
+    },
     "plan": {
         "backbones", "checkpoints", "chosen_models", "config", "diffusion", "measure", "mesh", "models", "needs", "nn",
         "run", "scoring",

@@ -115,7 +115,7 @@ def read(run: Path, views: Sequence[str] = (), *, with_input: bool = False) -> C
     if "stages" in record:
         for name in names:
             for file in ("frames.npz", "cameras.json"):
-                _check_done(run, record, f"views/{name}/{file}")
+                check_done(run, record, f"views/{name}/{file}")
     try:
         clip, z = files.load_npz(run / "input/frames.npz"), files.load_npz(run / "input/depth.npz")["depth"]
         fps = float(clip["fps"])
@@ -130,11 +130,14 @@ def read(run: Path, views: Sequence[str] = (), *, with_input: bool = False) -> C
     return Clip(run, caption, fps, source, z, tuple([source] * with_input + tracks), record)
 
 
-def _check_done(run: Path, record: dict[str, Any], output: str) -> None:
+def check_done(run: Path, record: dict[str, Any], output: str) -> None:
     """Refuses an output of a run that was begun again with other settings and has not come to it yet.
 
     It would be read beside cameras, warps and a caption that it was not made from. run.json tells: what an output's
     unit depended on, and so back to the input, must be what the settings and the other units' outputs are now.
+
+    Raises:
+        InputError: it is not finished.
     """
     settings, waiting, known = record["settings"], [output], set()
     while waiting:

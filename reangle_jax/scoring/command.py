@@ -18,7 +18,7 @@ from reangle_jax.data import files
 from reangle_jax.data.paths import expand
 from reangle_jax.data.pictures import write_png
 from reangle_jax.errors import InputError, about
-from reangle_jax.scoring.inputs import Notes, iterate_video, moments, read_picture, read_pictures, square
+from reangle_jax.scoring.inputs import Notes, check_size, iterate_video, moments, read_picture, read_pictures, square
 
 DESCRIPTION = """\
 MEt3R (arXiv 2501.06336) of pictures of one moment, or of videos of one scene: 0 is consistent, 2 the worst; no camera
@@ -138,12 +138,10 @@ def _consistency(
 ) -> dict[str, Any]:
     from reangle_jax.scoring import networks  # late: mistakes are answered before the networks' seconds
 
-    size = arguments.size
-    if size is None:
-        size = 128 if arguments.weights == networks.TINY else 256
+    size = networks.default_size(arguments.weights) if arguments.size is None else arguments.size
     with about("--weights"):
         metric, states = networks.load(arguments.weights, arguments.features)
-    _check_size(size, networks.patch_multiple(metric, states))
+    check_size(size, networks.patch_multiple(metric, states))
     report = {"features": arguments.features, "size": [size] * 2}
     if pictures is not None:
         return report | _score_pictures(metric, states, paths, [square(x, size) for x in pictures], maps, note)
@@ -183,13 +181,6 @@ def _made(folder: str, flag: str) -> Path:
     except OSError as error:
         raise InputError(f"{flag}: {folder} cannot be made ({error.strerror}); give another folder") from None
     return Path(folder)
-
-
-def _check_size(size: int, multiple: int) -> None:
-    if size < multiple or size % multiple:
-        near = sorted({max(multiple, size // multiple * multiple), max(multiple, -(-size // multiple) * multiple)})
-        choices = " or ".join(map(str, near))
-        raise InputError(f"--size {size}: must be a multiple of {multiple}, DUSt3R's patch: take {choices}")
 
 
 def _score_pictures(metric, states, paths: list[str], pictures: list[Picture], maps, note: Notes) -> dict[str, Any]:

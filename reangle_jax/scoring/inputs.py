@@ -60,6 +60,18 @@ def square(picture: Picture, size: int) -> Picture:
     return np.ascontiguousarray(fit(picture, size, size))
 
 
+def check_size(size: int, multiple: int) -> None:
+    """Refuses a --size of no whole patches.
+
+    Raises:
+        InputError: the line names the nearest ones.
+    """
+    if size < multiple or size % multiple:
+        near = sorted({max(multiple, size // multiple * multiple), max(multiple, -(-size // multiple) * multiple)})
+        choices = " or ".join(map(str, near))
+        raise InputError(f"--size {size}: must be a multiple of {multiple}, DUSt3R's patch: take {choices}")
+
+
 def moments(paths: Sequence[str], note: Notes) -> Iterator[list[Picture]]:
     """The frames of all videos, moment by moment, at the first one's size, as far as the shortest goes."""
     with contextlib.ExitStack() as stack:

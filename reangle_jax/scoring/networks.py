@@ -29,6 +29,11 @@ def resolve(folder: str | Path) -> Path:
     return tiny.WEIGHTS if folder == TINY else Path(folder)
 
 
+def default_size(folder: str | Path) -> int:
+    """Pixels per side at which pictures are compared: what the networks were trained for."""
+    return 128 if str(folder) == TINY else 256
+
+
 def load(folder: str | Path, features: str = "featup") -> tuple[Met3r, tuple[Any, Any]]:
     """The metric and its parameters, from `tiny` or a folder with ``dust3r/`` and one named as the features.
 

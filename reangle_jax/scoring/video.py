@@ -10,6 +10,7 @@ A pair that shows nothing in common has no score and is left out of the mean; ho
 say. MEt3R is symmetric, so that the order of images is of no account.
 """
 
+import collections
 import functools
 import itertools
 import statistics
@@ -74,6 +75,19 @@ def score_videos(
     """For each moment, of which the frame of every video is given, MEt3R of all unordered pairs; see `score_views`."""
     for images in moments:
         yield list(score_views(metric, states, images, keep_ways=keep_ways))
+
+
+def score_sequence(
+    metric: Met3r, states: tuple[Any, Any], images: Iterable[Picture], step: int = 1
+) -> Iterator[PairScore]:
+    """MEt3R of each image and the one so many before it, images of one size; step + 1 descriptions are kept."""
+    before: collections.deque[Described] = collections.deque(maxlen=step)
+    for index, image in enumerate(images):
+        described = describe(metric, states, jnp.asarray(image))
+        if len(before) == step:
+            score = _compare(metric, states, before[0], described, False)[0]
+            yield PairScore(index - step, index, known(float(score.met3r[0])), float(score.overlap[0]))
+        before.append(described)
 
 
 def mean_score(scores: Iterable[PairScore]) -> float | None:

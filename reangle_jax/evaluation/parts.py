@@ -1,0 +1,258 @@
+"""What is measured of an output: parts, each of which gives the figures that are computed together."""
+
+import functools
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from reangle_jax.errors import TooSmallError, about
+from reangle_jax.evaluation.item import Item
+from reangle_jax.evaluation.manifest import Output
+from reangle_jax.scoring import epipolar, networks, perceptual, reference, video
+from reangle_jax.scoring.inputs import check_size, square
+
+PUBLISHED = 256  # pixels a side that SED's published figures and thresholds are of
+Figures = dict[str, float | None]  # by name; None where there is nothing to say
+
+
+class Options(NamedTuple):
+    """How it is measured.
+
+    Attributes:
+        weights: the folder of converted weights; None without.
+        features: of MEt3R, one of `networks.FEATURES`.
+        size: pixels a side of what MEt3R compares.
+        step: of ``met3r_frames``, how many frames apart.
+        min_matches: T_matches of TSED.
+        max_error: T_error of TSED, pixels of `PUBLISHED`.
+    """
+
+    weights: Path | None = None
+    features: str = "featup"
+    size: int = 256
+    step: int = 1
+    min_matches: int = epipolar.MIN_MATCHES
+    max_error: float = epipolar.MAX_ERROR
+
+
+class Figure(NamedTuple):
+    """What a number is, in words, and whether more of it is better."""
+
+    higher: bool
+    what: str
+
+
+class Part(NamedTuple):
+    """What is computed together.
+
+    Attributes:
+        figures: by name.
+        measure: the figures of one output.
+        lacks: what an output or the options lack for it, in words; None: nothing.
+        reads: which of an `Output`'s files it reads beside ``file``.
+        settings: which of the `Options` it depends on.
+        weights: names of the folders of weights that it loads.
+        version: raised where its figures of equal files change.
+    """
+
+    figures: dict[str, Figure]
+    measure: Callable[[Item, Options], Figures]
+    lacks: Callable[[Output, Options], str | None] = lambda output, options: None
+    reads: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    weights: Callable[[Options], tuple[str, ...]] = lambda options: ()
+    version: int = 1
+
+
+def _flickering(item: Item, options: Options) -> Figures:
+    if len(item.frames) < 2:
+        item.note(f"{item.output.file} has one frame only: no temporal flickering")
+        return {"temporal_flickering": None}
+    return {"temporal_flickering": video.temporal_flickering(item.frames)}
+
+
+def _no_reference(output: Output, options: Options) -> str | None:
+    return None if output.reference else "a reference in the manifest"
+
+
+def _likeness(item: Item, options: Options) -> Figures:
+    found = reference.compare(
+        item.frames, item.reference, name=item.output.where, reference_name=str(item.output.reference), note=item.note
+    )
+    return {name: found[name] for name in ("psnr", "ssim")}
+
+
+def _no_lpips(output: Output, options: Options) -> str | None:
+    return _no_reference(output, options) or _no_weights(options, perceptual.FOLDER)
+
+
+def _no_weights(options: Options, *names: str) -> str | None:
+    there = options.weights is not None and all((options.weights / name).is_dir() for name in names)
+    return None if there else f"--weights with {' and '.join(f'{name}/' for name in names)}"
+
+
+@functools.lru_cache(1)
+def _lpips_network(folder: Path) -> perceptual.Measure:
+    with about("--weights"):
+        return perceptual.load(folder)
+
+
+def _lpips(item: Item, options: Options) -> Figures:
+    assert options.weights is not None
+    measure = _lpips_network(options.weights / perceptual.FOLDER)
+    try:
+        found = [float(measure(a[None], b[None])[0]) for a, b in zip(item.frames, item.reference, strict=True)]
+    except TooSmallError:
+        item.note(f"{item.output.file} is too small for LPIPS: none is given")
+        return {"lpips": None}
+    return {"lpips": statistics.fmean(found)}
+
+
+def _met3r_folders(options: Options) -> tuple[str, ...]:
+    return networks.GEOMETRY, options.features
+
+
+def _no_met3r(output: Output, options: Options) -> str | None:
+    return _no_weights(options, *_met3r_folders(options))
+
+
+@functools.lru_cache(1)
+def _met3r_networks(folder: Path, features: str, size: int) -> tuple[Any, Any]:
+    with about("--weights"):
+        metric, states = networks.load(folder, features)
+    check_size(size, networks.patch_multiple(metric, states))
+    return metric, states
+
+
+def _met3r(item: Item, options: Options) -> tuple[Any, Any]:
+    assert options.weights is not None
+    return _met3r_networks(options.weights, options.features, options.size)
+
+
+def _met3r_input(item: Item, options: Options) -> Figures:
+    pairs = zip(item.source, item.frames, strict=True)
+    moments = ([square(picture, options.size) for picture in pair] for pair in pairs)
+    scores = [score for (score,) in video.score_videos(*_met3r(item, options), moments)]
+    return {"met3r_input": _mean_score(item, scores)}
+
+
+def _met3r_frames(item: Item, options: Options) -> Figures:
+    squares = (square(picture, options.size) for picture in item.frames)
+    scores = list(video.score_sequence(*_met3r(item, options), squares, options.step))
+    return {"met3r_frames": _mean_score(item, scores)}
+
+
+def _mean_score(item: Item, scores: Sequence[video.PairScore]) -> float | None:
+    nothing = sum(score.met3r is None for score in scores)
+    if nothing or not scores:
+        item.note(f"{item.output.where}: {nothing} of {len(scores)} pairs of frames show nothing in common: no MEt3R")
+    return video.mean_score(scores)
+
+
+def _no_cameras(output: Output, options: Options) -> str | None:
+    return None if output.cameras else "cameras of the view in the manifest"
+
+
+def _no_input_cameras(output: Output, options: Options) -> str | None:
+    return None if output.cameras and output.input_cameras else "cameras of the input and of the view in the manifest"
+
+
+def _epipolar_frames(item: Item, options: Options) -> Figures:
+    return _epipolar(item, options, "frames", item.frames, item.cameras, epipolar.neighbours(len(item.frames)))
+
+
+def _epipolar_input(item: Item, options: Options) -> Figures:
+    count = len(item.frames)
+    cameras = tuple(np.concatenate(both) for both in zip(item.input_cameras, item.cameras, strict=True))
+    images = [*item.source, *item.frames]
+    return _epipolar(item, options, "input", images, cameras, [(k, count + k) for k in range(count)])
+
+
+def _epipolar(
+    item: Item, options: Options, name: str, images: Any, cameras: Sequence[np.ndarray], pairs: list[tuple[int, int]]
+) -> Figures:
+    """SED in pixels of pictures whose shorter side is `PUBLISHED`; keypoints are found in the pictures as they are."""
+    scale = PUBLISHED / min(item.size)
+    if not pairs:
+        return {f"sed_{name}": None, f"tsed_{name}": None}
+    K, poses = cameras
+    error = options.max_error / scale
+    found = epipolar.tsed(images, K, poses, pairs, min_matches=options.min_matches, max_error=error)
+    if found.tsed is None:
+        item.note(f"{item.output.where}: the cameras of sed_{name} stand at one place: no epipolar lines")
+    return {f"sed_{name}": None if found.sed is None else scale * found.sed, f"tsed_{name}": found.tsed}
+
+
+_THRESHOLDS = ("min_matches", "max_error")
+PARTS = {
+    "flickering": Part(
+        {"temporal_flickering": Figure(True, "VBench's, of the output's neighbouring frames; 1: nothing changes")},
+        _flickering,
+    ),
+    "likeness": Part(
+        {
+            "psnr": Figure(True, "dB against the reference, mean over frames"),
+            "ssim": Figure(True, "against the reference, mean over frames"),
+        },
+        _likeness,
+        _no_reference,
+        ("reference",),
+    ),
+    "lpips": Part(
+        {"lpips": Figure(False, "against the reference, mean over frames")},
+        _lpips,
+        _no_lpips,
+        ("reference",),
+        weights=lambda options: (perceptual.FOLDER,),
+    ),
+    "met3r_input": Part(
+        {"met3r_input": Figure(False, "MEt3R of the input's frame and the output's of one moment; 0 to 2")},
+        _met3r_input,
+        _no_met3r,
+        ("input",),
+        ("features", "size"),
+        _met3r_folders,
+    ),
+    "met3r_frames": Part(
+        {"met3r_frames": Figure(False, "MEt3R of frames i and i + --step of one output; 0 to 2")},
+        _met3r_frames,
+        _no_met3r,
+        (),
+        ("features", "size", "step"),
+        _met3r_folders,
+    ),
+    "epipolar_input": Part(
+        {
+            "sed_input": Figure(False, "SED of the input's frame and the output's of one moment; pixels of 256"),
+            "tsed_input": Figure(True, "TSED of the same: share of consistent pairs"),
+        },
+        _epipolar_input,
+        _no_input_cameras,
+        ("input", "cameras", "input_cameras"),
+        _THRESHOLDS,
+    ),
+    "epipolar_frames": Part(
+        {
+            "sed_frames": Figure(False, "SED of the output's neighbouring frames; pixels of 256"),
+            "tsed_frames": Figure(True, "TSED of the same: share of consistent pairs"),
+        },
+        _epipolar_frames,
+        _no_cameras,
+        ("cameras",),
+        _THRESHOLDS,
+    ),
+}
+
+
+def known() -> dict[str, Figure]:
+    """All figures by name."""
+    return {name: figure for part in PARTS.values() for name, figure in part.figures.items()}
+
+
+def giving(figures: Iterable[str]) -> list[str]:
+    """The parts that give some of these figures, in the order of `PARTS`."""
+    wanted = set(figures)
+    return [name for name, part in PARTS.items() if wanted & part.figures.keys()]
