@@ -1,5 +1,7 @@
 """The whole command with very small random networks: what it writes, what it redoes, what a kill leaves."""
 
+import functools
+import itertools
 import json
 import os
 import subprocess
@@ -12,9 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from reangle_jax import main
+from reangle_jax import config, main
 from reangle_jax.data import files, video
+from reangle_jax.painters import registry as painters
 from tests.networks import FRAMES, HEIGHT, WIDTH
+from tests.painters import toy
 
 ROOT = Path(__file__).parent.parent.parent
 VIEWS = {"left:8": "left_8", "in:0.1": "in_0_1"}
@@ -203,6 +207,54 @@ class TestWholeRun:
         assert done[0] == "warp_views/left_8"
         assert "finetune" not in done  # the warp came out equal
         assert outputs(whole) == before
+
+
+# Legal values of what static mode alone reads, none of them the default.
+STATIC_ALONE = {
+    "first_frames.model": "tiny", "first_frames.weights": "nowhere", "first_frames.steps": 7,
+    "first_frames.guidance_scale": 1.5, "first_frames.control_scale": 0.2, "first_frames.scale": 2.0,
+    "first_frames.caption": "a cat", "first_frames.candidates": 3, "first_frames.fewest": 2, "first_frames.eta": 0.5,
+    "first_frames.noise": "constant", "first_frames.guided": "0.0:0.5", "first_frames.every": 2,
+    "first_frames.order": "in:0.1,left:8", "first_frames.with_input": False, "first_frames.reimpose": True,
+    "edit.source_caption": "a dog", "edit.steps": 9, "edit.skip": 2, "edit.guidance_scale": 2.5,
+    "edit.source_guidance_scale": 1.0,
+}  # fmt: skip
+EITHER_MODES = {"first_frames.given", "edit.caption"}
+
+
+@pytest.mark.slow
+def test_dynamic_mode_is_untouched_by_static_mode(inputs, weighted, whole, tmp_path, monkeypatch):
+    """Not by its settings, nor by its code having run before, in this process and in this folder."""
+    default = config.get_default()
+    defaults = {f"{group}.{key}": x for group in ("first_frames", "edit") for key, x in default[group].items()}
+    assert STATIC_ALONE.keys() | EITHER_MODES == defaults.keys()
+    assert all(STATIC_ALONE[key] != defaults[key] for key in STATIC_ALONE)
+    monkeypatch.setitem(painters.ENTRIES, toy.NAME, toy.ENTRY)
+    toy.write_weights(tmp_path / "painter")
+    static = {
+        "mode": "static", "finetune.steps": 0, "first_frames.steps": 3, "first_frames.candidates": 1,
+        "first_frames.model": toy.NAME, "first_frames.weights": tmp_path / "painter",
+    }  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "stages", functools.partial(before, "generate", main.stages))
+        assert main.main(command(inputs, tmp_path / "run", weighted, *flags(static))) == 0
+    assert (tmp_path / "run/views/left_8/first_frame.json").exists()
+    with jax.numpy_dtype_promotion("standard"):
+        assert main.main(command(inputs, tmp_path / "run", weighted, *flags(STATIC_ALONE))) == 0
+    made, expected = outputs(tmp_path / "run"), outputs(whole)
+    assert {name: made.get(name) for name in expected} == expected
+    made, expected = (json.loads((run / "run.json").read_text())["stages"] for run in (tmp_path / "run", whole))
+    assert made.keys() >= expected.keys()
+    for name in expected.keys() - {"report"}:  # what is redone does not depend on them; the report names all settings
+        assert made[name]["depends"] == expected[name]["depends"], name
+
+
+def before(name, stages, **options):
+    return itertools.takewhile(lambda stage: stage.name != name, stages(**options))
+
+
+def flags(changes):
+    return [f"--config.{key}={value}" for key, value in changes.items()]
 
 
 KILLER = """
