@@ -54,18 +54,20 @@ NAIVE = "naive"
 WINDOW = (0.25, 1.0)  # as config.first_frames.guided
 ARMS: dict[str, dict[str, Any]] = {
     NAIVE: {"candidates": 1},
-    "s25": {"candidates": 25},
+    "s25": {"candidates": 25},  # in eight steps two choose
     "s10": {"candidates": 10},
-    "s5": {"candidates": 5},  # a fifth of s25's candidates, as the next two
-    "early": {"candidates": 25, "window": (0.25, 0.375)},
-    "every4": {"candidates": 25, "every": 4},
-    "falling": {"candidates": 25, "fewest": 1},
+    "s5": {"candidates": 5},
+    "early": {"candidates": 25, "window": (0.25, 0.375)},  # the first of the two alone, as every fourth step would
+    "late": {"candidates": 25, "window": (0.5, 1.0)},
+    "falling": {"candidates": 25, "fewest": 5},
     "each3": {"candidates": 3, "every": 1},  # as many evaluations as s5's two of eight steps, over all four
-    "start3": {"candidates": 3, "every": 1, "window": (0.0, 0.5)},  # the same from the noise on
+    "each5": {"candidates": 5, "every": 1},
+    "start3": {"candidates": 3, "every": 1, "window": (0.0, 0.5)},  # as each3, from the noise on
+    "start5": {"candidates": 5, "every": 1, "window": (0.0, 0.5)},
     "alone": {"candidates": 25},  # with the finished views alone, as in the paper: only the second view chooses
     "noise": {"candidates": 2},  # the first is kept: control's noise without its choice
     "reimposed": {"candidates": 1, "reimpose": True},
-    "constant": {"candidates": 25, "noise": "constant", "eta": 0.3},
+    "constant": {"candidates": 5, "noise": "constant", "eta": 0.3},
 }
 BETTER = {"met3r": -1, "met3r_input": -1, "agree": 1, "sed": -1, "tsed": 1, "psnr_holes": 1, "psnr": 1, "seam": -1}
 COSTS = ("evaluations", "processor_seconds")

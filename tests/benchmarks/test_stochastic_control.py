@@ -1,11 +1,13 @@
 """The figures of the benchmark of stochastic control: what they are of pictures whose answer is known."""
 
+import types
+
 import numpy as np
 import pytest
 
 from benchmarks import stochastic_control
-from benchmarks.stochastic_control import ARMS, NAIVE, Scene
-from reangle_jax.diffusion import control, flow
+from benchmarks.stochastic_control import ARMS, NAIVE, Bench, Scene
+from reangle_jax.painters.flux import needs
 
 
 def test_differences_are_paired_and_their_interval_holds_the_mean():
@@ -71,30 +73,16 @@ def test_true_pictures_lie_on_their_cameras_lines_and_have_no_seam(wall):
     assert stochastic_control.step(edged, visible) > stochastic_control.step(truth, visible) + 50
 
 
-def test_three_arms_draw_about_a_fifth_of_the_candidates():
-    times = flow.times(50, 1350)
-    drawn = {
-        arm: control.plan(times, **({"window": stochastic_control.WINDOW} | ARMS[arm])).candidates
-        for arm in ("s25", "s5", "early", "every4")
-    }
-    found = {arm: sum(counts[counts > 1]) for arm, counts in drawn.items()}
-    assert found["s25"] == 25 * 35
-    assert found["s5"] == found["s25"] / 5
-    assert found["early"] == 25 * 6
-    assert found["every4"] == 25 * 9
-
-
-def test_fewer_candidates_in_more_steps_cost_the_same():
+def test_no_two_arms_paint_alike():
     """In eight steps of painting, every second one choosing unless an arm says otherwise."""
-    times = flow.times(8, 96)
-    plans = {
-        arm: control.plan(times, **({"window": stochastic_control.WINDOW, "every": 2} | ARMS[arm]))
-        for arm in ("s25", "s5", "each3", "start3")
-    }
-    assert {arm: plan.evaluations for arm, plan in plans.items()} == {"s25": 56, "s5": 16, "each3": 16, "start3": 16}
-    assert [list(np.flatnonzero(plan.candidates > 1)) for plan in plans.values()] == [
-        [2, 4],
-        [2, 4],
-        [2, 3, 4, 5],
-        [0, 1, 2, 3],
-    ]
+    bench = types.SimpleNamespace(steps=8, every=2)
+    how = {arm: Bench.painting(bench, arm) for arm in ARMS}
+    plans = {arm: needs.planned(painting, 96) for arm, painting in how.items()}
+    drawn = {arm: plan.candidates.tolist() for arm, plan in plans.items()}
+    assert drawn["s25"] == [1, 1, 25, 1, 25, 1, 1, 1]
+    assert drawn["falling"] == [1, 1, 25, 1, 5, 1, 1, 1]
+    assert drawn["start3"] == [3, 3, 3, 3, 1, 1, 1, 1]
+    evaluations = {arm: plan.evaluations for arm, plan in plans.items()}
+    assert [evaluations[arm] for arm in ("naive", "s5", "each3", "start3", "s10", "s25")] == [8, 16, 16, 16, 26, 56]
+    ways = {(*drawn[arm], how[arm].noise, how[arm].reimpose) for arm in ARMS}
+    assert len(ways) == len(ARMS) - 1  # but for "alone", which has another reward
