@@ -29,9 +29,10 @@ def _kind(config: DinoConfig) -> dict[str, Any]:
     return {"LayerScale (DINOv2)": config.layer_scale}
 
 
-def _model(name: str, layouts: tuple[Layout, Layout], config: DinoConfig, gigabytes: float) -> Model:
-    part = Part(
-        name=name.split("-")[0],
+def _model(name: str, layouts: tuple[Layout, Layout], config: DinoConfig, gigabytes: float, part: str = "") -> Model:
+    """Its folder in our weights is ``part``, or the first word of its name."""
+    network = Part(
+        name=part or name.split("-")[0],
         config=config,
         network=VisionTransformer,
         layouts=layouts,
@@ -40,7 +41,7 @@ def _model(name: str, layouts: tuple[Layout, Layout], config: DinoConfig, gigaby
         read_config=read_config,
         size=gigabytes,
     )
-    return Model(name, f"facebook/{name}", "Apache-2.0", (part,))
+    return Model(name, f"facebook/{name}", "Apache-2.0", (network,))
 
 
 _DINO = (
@@ -54,6 +55,7 @@ _DINOV2 = (
 
 MODELS = (
     _model("dino-vits16", _DINO, DinoConfig.vits16(), 0.09),
+    _model("dino-vitb16", _DINO, DinoConfig.vitb16(), 0.34, "dino_vitb16"),  # beside dino/, for another purpose
     _model("dinov2-small", _DINOV2, DinoConfig.dinov2_vits14(), 0.09),
     _model("dinov2-base", _DINOV2, DinoConfig.dinov2_vitb14(), 0.35),
     _model("dinov2-large", _DINOV2, DinoConfig.dinov2_vitl14(), 1.22),

@@ -11,7 +11,7 @@ import numpy as np
 from reangle_jax.errors import TooSmallError, about
 from reangle_jax.evaluation.item import Item
 from reangle_jax.evaluation.manifest import Output
-from reangle_jax.scoring import epipolar, networks, perceptual, reference, video
+from reangle_jax.scoring import consistency, epipolar, networks, perceptual, reference, video
 from reangle_jax.scoring.inputs import check_size, square
 
 PUBLISHED = 256  # pixels a side that SED's published figures and thresholds are of
@@ -72,6 +72,25 @@ def _flickering(item: Item, options: Options) -> Figures:
         item.note(f"{item.output.file} has one frame only: no temporal flickering")
         return {"temporal_flickering": None}
     return {"temporal_flickering": video.temporal_flickering(item.frames)}
+
+
+def _no_subject(output: Output, options: Options) -> str | None:
+    return _no_weights(options, consistency.FOLDER)
+
+
+@functools.lru_cache(1)
+def _subject_network(folder: Path) -> consistency.Describe:
+    with about("--weights"):
+        return consistency.load(folder)
+
+
+def _subject(item: Item, options: Options) -> Figures:
+    if len(item.frames) < 2:
+        item.note(f"{item.output.file} has one frame only: no subject consistency")
+        return {"subject_consistency": None}
+    assert options.weights is not None
+    describe = _subject_network(options.weights / consistency.FOLDER)
+    return {"subject_consistency": consistency.consistency(describe(item.frames))}
 
 
 def _no_reference(output: Output, options: Options) -> str | None:
@@ -191,6 +210,12 @@ PARTS = {
     "flickering": Part(
         {"temporal_flickering": Figure(True, "VBench's, of the output's neighbouring frames; 1: nothing changes")},
         _flickering,
+    ),
+    "subject": Part(
+        {"subject_consistency": Figure(True, "VBench's, by DINO ViT-B/16; 1: nothing changes")},
+        _subject,
+        _no_subject,
+        weights=lambda options: (consistency.FOLDER,),
     ),
     "likeness": Part(
         {

@@ -22,6 +22,11 @@ class DinoConfig(ViTConfig):
         return cls(width=384, depth=12, heads=6)
 
     @classmethod
+    def vitb16(cls) -> "DinoConfig":
+        """DINO ViT-B/16, 85.8 million parameters."""
+        return cls(width=768, depth=12, heads=12)
+
+    @classmethod
     def dinov2_vits14(cls) -> "DinoConfig":
         """DINOv2 ViT-S/14 without registers (Oquab et al., 2023, arXiv 2304.07193), 22.1 million parameters."""
         return cls(width=384, depth=12, heads=6, patch_size=14, native_grid=37, layer_scale=True)
