@@ -112,17 +112,21 @@ def run(started_as: Sequence[Sequence[str]], environment: Sequence[Mapping[str, 
 
 def _wait(started: Sequence[subprocess.Popen]) -> int:
     code, since = 0, None
-    while None in [process.poll() for process in started]:  # each is asked, whoever lives before it
-        failed = [process.returncode for process in started if process.returncode]
+    while True:
+        codes = [process.poll() for process in started]  # each is asked, whoever lives before it
+        failed = [(index, code) for index, code in enumerate(codes) if code]
         if failed and since is None:
-            code, since = failed[0], time.monotonic()
+            (index, code), since = failed[0], time.monotonic()
+            if code < 0:
+                name = signal.Signals(-code).name
+                print(f"process {index} was ended by {name}, and the others with it", file=sys.stderr, flush=True)
+        if None not in codes:
+            return code if code >= 0 else 128 - code
         if since is not None and time.monotonic() - since > PATIENCE:
             for process in started:
                 if process.poll() is None:
                     process.kill()
         time.sleep(0.1)
-    code = code or next((process.returncode for process in started if process.returncode), 0)
-    return code if code >= 0 else 128 - code
 
 
 def _prefix(index: int, stream: IO[bytes]) -> None:

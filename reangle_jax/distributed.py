@@ -5,7 +5,8 @@ it (:meth:`Team.tell`, :meth:`Team.share`), take the same steps, and write into 
 they end. Small messages go through the coordination service of `jax.distributed`, files through the devices.
 
 A process that ends without the others' knowing would leave them waiting: whoever ends first says so with its exit code,
-and all end with that one. One that dies without a word is missed within `HEARTBEAT` seconds.
+and all end with that one. One that dies without a word is missed after `LOST` seconds, and named; with process 0 the
+service dies, and JAX itself ends the others at once, with a stack trace.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import importlib.util
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,13 +26,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reangle_jax import heartbeat
+from reangle_jax.data import blocks as file_blocks
 from reangle_jax.errors import InputError
 
-HEARTBEAT = 30  # seconds without a sign of life after which a process counts as dead
+LOST = 25.0  # seconds without a sign of life after which a process counts as lost
+HEARTBEAT = 50  # the same by JAX, which ends the others then: after they could end by themselves
 GRACE = 10.0  # seconds that a process has to end by itself, when another one has ended
 BLOCK = 4 << 20  # bytes of files that go through the devices at once
 _POLL = 0.2  # seconds between two looks at whether another process has ended
 _WAIT = 1000  # milliseconds that a call of the service may take before Python looks at signals again
+# What collectives say of a connection to a process that is no more: gloo's and NCCL's words.
+_BROKEN = re.compile("connection (closed|reset|refused)|broken pipe|socket closed|timed out|remote process exit", re.I)
 _VARIABLES = ("REANGLE_COORDINATOR", "REANGLE_PROCESSES", "REANGLE_PROCESS")
 
 _log = logging.getLogger(__name__)
@@ -132,6 +139,9 @@ class Team:
         del code
         return True
 
+    def blame(self, error: Exception) -> None:
+        """Does not return where an error is another process's being lost, which is then told in its place."""
+
     def run(self, command: Callable[[], int]) -> int:
         """Runs a command's work and gives its exit code; several processes end together."""
         return command()
@@ -191,6 +201,8 @@ class Several(Team):
         self._told = self._asked = self._votes = 0
         self._shared: dict[str, tuple[int, int]] = {}
         self._ended: int | None = None  # the exit code of the process that ended first
+        self._lost: list[int] = []  # those that nobody waits for any more
+        self._heartbeat = heartbeat.Heartbeat(self._client, self.index, self.count, LOST)
         self._leaving = threading.Lock()
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="team", daemon=True)
@@ -252,12 +264,12 @@ class Several(Team):
                 if self._shared.get(name) != state:
                     self._shared[name], found[name] = state, status.st_size
         found = self.tell(found)
-        blocks = self._broadcast(_read(root, found) if self.owns else None, sum(found.values()))
+        blocks = self._broadcast(file_blocks.read(root, found, BLOCK) if self.owns else None, sum(found.values()))
         if self.owns:
             for _ in blocks:
                 pass
         else:
-            _write(root, found, blocks)
+            file_blocks.write(root, found, blocks)
 
     def _broadcast(self, blocks: Iterator[bytes] | None, total: int) -> Iterator[bytes]:
         """Process 0's blocks of bytes, to all."""
@@ -281,16 +293,29 @@ class Several(Team):
 
     def claim(self, code: int) -> bool:
         """See `Team.claim`."""
-        words = json.dumps({"code": code, "by": self.index})
+        if self._end(code):
+            return True
+        for _ in range(round(GRACE / _POLL)):  # it is set already; or the service, and process 0 with it, is gone
+            if self._ended is not None:
+                return False
+            time.sleep(_POLL)
+        return True
+
+    def _end(self, code: int, lost: Sequence[int] = ()) -> bool:
+        """Says that the run ends; whether nobody has said so before."""
         try:
-            self._client.key_value_set("reangle/events/end", words)
-            return True
-        except Exception:  # it is set already; or the service, and process 0 with it, is gone
-            for _ in range(round(GRACE / _POLL)):
-                if self._ended is not None:
-                    return False
-                time.sleep(_POLL)
-            return True
+            self._client.key_value_set("reangle/events/end", json.dumps({"code": code, "by": self.index, "lost": lost}))
+        except Exception:
+            return False
+        return True
+
+    def blame(self, error: Exception) -> None:
+        """See `Team.blame`: it takes `LOST` seconds until that is known."""
+        until = time.monotonic() + LOST + 5
+        while _BROKEN.search(str(error)) and time.monotonic() < until:
+            if self._ended is not None:
+                raise Ended
+            time.sleep(_POLL)
 
     def run(self, command: Callable[[], int]) -> int:
         """See `Team.run`."""
@@ -318,11 +343,14 @@ class Several(Team):
         while not self._over.wait(_POLL):
             ended = next((json.loads(text) for key, text in self._events().items() if key.endswith("/end")), None)
             if ended is not None:
-                self._ended = int(ended["code"])
-                if ended["by"] == self.index:
+                self._ended, self._lost = int(ended["code"]), ended["lost"]
+                if ended["by"] == self.index and not self._lost:
                     return
                 time.sleep(GRACE)  # the work may be about to end by itself, and what it saves to be whole
                 self._leave(int(ended["code"]))
+            lost = self._heartbeat.lost()
+            if lost and self._end(1, lost):
+                print(f"error: {heartbeat.farewell(lost, self.count, LOST)}", file=sys.stderr, flush=True)
 
     def _events(self) -> dict[str, str]:
         """What others have said that nobody waits for."""
@@ -336,7 +364,8 @@ class Several(Team):
         self._leaving.acquire()
         self._clear()
         with contextlib.suppress(Exception):
-            self._client.wait_at_barrier("reangle/left", round(2 * GRACE * 1000))
+            rest = [index for index in range(self.count) if index not in self._lost]
+            self._client.wait_at_barrier("reangle/left", round(2 * GRACE * 1000), rest)
         if self.owns:
             time.sleep(0.5)  # the answers to the others are on their way
         logging.shutdown()
@@ -348,34 +377,3 @@ class Several(Team):
     def _clear(self) -> None:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _read(root: Path, sizes: Mapping[str, int]) -> Iterator[bytes]:
-    """Files one after the other, in blocks that do not end with them."""
-    left = b""
-    for name, size in sizes.items():
-        with (root / name).open("rb") as file:
-            while size > 0:
-                part = file.read(min(BLOCK - len(left), size))
-                if not part:
-                    raise RuntimeError(f"{root / name} has become shorter while it was read")
-                left, size = left + part, size - len(part)
-                if len(left) == BLOCK:
-                    yield left
-                    left = b""
-    if left:
-        yield left
-
-
-def _write(root: Path, sizes: Mapping[str, int], blocks: Iterator[bytes]) -> None:
-    """The other way."""
-    left = b""
-    for name, size in sizes.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            while size > 0:
-                left = left or next(blocks)
-                part, left = left[:size], left[size:]
-                file.write(part)
-                size -= len(part)

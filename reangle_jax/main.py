@@ -104,9 +104,12 @@ def main(argv: Sequence[str]) -> int:
         if code:
             return code
         team = met[0]
-        return team.run(
-            lambda: commands.answer(lambda stop: _run(argv, team, stop), explain=_explain, claim=team.claim)
-        )
+
+        def explain(error: Exception) -> str | None:
+            team.blame(error)
+            return _explain(error)
+
+        return team.run(lambda: commands.answer(lambda stop: _run(argv, team, stop), explain=explain, claim=team.claim))
 
 
 def console() -> NoReturn:

@@ -9,6 +9,7 @@ import pytest
 
 from reangle_jax import distributed, mesh
 from reangle_jax.config import flatten, from_flat, get_default, parse
+from reangle_jax.data import blocks as blocks_of_files
 from reangle_jax.errors import InputError
 
 PACKAGE = Path(distributed.__file__).parent
@@ -66,9 +67,9 @@ def test_files_travel_in_blocks_that_do_not_end_with_them(tmp_path, rng):
     (tmp_path / "one/b").mkdir(parents=True)
     for name, size in sizes.items():
         (tmp_path / "one" / name).write_bytes(rng.bytes(size))
-    blocks = list(distributed._read(tmp_path / "one", sizes))
+    blocks = list(blocks_of_files.read(tmp_path / "one", sizes, distributed.BLOCK))
     assert [len(block) for block in blocks[:-1]] == [distributed.BLOCK] * 3
-    distributed._write(tmp_path / "two", sizes, iter(blocks))
+    blocks_of_files.write(tmp_path / "two", sizes, iter(blocks))
     for name in sizes:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 

@@ -222,7 +222,9 @@ class TestLocal:
         commands = [[sys.executable, "-S", "-c", program, str(code)] for code in codes]
         script = f"import sys; sys.path.insert(0, {str(LAUNCH)!r}); import local; "
         script += f"sys.exit(local.run({commands}, [{{}}] * 2))"
-        assert subprocess.run([sys.executable, "-c", script], check=False).returncode == expected
+        ended = subprocess.run([sys.executable, "-c", script], check=False, stderr=subprocess.PIPE, text=True)
+        assert ended.returncode == expected
+        assert ended.stderr == ("process 0 was ended by SIGTERM, and the others with it\n" if min(codes) < 0 else "")
 
     def test_the_first_to_fail_ends_the_others_and_gives_the_code(self):
         commands = [

@@ -12,7 +12,7 @@ import jax
 from reangle_jax import commands, distributed, mesh, stopping
 from reangle_jax.errors import InputError
 
-distributed.HEARTBEAT, distributed.GRACE = 10, 2.0
+distributed.HEARTBEAT, distributed.LOST, distributed.GRACE = 15, 3.0, 2.0
 HOW, FOLDER = sys.argv[1], Path(sys.argv[2])
 
 
@@ -39,12 +39,16 @@ def work(team):
         os.kill(os.getpid(), signal.SIGKILL)
     if HOW == "error" and not team.owns:
         raise InputError("no good")
+    if HOW == "break":
+        if not team.owns:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError("gloo: Connection closed by peer [127.0.0.1]:1234")  # as one of its collectives says it
     time.sleep(300)
 
 
 def main():
     team = distributed.join()
-    return team.run(lambda: commands.answer(lambda stop: work(team), claim=team.claim))
+    return team.run(lambda: commands.answer(lambda stop: work(team), explain=team.blame, claim=team.claim))
 
 
 stopping.run(main)
