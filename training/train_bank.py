@@ -78,13 +78,9 @@ class Bank:
 def depth(args: Any) -> tuple[Callable, Any, Load, Callable]:
     """Loss, parameters, what the device is to hold and how weights are saved."""
     cutouts = cut_out(load_pool(args.cache).train.stamps)
-    labelled = round(LABELLED * args.batch) if list(Path(args.bank).glob("labels_*.npz")) else 0
 
     def load() -> dict[str, np.ndarray]:
-        few = args.capacity and max(1, args.capacity // 4)
-        labels = make_bank.read(args.bank, "labels", few) if labelled else {}
-        scenes = make_bank.read(args.bank, "frames", args.capacity)
-        return scenes | cutouts | {"real_" + name: x for name, x in labels.items()}
+        return depth_frames(args.bank, args.capacity) | cutouts
 
     config = train_depth.sized(7, args.wide)
     model = train_depth.initial_model(config, args.seed, make_bank.read(args.bank, "frames", 512)["images"])
@@ -94,6 +90,7 @@ def depth(args: Any) -> tuple[Callable, Any, Load, Callable]:
     graphdef, parameters = nnx.split(model)
 
     def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
+        labelled = round(LABELLED * args.batch) if "real_images" in batch else 0
         batch = depth_batch(batch, key, args.batch, INPUT, labelled)
         return train_depth.loss(parameters, batch, key, graphdef=graphdef)
 
@@ -101,6 +98,16 @@ def depth(args: Any) -> tuple[Callable, Any, Load, Callable]:
         checkpoints.save_model(args.out, nnx.merge(graphdef, mean), config, dtype=np.float16)
 
     return loss, parameters, load, save
+
+
+def depth_frames(bank: str, capacity: int | None) -> dict[str, np.ndarray]:
+    """A bank's frames, and a teacher's, with ``real_`` before their names, where it has any by now.
+
+    When the first labels come into a growing bank, the step, which is made for what it is given, is compiled again.
+    """
+    few = capacity and max(1, capacity // 4)
+    labels = make_bank.read(bank, "labels", few) if list(Path(bank).glob("labels_*.npz")) else {}
+    return make_bank.read(bank, "frames", capacity) | {"real_" + name: x for name, x in labels.items()}
 
 
 def dust3r(args: Any) -> tuple[Callable, Any, Load, Callable]:

@@ -175,13 +175,20 @@ def _changes(then: dict[str, Any], now: dict[str, Any], before: dict[str, Any]) 
     `before` has the settings of the run that made it, by key without ``config.``.
     """
     known = {f"config.{key}": value for key, value in before.items()} | then
-    changed = [_change(key, known[key], value) for key, value in now.items() if key in known and known[key] != value]
-    gone = [key for key in then if key not in now and then[key] is not None]
-    new = [key for key in now if key not in then and now[key] is not None and now[key] == known.get(key, now[key])]
-    settings = [f"{key}={_shown(now[key])}{'' if key in known else ' (a new setting)'}" for key in new if _is_key(key)]
-    files = [key for key in new if not _is_key(key)]
+    there, was = _there(now), _there(then)
+    both = [key for key in now if key in known and (_is_key(key) or (key in there and key in was))]
+    changed = [_change(key, known[key], now[key]) for key in both if known[key] != now[key]]
+    gone = [key for key in was if key not in there and not (_is_key(key) and key in now)]
+    new = [key for key in there if _is_key(key) and key not in then and now[key] == known.get(key, now[key])]
+    settings = [f"{key}={_shown(now[key])}{'' if key in known else ' (a new setting)'}" for key in new]
+    files = [key for key in there if not _is_key(key) and key not in was]
     found = (("no longer made from", gone), ("now depends on", settings), ("now made from", files))
     return [*changed, *(f"{words} {listed(keys)}" for words, keys in found if keys)]
+
+
+def _there(depends: dict[str, Any]) -> list[str]:
+    """What is something: a file that is not there is None."""
+    return [key for key, value in depends.items() if value is not None]
 
 
 def _is_key(name: str) -> bool:

@@ -184,6 +184,21 @@ def test_an_empty_setting_is_seen_in_the_reason(tmp_path):
         assert verdict.reasons == ("config.caption changed from '' to a dog",)
 
 
+def test_what_is_deleted_and_what_comes_back_are_told_as_such(tmp_path):
+    settings = make_settings(tmp_path)
+    unit = Unit(inputs=("curve", "other"), outputs=("out",))
+    stage = Stage("s", 1, lambda _: (unit,), write_all)
+    with Ledger.opened(tmp_path / "run", settings) as ledger:
+        curve, other = (ledger.root / name for name in unit.inputs)
+        curve.write_bytes(b"losses")
+        run_stage(stage, ledger)
+        curve.unlink()
+        other.write_bytes(b"new")
+        assert ledger.judge(stage, unit).reasons == ("no longer made from curve", "now made from other")
+        curve.write_bytes(b"changed")
+        assert ledger.judge(stage, unit).reasons == ("curve changed", "now made from other")
+
+
 @pytest.mark.parametrize("what", ["input", "external", "weights"])
 def test_what_is_replaced_while_it_is_worked_on_is_noticed(tmp_path, what):
     """Not even a stage that reads first and is overtaken later may record what it did not read."""

@@ -146,6 +146,17 @@ def test_flags_that_a_bank_cannot_be_trained_with(arguments, words, monkeypatch)
     assert str(caught.value) == words
 
 
+def test_labels_that_come_later_are_learnt_from_too(tmp_path):
+    arrays = {"images": np.zeros((4, 2, 2, 3), np.uint8), "inverse_depth": np.zeros((4, 2, 2), np.float16)}
+    make_bank.write(tmp_path, "frames_0_0", arrays)
+    assert train_bank.depth_frames(str(tmp_path), 8).keys() == arrays.keys()
+    make_bank.write(tmp_path, "labels_0_0", arrays)
+    found = train_bank.depth_frames(str(tmp_path), 8)
+    assert {name: len(x) for name, x in found.items()} == {
+        "images": 8, "inverse_depth": 8, "real_images": 2, "real_inverse_depth": 2
+    }  # fmt: skip
+
+
 def test_a_growing_bank_is_read_again_beside_the_steps():
     counts = iter((1, 2, 3))
     bank = train_bank.Bank(lambda: {"x": np.full(3, next(counts), np.float32)}, every=1e-3)
