@@ -39,7 +39,7 @@ from benchmarks import targets
 from benchmarks.full_size_programs import ATTENDING, PROGRAMS, Case
 from reangle_jax import commands, stopping
 from reangle_jax import mesh as meshes
-from reangle_jax.errors import about
+from reangle_jax.errors import called
 from reangle_jax.nn.attention import compiling_for
 from reangle_jax.nn.choices import REMATS
 
@@ -95,7 +95,7 @@ def compile_program(args: argparse.Namespace) -> tuple[dict, list[str]]:
         text = f"data:{args.slices},{text}"
     if not args.mesh and args.program == "candidates":
         text = f"data:{len(devices)}"
-    with about("--mesh"):
+    with called(mesh="--mesh"):
         mesh = meshes.make_mesh(text, devices=devices)
     case = Case(args.base, args.remat, args.rank, args.videos or mesh.shape[meshes.DATA], args.short, args.tiles)
     start = time.perf_counter()

@@ -41,7 +41,8 @@ from benchmarks.full_size_programs import PROGRAMS, Case, Program
 from reangle_jax import chosen_models, commands, config, measure, plan
 from reangle_jax import mesh as meshes
 from reangle_jax.backbones.cogvideox import needs
-from reangle_jax.nn.choices import REMATS, Choice
+from reangle_jax.errors import called
+from reangle_jax.nn.choices import REMATS
 
 RUNS = ("finetune", "sample", "decode", "score")
 GIB = 2.0**30
@@ -177,8 +178,10 @@ def prepare(name: str, case: Case, *, text: str = "auto", layout: str = "divided
     settings = settings_of(case)
     if case.remat == "auto":
         case = case._replace(remat=chosen_models.remat(settings)[0])
-        settings = dataclasses.replace(settings, execution=Choice(remat=case.remat))
-    mesh = meshes.make_mesh(text, batch_size=case.videos)
+        execution = dataclasses.replace(settings.execution, remat=case.remat)
+        settings = dataclasses.replace(settings, execution=execution)
+    with called(mesh="--mesh"):
+        mesh = meshes.make_mesh(text, batch_size=case.videos)
     start = time.perf_counter()
     with meshes.use(mesh, base=layout):
         _say(f"{name}: tracing for {mesh.size} x {jax.devices()[0].device_kind}")

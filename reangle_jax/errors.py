@@ -40,6 +40,20 @@ def about(name: str) -> Iterator[None]:
         raise InputError(f"{name}: {error}", error.report) from None
 
 
+@contextlib.contextmanager
+def called(**flags: str) -> Iterator[None]:
+    """Names, in what is refused within it, settings as a command's own flags: ``called(mesh="--mesh")``.
+
+    What reads a setting names it as runs have it, ``config.mesh``; two underscores are a dot: ``execution__dtype``.
+    """
+    names = {f"config.{name.replace('__', '.')}": flag for name, flag in flags.items()}
+    try:
+        yield
+    except InputError as error:
+        line = re.sub(r"config\.\w+(\.\w+)*", lambda found: names.get(found[0], found[0]), str(error))
+        raise InputError(line, error.report) from None
+
+
 class TooSmallError(ValueError):
     """A side is too short for what a metric looks at around each pixel."""
 

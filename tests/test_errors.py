@@ -25,13 +25,18 @@ def test_a_report_is_kept_by_whoever_names_the_flag():
     assert (str(caught.value), caught.value.report) == ("--source: x: two faults", ("one", "another"))
 
 
+def test_a_flag_of_a_commands_own_is_named_in_place_of_the_setting():
+    line = "config.mesh='x' is no config.mesh_of; not config.execution.dtype"
+    with pytest.raises(errors.InputError) as caught, errors.called(mesh="--mesh", execution__dtype="--dtype"):
+        raise errors.InputError(line, ["more"])
+    assert (str(caught.value), caught.value.report) == ("--mesh='x' is no config.mesh_of; not --dtype", ("more",))
+
+
 def test_a_line_names_one_setting_that_which_is_to_be_mended():
     with pytest.raises(errors.InputError, match=r"^config\.base_dtype=float32: x"), errors.about("config.weights"):
         raise errors.InputError("config.base_dtype=float32: x")
     with pytest.raises(errors.InputError, match=r"^--out: x"), errors.about("--source"), errors.about("--out"):
         raise errors.InputError("x")
-    with pytest.raises(errors.InputError, match=r"^--mesh: config\.mesh='x' is"), errors.about("--mesh"):
-        raise errors.InputError("config.mesh='x' is not possible")
     with pytest.raises(errors.InputError, match=r"^config\.weights: config\.json: x"), errors.about("config.weights"):
         raise errors.InputError("config.json: x")
     with pytest.raises(errors.InputError, match=r"^--source: config\.json: x"), errors.about("--source"):

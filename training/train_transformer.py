@@ -27,7 +27,7 @@ from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.diffusion.schedule import Schedule
-from reangle_jax.errors import about
+from reangle_jax.errors import about, called
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
@@ -268,7 +268,8 @@ def fit(args: argparse.Namespace, data: dict[str, np.ndarray], unseen: dict[str,
     with about("--vae"):
         codes = checkpoints.load_config(args.vae, VAEConfig)
     config = fitting(codes, num_attention_heads=args.heads, num_layers=args.layers)
-    execution = Execution.chosen(config.param_dtype, Choice(attention=args.attention, dtype=args.dtype))
+    with called(execution__attention="--attention", execution__dtype="--dtype"):
+        execution = Execution.chosen(config.param_dtype, Choice(attention=args.attention, dtype=args.dtype))
     model = Transformer(config, execution=execution, rngs=nnx.Rngs(args.seed))
     if args.inherit:
         with about("--inherit"):

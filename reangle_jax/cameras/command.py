@@ -14,7 +14,7 @@ from reangle_jax.cameras import inspection, placing, registry
 from reangle_jax.cameras.formats.crafters import ORDERS
 from reangle_jax.data import files
 from reangle_jax.data.paths import expand
-from reangle_jax.errors import InputError
+from reangle_jax.errors import InputError, called
 from reangle_jax.geometry import cameras, depth
 
 DESCRIPTION = """\
@@ -69,12 +69,14 @@ def _run(arguments: argparse.Namespace) -> None:
     path = Path(arguments.file)
     like = _read_run(Path(arguments.like)) if arguments.like else None
     file = registry.read(path, arguments.format)
-    wishes, found, like = _placed(arguments, file, like)
+    with called(camera_scale="--scale", camera_frame="--frame"):
+        wishes, found, like = _placed(arguments, file, like)
     lines = [f"{path}: {file.format}, {file.convention}", *_said(file, wishes, found, like)]
     inspection.check_steps(str(path), found, like.pivot)
     if like.first_depth is not None:
         shares = inspection.seen_share(like.source, like.first_depth, found)
-        inspection.check_seen(str(path), shares)
+        with called(camera_scale="--scale", camera_frame="--frame"):
+            inspection.check_seen(str(path), shares)
         at = np.unique(np.linspace(0, len(shares) - 1, min(len(shares), 9)).round().astype(int))
         each = ", ".join(f"{k}: {100 * shares[k]:.0f} %" for k in at)
         lines.append(f"sees of the first frame: {each} (least {100 * shares.min():.0f} % at {shares.argmin()})")

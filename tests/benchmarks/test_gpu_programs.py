@@ -3,9 +3,10 @@
 import sys
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from benchmarks import compiled, full_size, targets
+from benchmarks import compiled, full_size, full_size_run, targets
 from benchmarks.full_size_programs import Case
 from reangle_jax import commands
 from reangle_jax import mesh as meshes
@@ -118,6 +119,15 @@ def test_gpus_are_described_by_their_data_sheet():
     assert "core_count: 128 " in text
     assert f"shared_memory_per_block_optin: {99 * 1024} " in text
     assert 'device_description_str: "NVIDIA GeForce RTX 4090"' in text
+
+
+@pytest.mark.parametrize("module", [full_size, full_size_run])
+@pytest.mark.parametrize(("mesh", "words"), [("u:64", "needs 64 devices and there are 8"), ("x:2", "is not possible")])
+def test_a_mesh_that_is_not_possible_is_told_by_its_flag(module, mesh, words, monkeypatch, capsys):
+    monkeypatch.setattr(targets, "find", lambda name, slices: targets.Target(jax.devices(), "gpu", None))
+    monkeypatch.setattr(sys, "argv", [module.__name__, f"--mesh={mesh}", "--short"])
+    assert commands.answer(lambda stop: module.main()) == 2
+    assert capsys.readouterr().err.startswith(f"error: --mesh='{mesh}' {words}")
 
 
 @pytest.mark.parametrize(

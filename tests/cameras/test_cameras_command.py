@@ -77,7 +77,7 @@ def slowly_away(poses):
     ("change", "arguments", "words"),
     [
         (away, [], "jumps by 179 degrees from camera 4 to 5"),
-        (slowly_away, [], "sees nothing of the scene from"),
+        (slowly_away, [], "check its axes and --frame, --scale"),
         (lambda poses: poses * 1.1, [], "holds no rotation"),
         (None, ["--scale", "feet"], "--scale feet: it must be scene, pivot or a number above 0"),
         (None, ["--resample", "1"], "argument --resample: 1 is no whole number from 2 to 9999"),
