@@ -94,21 +94,21 @@ def remat(settings: Settings) -> tuple[str, str]:
     if chosen != "auto":
         return chosen, "as set"
     limit = _limit()
-    if jax.default_backend() == "cpu":
-        return ATTENTION, "on CPUs memory is slower than computing again"
     if limit is None:
         return ATTENTION, "this device does not say how much memory it has"
     work = demand(settings)
+    # On CPUs reading everything back takes longer than computing what is cheap again.
+    names = REMATS[: REMATS.index("none")] if jax.default_backend() == "cpu" else REMATS
     peaks = {
         name: _backbone(settings, dataclasses.replace(settings.execution, remat=name))
         .needs(work)["finetune"]
         .peak_bytes
-        for name in REMATS
+        for name in names
     }
     # The fastest first; where another phase needs the most, what blocks keep costs nothing.
-    name = next(name for name in reversed(REMATS) if peaks[name] <= max(ROOM * limit, peaks["full"]))
+    name = next(name for name in reversed(names) if peaks[name] <= max(ROOM * limit, peaks["full"]))
     words = f"fine-tuning needs {measure.human_bytes(peaks[name])} of {measure.human_bytes(limit)}"
-    more = REMATS[REMATS.index(name) + 1 :][:1]
+    more = names[names.index(name) + 1 :][:1]
     return name, "; ".join([words, *(f"{other} would need {measure.human_bytes(peaks[other])}" for other in more)])
 
 

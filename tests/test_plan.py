@@ -71,6 +71,7 @@ def test_what_the_24_gb_config_needs_is_less_than_such_a_card_gives(monkeypatch)
 def test_a_meshs_devices_share_the_time_and_all_devices_are_paid(tmp_path):
     stages = [Stage("finetune", 1, lambda settings: (Unit(outputs=("lora",)),), run=lambda *_: None)]
     values = config.get_default().to_dict() | {"video": "x", "weights": "none"}
+    values["execution"]["remat"] = "full"  # auto: what this machine's memory allows
     hours = {}
     for mesh in ("auto", "u:4"):
         settings = config.parse(values | {"mesh": mesh})
@@ -128,3 +129,11 @@ def test_what_blocks_keep_follows_the_devices_memory(monkeypatch, gib, remat, wo
     assert name == remat
     assert why.startswith(words)
     assert chosen_models.backbone(full_size()).choice.remat == remat
+
+
+def test_a_cpu_keeps_what_pays_there(monkeypatch):
+    """Everything takes longer to read back than to compute again, however much memory there is."""
+    monkeypatch.setattr("reangle_jax.measure.device_limit_bytes", lambda: 2**40)
+    name, why = chosen_models.remat(full_size())
+    assert name == "matmuls"
+    assert "none" not in why

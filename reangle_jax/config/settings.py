@@ -168,7 +168,7 @@ class Execution(Choice):
         "auto",
         "what fine-tuning keeps of each block for its backward pass, computing the rest again: nothing (full), what "
         "attention gave (attention), also what large products gave (matmuls), everything (none); auto: what the device "
-        "has memory for, by --plan's arithmetic; on CPUs attention",
+        "has memory for, by --plan's arithmetic; on CPUs not everything, which is slower there",
         one_of("auto", *REMATS),
     )
     dtype: str = setting(

@@ -17,8 +17,7 @@ class Choice:
     Attributes:
         attention: an implementation, or ``auto``: the platform's fused kernel if the dtype allows it, else ``mapped``,
             since all heads' logits at once would fill any memory.
-        remat: one of ``REMATS``, or ``auto``: attention, where nobody has looked at the device's memory. On CPUs that
-            saves time too: memory is slower than computing the activations again.
+        remat: one of ``REMATS``, or ``auto``: attention, where nobody has looked at the device's memory.
         dtype: a dtype, or ``auto``: what the weights are stored in.
     """
 
