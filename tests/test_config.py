@@ -126,6 +126,7 @@ def test_settings_are_frozen_and_typed():
         ({"first_frames__guided": "0.5:0.25"}, r"config\.first_frames\.guided='0\.5:0\.25' is not possible"),
         ({"first_frames__guided": "half"}, r"config\.first_frames\.guided='half' .* such as 0\.25:1\.0"),
         ({"first_frames__guided": "nan:1"}, r"config\.first_frames\.guided='nan:1' is not possible"),
+        ({"finetune__moving_weight": -1.0}, r"config\.finetune\.moving_weight=-1\.0 .* it must be from 0 to 1000"),
         ({"first_frames__scale": 0.5}, r"config\.first_frames\.scale=0\.5"),
         ({"first_frames__every": 0}, r"config\.first_frames\.every=0"),
         ({"first_frames__noise": "white"}, r"config\.first_frames\.noise='white'"),

@@ -59,6 +59,12 @@ class Finetune:
     )
     batch_size: int = setting(1, "videos drawn per step", at_least(1))
     masked: bool = setting(True, "leave what the warps do not show out of the loss; false: the plain loss everywhere")
+    moving_weight: float = setting(
+        0.0,
+        "how much more a latent counts in the loss for what moves in it: 1 + this times the share of its pixels that "
+        "metrics.json calls moving; 0: all count alike",
+        between(0, 1000),
+    )
     betas: tuple[float, ...] = setting((0.9, 0.95), "AdamW's", pair_below(1))
     weight_decay: float = setting(1e-3, "AdamW's", at_least(0))
     max_grad_norm: float = setting(1.0, "gradients are clipped to this global norm", above(0))

@@ -27,3 +27,17 @@ def latent_mask(visible: Bool[AnyArray, "T H W"], height: int, width: int, group
     grid = jnp.asarray(visible, jnp.bool_)[:, row[:, None], column[None, :]]
     groups = grid[1:].reshape(-1, group, height, width).all(axis=1)
     return jnp.concatenate([grid[:1], groups]).astype(jnp.float32)
+
+
+def latent_share(marked: Bool[AnyArray, "T H W"], height: int, width: int, group: int) -> Float[Array, "t h w"]:
+    """The share of each latent's pixels that are marked, float32: of its box in space and its group of frames.
+
+    Raises:
+        ValueError: T is not 1 + group k, or the latents' boxes do not tile the picture.
+    """
+    frames, rows, columns = marked.shape
+    if (frames - 1) % group or rows % height or columns % width:
+        raise ValueError(f"marks of {frames}x{rows}x{columns} are not latents of {height}x{width} by {group} frames")
+    boxes = jnp.asarray(marked, jnp.float32).reshape(frames, height, rows // height, width, columns // width)
+    share = boxes.mean(axis=(2, 4))
+    return jnp.concatenate([share[:1], share[1:].reshape(-1, group, height, width).mean(axis=1)])

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jax.numpy as jnp
 import numpy as np
 
 from reangle_jax import chosen_models
@@ -14,7 +13,7 @@ from reangle_jax.cameras.views import label
 from reangle_jax.config import Settings
 from reangle_jax.data import files, pictures, video
 from reangle_jax.errors import about
-from reangle_jax.geometry import cameras, splat
+from reangle_jax.geometry import cameras
 from reangle_jax.run import Stage, Unit, Work, first_picture, view_file
 from reangle_jax.scoring import agreement, image, motion
 from reangle_jax.scoring.video import mean_score
@@ -132,24 +131,10 @@ def _agreement(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _frozen(folder: Path, view: str) -> tuple[np.ndarray, np.ndarray]:
-    """The clip's median over time along a view's path, as the clip itself is warped, and where it is visible.
-
-    Where the source moves, the median is of what its first camera would have seen: uint8 [T, H, W, 3], bool [T, H, W].
-    """
+    """The scene without what moves along a view's path, and where it is visible."""
     frames, z = files.load_npz(folder / _INPUT[0])["frames"], files.load_npz(folder / _INPUT[1])["depth"]
     source, target = (cameras.load_cameras(folder / name)[0] for name in (_INPUT[2], view_file(view, "cameras.json")))
-    if bool((source.camera_to_world != source.camera_to_world[:1]).any()):
-        frames, z, source = _held(frames, z, source)
-    still = np.broadcast_to(motion.median_frame(frames), frames.shape)
-    frozen, seen = splat.warp_video(jnp.asarray(still), jnp.asarray(z), source, target)
-    return np.asarray(frozen), np.asarray(seen)
-
-
-def _held(frames: np.ndarray, z: np.ndarray, source: cameras.Cameras) -> tuple[np.ndarray, np.ndarray, cameras.Cameras]:
-    """The clip as its first camera would have seen it, that camera's depth, and that camera, for all frames."""
-    first = cameras.identity_cameras(source.K[0], len(frames))
-    warped, visible = map(np.asarray, splat.warp_video(jnp.asarray(frames), jnp.asarray(z), source, first))
-    return np.where(visible[..., None], warped, frames[:1]), np.broadcast_to(z[:1], z.shape), first
+    return motion.frozen_warp(frames, z, source, target)
 
 
 def _mean(values: list[float | None]) -> float | None:

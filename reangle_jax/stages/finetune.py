@@ -21,13 +21,15 @@ from reangle_jax.config import Finetune, Settings
 from reangle_jax.data import files
 from reangle_jax.diffusion.losses import masked_v_loss
 from reangle_jax.errors import NotFiniteError, wider
-from reangle_jax.geometry import masks
+from reangle_jax.geometry import cameras, masks
 from reangle_jax.progress import progress
 from reangle_jax.randomness import named_key
 from reangle_jax.run import Stage, Unit, Work, view_file, view_paths
+from reangle_jax.scoring import motion
 
 # The noise on the conditioning frame: sigma = exp(N(mean, deviation)).
 LOG_SIGMA_MEAN, LOG_SIGMA_DEVIATION = -3.0, 0.5
+_GEOMETRY = ("input/depth.npz", "input/cameras.json")
 LOSSES, LEARNING = "lora/losses.json", "lora/learning.json"
 # The options that the adapters depend on: not how often a state is saved.
 DECISIVE = tuple(field.name for field in dataclasses.fields(Finetune) if field.name != "checkpoint_every")
@@ -41,7 +43,7 @@ class TrainingSet(NamedTuple):
     Attributes:
         mean: of the posterior of every video's latents, unscaled [N, t, h, w, C].
         logvar: its log variance.
-        mask: 1 where a latent is to be learnt [N, t, h, w].
+        mask: how much a latent counts [N, t, h, w]: 1 where it is to be learnt, else 0, without ``moving_weight``.
         text: embeddings of the prompts [N, L, D].
         first: first frames in bytes [N, H, W, 3]; they are noised and encoded at every step.
     """
@@ -56,6 +58,8 @@ class TrainingSet(NamedTuple):
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One: the adapters."""
     warps = tuple(view_file(view, "warp.npz") for view in settings.train_views)
+    if settings.finetune.moving_weight:
+        warps += (*_GEOMETRY, *(view_file(view, "cameras.json") for view in settings.train_views))
     return (
         Unit(
             settings=(
@@ -73,17 +77,43 @@ def units(settings: Settings) -> tuple[Unit, ...]:
 
 def finetune(settings: Settings, folder: Path, work: Work) -> None:
     """Writes lora/: the adapters for this library and for diffusers, and the losses."""
+    weighed = settings.finetune.steps and settings.finetune.moving_weight
+    marks = _marks(settings, folder) if weighed else None  # before there is a mesh: each process draws alone
     with chosen_models.on_mesh(settings, "finetune"):
         for unit in work:
-            _finetune(settings, folder, work, unit)
+            _finetune(settings, folder, work, unit, marks)
 
 
-def _finetune(settings: Settings, folder: Path, work: Work, unit: Unit) -> None:
+def _marks(settings: Settings, folder: Path) -> list[np.ndarray]:
+    """Where something moves in each training video, bool [T, H, W]."""
+    frames, z = files.load_npz(folder / "input/frames.npz")["frames"], files.load_npz(folder / _GEOMETRY[0])["depth"]
+    source, *targets = (
+        cameras.load_cameras(folder / path)[0]
+        for path in (_GEOMETRY[1], *(view_file(view, "cameras.json") for view in settings.train_views))
+    )
+    found = []
+    for number, target in enumerate((source, *targets)):
+        video, visible = _read(settings, folder, number)
+        frozen, seen = motion.frozen_warp(frames, z, source, target)
+        found.append(motion.moving(video, frozen, visible & seen))
+    return found
+
+
+def _read(settings: Settings, folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """A training video and where it is visible: the input, then its warps."""
+    if number == 0:
+        source = files.load_npz(folder / "input/frames.npz")["frames"]
+        return source, np.ones(source.shape[:3], bool)
+    warp = files.load_npz(folder / view_file(settings.train_views[number - 1], "warp.npz"))
+    return warp["frames"], warp["visible"]
+
+
+def _finetune(settings: Settings, folder: Path, work: Work, unit: Unit, marks: list[np.ndarray] | None) -> None:
     backbone, options = chosen_models.backbone(settings), settings.finetune
     adapters = backbone.init_adapters(key=named_key(settings.seed, "finetune", "init"))
     history: learning.History = {"loss": []}
     # Without steps there is nothing to encode: config.loras may act alone.
-    learn = _prepared(settings, folder, backbone, work, unit, adapters) if options.steps else None
+    learn = _prepared(settings, folder, backbone, work, unit, adapters, marks) if options.steps else None
     # A signal in the last step waits until what was learnt is on the disk.
     with work.stop.at_safe_points() as stop:
         if learn:
@@ -98,13 +128,19 @@ def _finetune(settings: Settings, folder: Path, work: Work, unit: Unit) -> None:
 
 
 def _prepared(
-    settings: Settings, folder: Path, backbone: Backbone, work: Work, unit: Unit, adapters: nnx.State
+    settings: Settings,
+    folder: Path,
+    backbone: Backbone,
+    work: Work,
+    unit: Unit,
+    adapters: nnx.State,
+    marks: list[np.ndarray] | None,
 ) -> Callable[..., tuple[learning.State, learning.History]]:
     """`learning.train` with everything but the stop. Each network is loaded when it is needed and dropped after."""
     options, origin = settings.finetune, work.origin(unit)
-    data = _training_set(settings, folder, backbone, work.scratch(unit))
-    seen = 100 * float(data.mask.mean())
-    _log.info("training on %d videos, %.0f %% of their latents visible", len(data.mean), seen)
+    data = _training_set(settings, folder, backbone, work.scratch(unit), marks)
+    seen = 100 * float((data.mask > 0).mean())
+    _log.info("training on %d videos, %.0f %% of their latents to learn from", len(data.mean), seen)
     coder, base = backbone.load_coder(decodes=False), backbone.load_denoiser()
     optimiser, rate, every = make_optimiser(options), rate_at(options), options.checkpoint_every
     key, data = named_key(settings.seed, "finetune", "steps"), mesh.replicate(data)
@@ -142,20 +178,23 @@ def prompts(settings: Settings, folder: Path) -> list[str]:
     return [settings.caption] + [view_paths.prompt(settings, folder, view) for view in settings.train_views]
 
 
-def _training_set(settings: Settings, folder: Path, backbone: Backbone, scratch: Path) -> TrainingSet:
+def _training_set(
+    settings: Settings, folder: Path, backbone: Backbone, scratch: Path, marks: list[np.ndarray] | None
+) -> TrainingSet:
     cached = scratch / "encoded.npz"
     if cached.exists():
         return TrainingSet(**{name: jnp.asarray(value) for name, value in files.load_npz(cached).items()})
     text = backbone.embed(prompts(settings, folder))
 
-    def read(number: int) -> tuple[np.ndarray, np.ndarray]:
-        if number == 0:
-            source = files.load_npz(folder / "input/frames.npz")["frames"]
-            return source, np.ones(source.shape[:3], bool)
-        warp = files.load_npz(folder / view_file(settings.train_views[number - 1], "warp.npz"))
-        return warp["frames"], warp["visible"]
+    options = settings.finetune
 
-    data = encode_videos(backbone, backbone.load_coder(decodes=False), read, 1 + len(settings.train_views))
+    def read(number: int) -> tuple[np.ndarray, ...]:
+        frames, visible = _read(settings, folder, number)
+        counts = visible if options.masked else np.ones_like(visible)
+        return (frames, counts) if marks is None else (frames, counts, marks[number])
+
+    count = 1 + len(settings.train_views)
+    data = encode_videos(backbone, backbone.load_coder(decodes=False), read, count, options.moving_weight)
     data = data._replace(text=jnp.asarray(text))
     if not all(np.isfinite(value).all() for value in mesh.on_host((data.mean, data.logvar, text))):
         raise NotFiniteError(
@@ -167,19 +206,27 @@ def _training_set(settings: Settings, folder: Path, backbone: Backbone, scratch:
 
 
 def encode_videos(
-    backbone: Backbone, coder: Any, read: Callable[[int], tuple[np.ndarray, np.ndarray]], count: int
+    backbone: Backbone,
+    coder: Any,
+    read: Callable[[int], tuple[np.ndarray, ...]],
+    count: int,
+    moving_weight: float = 0.0,
 ) -> TrainingSet:
     """Encodes so many videos, as many at a time as there is room for, and their masks; the text is left empty.
 
     Of several processes each reads the videos that its own devices encode, and no others. ``read`` gives a video's
-    frames, uint8 [T, H, W, 3], and where they are visible, bool [T, H, W].
+    frames, uint8 [T, H, W, 3], where they are visible, bool [T, H, W], and, if that is to be weighted, where something
+    moves in them, likewise.
     """
 
     @jax.jit
-    def encode(coder: Any, video: Array, visible: Array) -> tuple[Array, ...]:
+    def encode(coder: Any, video: Array, visible: Array, *moving: Array) -> tuple[Array, ...]:
         mean, logvar = (x.astype(jnp.float32) for x in backbone.encode(coder, video))
         rows, columns = mean.shape[2:4]
         mask = jax.vmap(lambda seen: masks.latent_mask(seen, rows, columns, backbone.grid.frames))(visible)
+        for marks in moving:
+            share = jax.vmap(lambda marked: masks.latent_share(marked, rows, columns, backbone.grid.frames))(marks)
+            mask = mask * (1.0 + moving_weight * share)
         return mean, logvar, mask, video[:, 0]
 
     at_once, found = mesh.room(), []
@@ -246,7 +293,7 @@ def motion_loss(
     eps = jax.random.normal(next(keys), z.shape, z.dtype)
     noised, target = backbone.noised(z, eps, t)
     prediction = backbone.predict(adapters, base, noised, condition, data.text[pick], t)
-    return masked_v_loss(prediction, target, mask if options.masked else None)
+    return masked_v_loss(prediction, target, mask if options.masked or options.moving_weight else None)
 
 
 def make_step(

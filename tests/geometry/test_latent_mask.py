@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from reangle_jax.geometry.masks import latent_mask
+from reangle_jax.geometry.masks import latent_mask, latent_share
 
 
 @pytest.mark.parametrize(("frames", "together"), [(1, 4), (5, 4), (9, 4), (17, 4), (49, 4), (7, 2), (10, 3)])
@@ -30,3 +30,23 @@ def test_published_size_takes_every_eighth_pixel():
 def test_wrong_frame_count(frames):
     with pytest.raises(ValueError, match="1 \\+ 4k"):
         latent_mask(np.ones((frames, 8, 8), bool), 1, 1, 4)
+
+
+@pytest.mark.parametrize(("frames", "together"), [(1, 4), (9, 4), (10, 3)])
+def test_share_against_a_plain_loop(rng, frames, together):
+    marked = rng.random((frames, 12, 20)) > 0.6
+    got = np.asarray(latent_share(marked, 3, 5, together))
+    assert got.dtype == np.float32
+    starts = [0, *range(1, frames, together)]
+    for t, (first, end) in enumerate(zip(starts, [*starts[1:], frames], strict=True)):
+        for y in range(3):
+            for x in range(5):
+                box = marked[first:end, 4 * y : 4 * y + 4, 4 * x : 4 * x + 4]
+                assert got[t, y, x] == pytest.approx(box.sum() / box.size, abs=1e-6)
+    assert got.shape == (len(starts), 3, 5)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (5, 9, 8), (5, 8, 9)])
+def test_share_refuses_what_latents_do_not_tile(shape):
+    with pytest.raises(ValueError, match="are not latents of 2x2 by 4 frames"):
+        latent_share(np.ones(shape, bool), 2, 2, 4)

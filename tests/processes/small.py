@@ -36,7 +36,7 @@ def write_inputs(folder: Path, weights: Path) -> Path:
             c.mesh = "data:2,u:4"
             c.update_from_flattened_dict({{
                 "finetune.steps": {STEPS}, "finetune.rank": 8, "finetune.alpha": 8.0, "finetune.batch_size": 2,
-                "finetune.checkpoint_every": 2, "sample.steps": 2,
+                "finetune.checkpoint_every": 2, "finetune.moving_weight": 4.0, "sample.steps": 2,
             }})
             return c
         """)

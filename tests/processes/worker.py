@@ -33,12 +33,12 @@ if "tell" in WORDS:
 
     encode = finetune.encode_videos
 
-    def encode_and_tell(backbone, coder, read, count):
+    def encode_and_tell(backbone, coder, read, *rest):
         def told(number):
             print(f"read video {number}", file=sys.stderr)
             return read(number)
 
-        return encode(backbone, coder, told, count)
+        return encode(backbone, coder, told, *rest)
 
     finetune.encode_videos = encode_and_tell
 if "short" in WORDS:

@@ -1,6 +1,7 @@
 """Motion learning: what is trained and what is not, the mask, resuming."""
 
 import dataclasses
+import functools
 import typing
 
 import jax
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reangle_jax import learning
+from reangle_jax import config, learning
 from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import conditioning
 from reangle_jax.backbones.cogvideox import networks as of_cogvideox
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.config import Finetune
+from reangle_jax.data import files
+from reangle_jax.geometry import cameras, splat, trajectories
 from reangle_jax.stages import finetune
 from tests import networks
 from tests.networks import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH
@@ -124,6 +127,69 @@ def test_loss_looks_at_visible_latents_only(backbone, loaded, data):
     assert loss(ones) == pytest.approx(plain, rel=1e-6)
     assert loss(left) + loss(ones - left) == pytest.approx(plain, rel=1e-6)
     assert 0 < loss(left) < plain
+
+
+def test_what_moves_counts_more_in_loss_and_gradient(backbone, loaded, data):
+    """A latent's weight is 1 + k times the share of its pixels that move; none where it is not visible."""
+    clip = np.zeros((FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    visible, moving = np.ones(clip.shape[:3], bool), np.zeros(clip.shape[:3], bool)
+    visible[:, :, 32:] = False
+    moving[1, 8:10, :8] = moving[1, 8:10, 40:] = True  # a quarter of a group's frames, half of a row of latents
+    found = finetune.encode_videos(backbone, loaded[1], lambda _: (clip, visible, moving), 1, 16.0).mask[0]
+    weights = np.zeros(found.shape)
+    weights[:, :, :8] = 1.0
+    weights[1, 2, :2] = 1.0 + 16.0 / 8
+    np.testing.assert_array_equal(found, weights)
+
+    lora, key = backbone.init_adapters(key=jax.random.key(1)), jax.random.key(7)
+    one = dataclasses.replace(OPTIONS, batch_size=1)
+
+    def gradient(mask, **options):
+        given = dataclasses.replace(one, **options)
+        spread = data._replace(mask=jnp.broadcast_to(jnp.asarray(mask, jnp.float32), data.mask.shape))
+        rest = (*loaded, spread, given)
+        return jax.tree.leaves(jax.grad(functools.partial(finetune.motion_loss, backbone))(lora, *rest, key=key))
+
+    shown, moved = (np.asarray(weights > least, np.float32) for least in (0, 1))
+    parts = [gradient(mask) for mask in (shown, moved)]
+    for options in ({"moving_weight": 16.0}, {"moving_weight": 16.0, "masked": False}):
+        for whole, plain, extra in zip(gradient(weights, **options), *parts, strict=True):
+            np.testing.assert_allclose(whole, plain + 2 * extra, rtol=1e-4, atol=1e-7)
+
+
+def test_what_moves_is_what_the_evaluation_calls_so(tmp_path):
+    """In the clip and in its warp, which another camera sees: a square that jumps aside, on a floor that stays."""
+    values = config.get_tiny().to_dict() | {"video": "v.mp4", "train_views": ("left:8",), "num_frames": 5}
+    values["finetune"]["moving_weight"] = 3.0
+    settings = config.parse(values)
+    frames = np.random.default_rng(0).integers(90, 110, (1, 64, 64, 3)).astype(np.uint8).repeat(5, axis=0)
+    frames[3, 20:30, 20:30] = 255
+    depth = np.full(frames.shape[:3], 2.0, np.float32)
+    K = cameras.default_intrinsics(64, 64)
+    source = cameras.identity_cameras(K, 5)
+    target = trajectories.view_cameras(trajectories.parse_view("left:8"), source.K[0], 2.0, 5, "dynamic")
+    warp, visible = map(np.asarray, splat.warp_video(jnp.asarray(frames), jnp.asarray(depth), source, target))
+    files.atomic_savez(tmp_path / "input/frames.npz", frames=frames, fps=np.float64(8))
+    files.atomic_savez(tmp_path / "input/depth.npz", depth=depth)
+    files.atomic_savez(tmp_path / "views/left_8/warp.npz", frames=warp, visible=visible)
+    for path, path_cameras in (("input", source), ("views/left_8", target)):
+        cameras.save_cameras(tmp_path / path / "cameras.json", path_cameras, 64, 64, 2.0)
+    own, seen = finetune._marks(settings, tmp_path)
+    expected = np.zeros(own.shape, bool)
+    expected[3, 20:30, 20:30] = True
+    np.testing.assert_array_equal(own, expected)
+    # The warp mixes the square's rim with the floor, 90 to 109, which is more than 40 levels darker.
+    least, most = (visible & (warp.max(axis=-1) > level) for level in (149, 130))
+    assert not (least & ~seen).any()
+    assert not (seen & ~most).any()
+    assert 80 < seen.sum() < 130
+    assert (seen != own).any()  # another camera sees it elsewhere
+
+    (unit,) = finetune.units(settings)
+    assert {"input/depth.npz", "input/cameras.json", "views/left_8/cameras.json"} < set(unit.inputs)
+    values["finetune"]["moving_weight"] = 0.0
+    (unit,) = finetune.units(config.parse(values))
+    assert unit.inputs == ("input/frames.npz", "views/left_8/warp.npz")
 
 
 def test_of_several_times_the_noisiest_is_learnt_at(backbone, loaded, data, monkeypatch):

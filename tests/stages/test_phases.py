@@ -33,7 +33,7 @@ def settings(weights, **changes):
         "video": "v.mp4", "weights": str(weights), "views": VIEWS, "train_views": VIEWS[:1],
         "num_frames": FRAMES, "height": HEIGHT, "width": WIDTH,
     }  # fmt: skip
-    values["finetune"] |= {"steps": 3, "rank": 2, "alpha": 2.0, "checkpoint_every": 0, "batch_size": 1}
+    values["finetune"] |= {"steps": 3, "rank": 2, "alpha": 2.0, "checkpoint_every": 0, "moving_weight": 0.0}
     values["sample"] |= {"steps": 2}
     for key, value in changes.items():
         group, _, leaf = key.rpartition("__")
