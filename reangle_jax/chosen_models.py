@@ -31,6 +31,7 @@ _GIB = 2**30
 ROOM = 0.95
 """Share of a device's memory that the plan's arithmetic may fill: it is within 3 % of a GPU's (docs: measured)."""
 PAINTER_KEY = "config.first_frames.weights"
+DEPTH = "depth-anything-v2-large"  # of the converters' names, what the documents take
 
 
 def folder(settings: Settings, part: str) -> Path:
@@ -252,7 +253,7 @@ def check_painter(settings: Settings) -> None:
         InputError: as `check` does.
     """
     name, model, where = settings.first_frames.model, painter(settings), painter_folder(settings)
-    if not settings.first_frames.weights and not where.is_dir():
+    if name != "tiny" and not where.is_dir():
         raise _not_made(PAINTER_KEY, name, where, f"{name} --source SOURCE --out {where}")
     for part, expected in painters.ENTRIES[name].parts.items():
         _check_part(PAINTER_KEY, where / part, expected, name, functools.partial(model.check, part))
@@ -299,9 +300,9 @@ def check(settings: Settings, names: Iterable[str]) -> None:
     for part in names:
         where = folder(settings, part)
         key = depth_key(settings) if part == "depth" else "config.weights"
-        if key == "config.weights" and not settings.weights and not where.is_dir():
-            command = f"{settings.model} --source SOURCE --out {where.parent}" if part in model.folders else "--list"
-            raise _not_made(key, settings.model, where, command)
+        if key == "config.weights" and settings.model != "tiny" and not where.is_dir():
+            name = settings.model if part in model.folders else DEPTH
+            raise _not_made(key, name, where, f"{name} --source SOURCE --out {where.parent}")
         fits = functools.partial(model.check, part) if part in model.folders else None
         _check_part(key, where, classes[part], settings.model, fits)
         if part == next(iter(model.folders)):

@@ -24,6 +24,7 @@ SMALLER = {
     "finetune.batch_size": "lower",
     "mesh": "divide the model over more devices, r:N",
     "vae_tiles": "on",
+    "execution.remat": "full",
     "base_dtype": "int8",
     "base_layout": "divided",
     "finetune.rank": "lower",
@@ -84,7 +85,11 @@ def memory_explained(work: str, settings: Mapping[str, Any], keys: Sequence[str]
         words = out_of_memory(error)
         if words is None:
             raise
-        mends = [
-            f"config.{key}={settings[key]} ({how})" for key, how in SMALLER.items() if key in keys and key in settings
-        ]
-        raise InputError(f"{work}: out of memory: {words}; what helps: {', '.join(mends)}") from error
+        raise InputError(f"{work}: out of memory: {words}; what helps: {smaller(settings, keys)}") from error
+
+
+def smaller(settings: Mapping[str, Any], keys: Sequence[str]) -> str:
+    """Those of SMALLER's settings that are among the keys, what they are and how to change them."""
+    found = {key: settings[key] for key, how in SMALLER.items() if key in keys and settings.get(key, how) != how}
+    at_least = [key for key, value in found.items() if isinstance(value, int) and value == 1]  # such as a batch of one
+    return ", ".join(f"config.{key}={found[key]} ({SMALLER[key]})" for key in found if key not in at_least)

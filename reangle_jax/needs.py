@@ -41,9 +41,25 @@ class Shares(NamedTuple):
         """Devices that divide one video: its tokens, and the parameters."""
         return self.rows * self.columns
 
+    @property
+    def all(self) -> int:
+        """How many devices there are."""
+        return self.videos * self.video
+
     def of_batch(self, count: int) -> int:
         """How many of a batch a device has: all of one that does not divide evenly."""
         return count if count % self.videos else count // self.videos
+
+    def faster(self, count: int, at_once: int, passes: int = 1) -> float:
+        """How many times as fast as one device all of them work on videos.
+
+        Args:
+            count: of the videos.
+            at_once: how many of them lie beside each other.
+            passes: of each, which count as videos, too: guidance's two.
+        """
+        rounds = -(-count // at_once)
+        return count * passes * self.video / (rounds * self.of_batch(at_once * passes))
 
     def of_base(self, size: float, *, whole: float = 0.0, copied: float = 1.0, beside: float) -> float:
         """Bytes of a denoiser's frozen parameters on a device.

@@ -2,18 +2,20 @@
 
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
-from reangle_jax import checkpoints, chosen_models, measure, mesh
+from reangle_jax import checkpoints, chosen_models, faults, measure
 from reangle_jax.config import Settings
 from reangle_jax.diffusion import control
+from reangle_jax.diffusion.guidance import is_guided
 from reangle_jax.errors import InputError
 from reangle_jax.measure import human_bytes, human_seconds
 from reangle_jax.models.depth_anything import DepthAnythingConfig
-from reangle_jax.needs import Needs
+from reangle_jax.needs import ALONE, Needs, Shares
 from reangle_jax.run import Ledger, Stage
 from reangle_jax.run.ledger import Verdict, listed
 from reangle_jax.scoring import needs as of_score
@@ -35,48 +37,83 @@ _REASONS = 6  # of a stage, that are spelt out
 def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[], object]] = ()) -> str:
     """The plan as text: a line for each stage, why what is to be done is to be done, and which checks fail."""
     settings = ledger.settings
-    needs, speed, shared = estimate(settings), rate(), sharing(settings)
+    needs, layouts = estimate(settings), sharing(settings)
     device = measure.devices()
-    limit = measure.device_limit_bytes()
+    limit, processors = measure.device_limit_bytes(), _processors(device)
     lines = [
         f"{ledger.root}: {settings.num_frames} frames of {settings.height}x{settings.width}, {settings.model}, on "
-        f"{device['count']} x {device['kind']}" + (f" with {human_bytes(limit)} each" if limit else ""),
+        f"{device['count']} x {device['kind']}" + (f" with {_memory(limit, device)}" if limit else ""),
         "fine-tuning's backward pass: config.execution.remat={} ({})".format(*chosen_models.remat(settings)),
+        *(_layouts(settings, layouts, device["count"]) if device["count"] > 1 else []),
         "",
         f"{'stage':14}{'units':>7}{'done':>6}{'peak memory':>14}{'time':>18}  state",
     ]
     remade: dict[str, str] = {}  # by work that comes first: what follows from it may change
-    total, open_units, may_stay = 0.0, 0, False
+    total, open_units, may_stay, mends = 0.0, 0, False, []
     for stage in stages:
         verdicts = ledger.survey(stage, remade)
         units = [verdict.unit for verdict in verdicts]
         todo = [verdict for verdict in verdicts if verdict.pending]
         measured = [record for unit in units if (record := ledger.measured(stage, unit))]
         each = needs.get(stage.name)
+        planned, held = cost(settings, stage.name, each, layouts) if each else (0.0, 0.0)
         if measured and (not todo or each is None):
             seconds = sum(record["seconds"] for record in measured) / len(measured) * len(units)
             peak = max(map(measure.peak_bytes, measured))
             time, memory = f"took {human_seconds(seconds)}", human_bytes(peak)
         elif each is not None:
-            seconds = each.flops * len(units) / (speed * shared.get(stage.name, 1))
-            time, memory = f"~ {human_seconds(seconds)}", f"~ {human_bytes(each.peak_bytes)}"
+            seconds = planned * len(units)
+            time, memory = f"~ {human_seconds(seconds)}", f"~ {human_bytes(held)}"
         else:
             seconds, time, memory = 0.0, "seconds", "small"
         total += seconds * len(todo) / max(1, len(units))
         open_units += len(todo)
         may_stay |= any(not verdict.reasons for verdict in todo)
         states = _states(todo) or ["done" if units else "nothing to do"]
-        if each is not None and limit and each.peak_bytes > limit:
+        if limit and held > limit:
             states[-1] += "  (DOES NOT FIT this device)"
+            mends.append(f"does not fit: {stage.name}; what helps: {_smaller(ledger, stage)}")
         start = f"{stage.name:14}{len(units):>7}{len(units) - len(todo):>6}{memory:>14}{time:>18}  "
         lines += textwrap.wrap(
             "; ".join(states), _WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
         )
     most = "at most " if may_stay else ""
     about = f"{most}about {human_seconds(total)}" if total else "nothing" if not open_units else "seconds"
-    hours = f", {_hours(total / 3600 * device['count'])} device-hours" if total else ""
+    hours = f", {_hours(total / 3600 * processors)} device-hours" if total else ""
     lines += ["", f"to do: {about}{hours} (~: computed from the sizes, compiling apart; took: measured in this folder)"]
-    return "\n".join(lines + [f"missing: {line}" for line in _failures(checks)])
+    return "\n".join([*lines, *mends, *(f"missing: {line}" for line in _failures(checks))])
+
+
+def _processors(device: dict[str, Any]) -> int:
+    """Devices, but that those of one process on a CPU are one."""
+    return device["processes"] if device["platform"] == "cpu" else device["count"]
+
+
+def _memory(limit: int, device: dict[str, Any]) -> str:
+    shared = device["platform"] == "cpu" and device["count"] > device["processes"]
+    return human_bytes(limit) + (" for all of a process" if shared else " each")
+
+
+def _layouts(settings: Settings, layouts: dict[str, Shares], count: int) -> list[str]:
+    """What of several devices each stage takes, and what it makes of them."""
+    words, notes = [], []
+    for name, shares in layouts.items():
+        base = ", the base whole on each" if shares.base_whole else ", the base divided" if shares.video > 1 else ""
+        sizes = f"data:{shares.videos},r:{shares.columns},u:{shares.rows}"
+        words.append(f"{name} takes {shares.all} of {count} devices ({sizes}{base})")
+    batch, videos = settings.finetune.batch_size, layouts["finetune"].videos
+    if batch % videos:
+        notes.append(
+            f"note: data:{videos} does not divide fine-tuning's batch of {batch}, and each of data's does all of it: "
+            f"set config.finetune.batch_size to a multiple of {videos}, or data:1"
+        )
+    return [f"devices, by config.mesh={settings.mesh}: {'; '.join(words)}; the other stages take one", *notes]
+
+
+def _smaller(ledger: Ledger, stage: Stage) -> str:
+    """Settings that lower a stage's memory; devices of a CPU have none of their own."""
+    alike = ("mesh", "base_layout") if jax.default_backend() == "cpu" else ()
+    return faults.smaller(ledger.flat, [key for key in stage.smaller if key not in alike])
 
 
 def _states(todo: Sequence[Verdict]) -> list[str]:
@@ -147,16 +184,31 @@ def chip_peak() -> float | None:
     return next((peak for name, (peak, _) in _CHIPS.items() if name in kind), None)
 
 
-def sharing(settings: Settings) -> dict[str, int]:
-    """How many devices share a stage's work, by its name; one where it is not said."""
-    stages = ("finetune", "generate")
-    try:
-        return {
-            name: mesh.make_mesh(settings.mesh, batch_size=chosen_models.at_once(settings, name)).size
-            for name in stages
-        }
-    except InputError:  # one of the checks says it
-        return {}
+def sharing(settings: Settings) -> dict[str, Shares]:
+    """Over which devices stages divide their work, by their names: the others have one.
+
+    One of each where ``config.mesh`` is not possible, of which a check tells.
+    """
+    work = chosen_models.demand(settings)
+    painter = {"first_frames": chosen_models.painters_shares(settings)} if settings.mode == "static" else {}
+    return {"finetune": work.training, "generate": work.sampling, **painter}
+
+
+def cost(settings: Settings, stage: str, needs: Needs, layouts: Mapping[str, Shares]) -> tuple[float, float]:
+    """Seconds of one of a stage's units, at best, and bytes of a device while it is worked on.
+
+    Of a CPU's devices the bytes are of all: those of one process share its memory and its time. ``layouts`` are as
+    `sharing` gives them.
+    """
+    shares, faster = layouts.get(stage, ALONE), 1.0  # than one device; a painter's are not counted on
+    if stage == "finetune":
+        faster = shares.faster(settings.finetune.batch_size, settings.finetune.batch_size)
+    elif stage == "generate":
+        passes = 1 + is_guided(settings.sample.guidance_scale)
+        faster = shares.faster(len(settings.views), max(1, shares.videos // passes), passes)
+    device = measure.devices()
+    together = max(1, shares.all // device["processes"]) if device["platform"] == "cpu" else 1
+    return together * needs.flops / (rate() * faster), together * needs.peak_bytes
 
 
 def _failures(checks: Iterable[Callable[[], object]]) -> list[str]:

@@ -79,5 +79,7 @@ def test_the_line_names_the_settings_that_help():
     line = str(caught.value)
     assert line.startswith("finetune: out of memory: more was asked for than is left")
     assert line.endswith("what helps: config.finetune.batch_size=3000 (lower), config.num_frames=17 (lower)")
+    settings = {"finetune.batch_size": 1, "base_dtype": "int8", "first_frames.scale": 1.0}
+    assert faults.smaller(settings, [*settings, "width"]) == "config.first_frames.scale=1.0 (lower)"
     with pytest.raises(KeyError), faults.memory_explained("finetune", settings, ()):
         raise KeyError

@@ -12,8 +12,10 @@ from reangle_jax.backbones.cogvideox import needs as needs_of
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
+from reangle_jax.needs import Shares
 from reangle_jax.nn.choices import Choice
 from reangle_jax.run import Ledger, Stage, Unit
+from reangle_jax.stages import finetune, generate
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,7 +70,8 @@ def test_what_the_24_gb_config_needs_is_less_than_such_a_card_gives(monkeypatch)
     assert max(needs.peak_bytes for needs in plan.estimate(config.parse(c)).values()) < 0.85 * 24e9
 
 
-def test_a_meshs_devices_share_the_time_and_all_devices_are_paid(tmp_path):
+def test_a_meshs_devices_share_the_time_and_all_devices_are_paid(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")  # devices of a CPU are one processor
     stages = [Stage("finetune", 1, lambda settings: (Unit(outputs=("lora",)),), run=lambda *_: None)]
     values = config.get_default().to_dict() | {"video": "x", "weights": "none"}
     values["execution"]["remat"] = "full"  # auto: what this machine's memory allows
@@ -80,6 +83,68 @@ def test_a_meshs_devices_share_the_time_and_all_devices_are_paid(tmp_path):
     seconds = plan.estimate(settings)["finetune"].flops / plan.rate()
     assert hours["auto"] == pytest.approx(8 * seconds / 3600, rel=0.05)  # eight devices, one of which works
     assert hours["auto"] == pytest.approx(4 * hours["u:4"], rel=0.1)
+
+
+def lines_of(tmp_path, monkeypatch, *, backend="gpu", gib=40, **changes):
+    """The plan of fine-tuning and of generation at full size, on eight devices."""
+    monkeypatch.setattr("jax.default_backend", lambda: backend)
+    monkeypatch.setattr("reangle_jax.measure.device_limit_bytes", lambda: gib << 30)
+    settings = full_size(**changes)
+    made = [
+        Stage(stage.name, 1, lambda _, name=stage.name: (Unit(outputs=(name,)),), lambda *_: None, stage.smaller)
+        for stage in (finetune.STAGE, generate.STAGE)
+    ]
+    return plan.table(Ledger(tmp_path, settings), made).splitlines()
+
+
+def test_it_says_which_devices_each_stage_takes_and_how(tmp_path, monkeypatch):
+    lines = lines_of(tmp_path, monkeypatch, mesh="data:2,u:2")
+    assert "on 8 x cpu with 40.0 GiB each" in lines[0]
+    sizes = "takes 4 of 8 devices (data:2,r:1,u:2, the base divided)"
+    words = f"devices, by config.mesh=data:2,u:2: finetune {sizes}; generate {sizes}; the other stages take one"
+    assert lines[2] == words
+    assert lines[3].startswith("note: data:2 does not divide fine-tuning's batch of 1")
+    assert "set config.finetune.batch_size to a multiple of 2, or data:1" in lines[3]
+    lines = lines_of(tmp_path, monkeypatch, mesh="r:2,u:4", base_layout="replicated")
+    assert "finetune takes 8 of 8 devices (data:1,r:2,u:4, the base whole on each)" in lines[2]
+    assert lines[3] == ""
+
+
+def test_what_does_not_fit_is_told_with_what_helps(tmp_path, monkeypatch):
+    lines = lines_of(tmp_path, monkeypatch, mesh="u:1", gib=11, base_dtype="int8")
+    found = [line for line in lines if line.startswith("does not fit: ")]
+    assert [line.split(";")[0] for line in found] == ["does not fit: finetune", "does not fit: generate"]
+    assert "config.mesh=u:1 (divide the model over more devices, r:N)" in found[0]
+    assert "config.vae_tiles=auto (on)" in found[1]
+    assert "base_dtype" not in found[0]  # it is int8 already
+
+
+def test_devices_of_one_cpu_share_its_memory_and_its_time(tmp_path, monkeypatch):
+    one, four, idle = (
+        lines_of(tmp_path, monkeypatch, backend="cpu", gib=400, mesh=mesh) for mesh in ("auto", "u:4", "data:2,u:2")
+    )
+    assert "on 8 x cpu with 400.0 GiB for all of a process" in one[0]
+    alone, shared = (
+        re.search(r"~ ([\d.]+) GiB", next(line for line in found if line.startswith("finetune ")))[1]
+        for found in (one, four)
+    )
+    assert float(alone) < float(shared)  # what is divided nowhere is there four times
+    hours = [float(re.search(r"([\d.,]+) device-hours", found[-1])[1].replace(",", "")) for found in (one, four, idle)]
+    assert hours[1] == pytest.approx(hours[0], rel=0.01)
+    assert hours[2] > 1.3 * hours[0]  # data's two do the same
+
+
+@pytest.mark.parametrize(
+    ("shares", "count", "at_once", "passes", "expected"),
+    [
+        (Shares(), 6, 1, 2, 1),
+        (Shares(videos=8), 6, 4, 2, 6),  # two rounds of four, where one device takes twelve turns
+        (Shares(videos=2, rows=2, columns=2), 1, 1, 1, 4),  # the second of data does the first one's work
+        (Shares(videos=2, rows=4), 4, 4, 1, 8),
+    ],
+)
+def test_how_much_faster_devices_are(shares, count, at_once, passes, expected):
+    assert shares.faster(count, at_once, passes) == expected
 
 
 def full_size(**changes):

@@ -313,6 +313,7 @@ SMALLER = (
     "mesh",
     "base_layout",
     "vae_tiles",
+    "execution.remat",
     "base_dtype",
     "num_frames",
     "height",

@@ -108,19 +108,20 @@ def cost(run: Run) -> Markup:
     stages: dict[str, list[dict[str, Any]]] = {}
     for name, entry in run.clip.record.get("stages", {}).items():
         stages.setdefault(name.partition("/")[0], []).append(entry)
-    needs, speed, shared = plan.estimate(run.settings), plan.rate(), plan.sharing(run.settings)
+    needs, layouts = plan.estimate(run.settings), plan.sharing(run.settings)
     longest = max((sum(e["seconds"] for e in entries) for entries in stages.values()), default=0) or 1
     rows = []
     for name, entries in stages.items():
         seconds, need = sum(entry["seconds"] for entry in entries), needs.get(name)
+        planned, held = plan.cost(run.settings, name, need, layouts) if need else (0.0, 0.0)
         bar = tag("i", class_="bar", style=f"width:{9 * seconds / longest:.2f}em", aria_hidden="true")
         rows.append(
             [
                 name,
                 str(len(entries)),
-                f"~ {human_seconds(need.flops * len(entries) / (speed * shared.get(name, 1)))}" if need else "seconds",
+                f"~ {human_seconds(planned * len(entries))}" if need else "seconds",
                 tag("td", human_seconds(seconds), bar, class_="text barred"),
-                f"~ {human_bytes(need.peak_bytes)}" if need else "small",
+                f"~ {human_bytes(held)}" if need else "small",
                 human_bytes(max(map(measure.peak_bytes, entries))),
                 human_bytes(max(entry["peak_host_bytes"] for entry in entries)),
             ]
