@@ -16,7 +16,7 @@ from reangle_jax.errors import InputError
 
 INDEX_SUFFIX = ".safetensors.index.json"
 # Modules of converters.families, each with MODELS.
-FAMILIES = ("cogvideox", "flux", "depth_anything", "dust3r", "dino", "lpips")
+FAMILIES = ("cogvideox", "flux", "depth_anything", "dust3r", "dino", "lpips", "i3d")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Part:
         stems: what the published files are called, without ``.safetensors``.
         together: files that hold the part only together, without their endings; a published file may have more behind a
             hyphen (``alexnet-7be5be79.pth``). Empty where the weights are one publication's.
+        pickled: whether a ``.ckpt`` of it is a pickle of arrays, and not PyTorch's.
         kind: what of a config tells this model from its relatives: a source that differs there is another model.
             Other fields (widths, layers) may differ, as in the small family.
         read_config: the fields of our config that a published config.json gives; it may raise KeyError, TypeError or
@@ -68,6 +69,7 @@ class Part:
     folder: str = ""
     stems: tuple[str, ...] = ("diffusion_pytorch_model", "model")
     together: tuple[str, ...] = ()
+    pickled: bool = False
     kind: Callable[[Any], Mapping[str, Any]] = lambda config: {}
     read_config: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda published: {}
     write_config: Callable[[Any], dict[str, Any]] | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from converters.registry import INDEX_SUFFIX, Part
 from converters.sources.joined import JoinedSource
+from converters.sources.pickled import PickleSource
 from converters.sources.safetensors import SafetensorsSource, read_index
 from converters.sources.tensors import Source
 from converters.sources.torch_file import TorchSource
@@ -38,7 +39,7 @@ def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
     if path.is_file():
         if not alone:
             raise InputError(f"{path}: is one file; give the pipeline's folder, or name one part (NAME/{part.name})")
-        return Opened(_open_file(path, path.parent), _read_config(path.parent / "config.json", path.parent), {})
+        return Opened(_open_file(path, path.parent, part), _read_config(path.parent / "config.json", path.parent), {})
     if not path.is_dir():
         raise InputError(f"{path}: is neither a file nor a folder; check --source")
     inner = path / part.folder
@@ -46,7 +47,7 @@ def open_part(path: Path, part: Part, *, alone: bool) -> Opened:
         if not alone:
             raise InputError(f"{path}: has no {part.folder}/; download it too, or convert the other parts one by one")
         inner = path
-    source = _open_together(inner, part, path) or _open_file(_weights(inner, part, path), path)
+    source = _open_together(inner, part, path) or _open_file(_weights(inner, part, path), path, part)
     extras = {}
     for name, target in part.extras.items():
         # The part's own folder first: then its siblings, where a pipeline keeps them.
@@ -74,11 +75,13 @@ def _open_together(folder: Path, part: Part, root: Path) -> Source | None:
         if len(files) > 1:
             raise InputError(f"{folder}: holds {', '.join(file.name for file in files)}; leave one of them")
         _check_inside(files[0], root)
-    return JoinedSource([_open_file(files[0], root) for files in found.values()])
+    return JoinedSource([_open_file(files[0], root, part) for files in found.values()])
 
 
-def _open_file(path: Path, root: Path) -> Source:
+def _open_file(path: Path, root: Path, part: Part) -> Source:
     """A file of weights, or what an index lists, which lies in `root`."""
+    if part.pickled and path.suffix == ".ckpt":
+        return PickleSource(path)
     if path.suffix in TORCH_SUFFIXES:
         return TorchSource(path)
     if not path.name.endswith(INDEX_SUFFIX):

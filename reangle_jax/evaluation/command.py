@@ -47,6 +47,7 @@ def _parser() -> commands.Parser:
     )
     parser.add_argument("--size", type=int, help="pixels a side of what MEt3R compares (256; 128 with --weights tiny)")
     parser.add_argument("--step", type=int, default=1, help="met3r_frames compares frames i and i + this (1)")
+    parser.add_argument("--clip", type=int, default=16, help="frames of FVD's clips (16; I3D needs 9)")
     parser.add_argument("--tm", type=int, default=10, help="TSED's T_matches: fewest matches of a pair (10)")
     parser.add_argument("--te", type=float, default=2.0, help="TSED's T_error: pixels of 256, not reached (2)")
     return parser
@@ -109,7 +110,7 @@ def _run(arguments: argparse.Namespace) -> None:
     for name, what in (("manifest", "give a JSON file (--example prints one)"), ("out", "give a folder")):
         if not getattr(arguments, name):
             raise InputError(f"{'MANIFEST' if name == 'manifest' else '--' + name} is not set: {what} (see --help)")
-    for flag, least in (("step", 1), ("tm", 1), ("te", 0)):
+    for flag, least in (("step", 1), ("clip", 9), ("tm", 1), ("te", 0)):
         value = getattr(arguments, flag)
         if not (math.isfinite(value) and value >= least):
             raise InputError(f"--{flag} {value}: it must be a number of at least {least}")
@@ -151,6 +152,7 @@ def _measure(arguments: argparse.Namespace, found: Manifest) -> None:
         step=arguments.step,
         min_matches=arguments.tm,
         max_error=arguments.te,
+        clip=arguments.clip,
     )
     if options.weights is not None and not options.weights.is_dir():
         raise InputError(f"--weights: no such folder: {options.weights}; give tiny, or a folder of converted weights")
@@ -160,14 +162,15 @@ def _measure(arguments: argparse.Namespace, found: Manifest) -> None:
     with _opened(out):
         compilation_cache.use()
         rows: dict[Output, Any] = {}
+        features: dict[Output, Any] = {}
         store = Rows(out, options, note)
         for output in found.outputs:
-            row = store.measure(output, parts.giving(figures))
+            row, features[output] = store.measure(output, parts.giving(figures))
             rows[output] = {name: row.get(name) for name in figures}
             said = [f"{name} {value:.4f}" for name, value in rows[output].items() if value is not None]
             place = f"{len(rows)}/{len(found.outputs)} {output.clip}/{output.view} {output.method}"
             print(f"{place}: {', '.join(said)}", file=sys.stderr)
-        report = table.summarise(found, rows, figures, arguments.against, note)
+        report = table.summarise(found, rows, features, figures, arguments.against, note)
         report |= {"options": {**options._asdict(), "weights": arguments.weights}, "notes": note.lines}
         files.atomic_write_json(out / "table.json", report)
         files.atomic_write_bytes(out / "table.csv", table.comma_separated(rows, figures).encode())
@@ -186,9 +189,10 @@ def _chosen(metrics: str | None, found: Manifest, options: Any, note: Notes) -> 
         if name not in known:
             raise InputError(f"--metrics {name}: no such figure; there are {', '.join(known)}")
     chosen: dict[str, Any] = {}
-    for part in parts.giving(asked or known):
-        figures = {name: figure for name, figure in parts.PARTS[part].figures.items() if name in (asked or known)}
-        lacks = [why for output in found.outputs if (why := parts.PARTS[part].lacks(output, options)) is not None]
+    for name in parts.giving(asked or known):
+        part = (parts.PARTS | parts.SETS)[name]
+        figures = {name: figure for name, figure in part.figures.items() if name in (asked or known)}
+        lacks = [why for output in found.outputs if (why := part.lacks(output, options)) is not None]
         names, why = ", ".join(figures), f"{' or '.join(sorted(set(lacks)))}"
         if len(lacks) < len(found.outputs):
             chosen |= figures

@@ -11,11 +11,12 @@ import numpy as np
 from reangle_jax.errors import TooSmallError, about
 from reangle_jax.evaluation.item import Item
 from reangle_jax.evaluation.manifest import Output
-from reangle_jax.scoring import consistency, epipolar, networks, perceptual, reference, video
+from reangle_jax.scoring import consistency, epipolar, fvd, networks, perceptual, reference, video
 from reangle_jax.scoring.inputs import check_size, square
 
 PUBLISHED = 256  # pixels a side that SED's published figures and thresholds are of
 Figures = dict[str, float | None]  # by name; None where there is nothing to say
+Features = dict[str, np.ndarray]  # "outputs" and "inputs", a clip a row
 
 
 class Options(NamedTuple):
@@ -28,6 +29,7 @@ class Options(NamedTuple):
         step: of ``met3r_frames``, how many frames apart.
         min_matches: T_matches of TSED.
         max_error: T_error of TSED, pixels of `PUBLISHED`.
+        clip: frames of FVD's clips.
     """
 
     weights: Path | None = None
@@ -36,6 +38,7 @@ class Options(NamedTuple):
     step: int = 1
     min_matches: int = epipolar.MIN_MATCHES
     max_error: float = epipolar.MAX_ERROR
+    clip: int = fvd.FRAMES
 
 
 class Figure(NamedTuple):
@@ -50,7 +53,7 @@ class Part(NamedTuple):
 
     Attributes:
         figures: by name.
-        measure: the figures of one output.
+        measure: the `Figures` of one output, or its `Features`.
         lacks: what an output or the options lack for it, in words; None: nothing.
         reads: which of an `Output`'s files it reads beside ``file``.
         settings: which of the `Options` it depends on.
@@ -59,7 +62,7 @@ class Part(NamedTuple):
     """
 
     figures: dict[str, Figure]
-    measure: Callable[[Item, Options], Figures]
+    measure: Callable[[Item, Options], Any]
     lacks: Callable[[Output, Options], str | None] = lambda output, options: None
     reads: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
@@ -205,6 +208,26 @@ def _epipolar(
     return {f"sed_{name}": None if found.sed is None else scale * found.sed, f"tsed_{name}": found.tsed}
 
 
+@functools.lru_cache(1)
+def _fvd_network(folder: Path) -> fvd.Describe:
+    with about("--weights"):
+        return fvd.load(folder)
+
+
+def _no_fvd(output: Output, options: Options) -> str | None:
+    return _no_weights(options, fvd.FOLDER)
+
+
+def _fvd_features(item: Item, options: Options) -> Features:
+    assert options.weights is not None
+    describe = _fvd_network(options.weights / fvd.FOLDER)
+    if len(item.frames) < options.clip:
+        item.note(f"{item.output.file} has {len(item.frames)} frames, no clip of {options.clip} for FVD: see --clip")
+    videos = {"outputs": item.frames, "inputs": item.source}
+    described = {key: [describe(clip) for clip in fvd.clips(video, options.clip)] for key, video in videos.items()}
+    return {key: np.stack(rows) if rows else np.zeros((0, 1), np.float32) for key, rows in described.items()}
+
+
 _THRESHOLDS = ("min_matches", "max_error")
 PARTS = {
     "flickering": Part(
@@ -272,12 +295,25 @@ PARTS = {
 }
 
 
+# What is said of a method's outputs together. Their parts give features of both sides, of each output.
+SETS = {
+    "fvd": Part(
+        {"fvd": Figure(False, "Frechet distance of I3D's logits, clips of all outputs against those of their inputs")},
+        _fvd_features,
+        _no_fvd,
+        ("input",),
+        ("clip",),
+        lambda options: (fvd.FOLDER,),
+    ),
+}
+
+
 def known() -> dict[str, Figure]:
     """All figures by name."""
-    return {name: figure for part in PARTS.values() for name, figure in part.figures.items()}
+    return {name: figure for part in (PARTS | SETS).values() for name, figure in part.figures.items()}
 
 
 def giving(figures: Iterable[str]) -> list[str]:
-    """The parts that give some of these figures, in the order of `PARTS`."""
+    """The parts that give some of these figures, in the order of `PARTS` and `SETS`."""
     wanted = set(figures)
-    return [name for name, part in PARTS.items() if wanted & part.figures.keys()]
+    return [name for name, part in (PARTS | SETS).items() if wanted & part.figures.keys()]

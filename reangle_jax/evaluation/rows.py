@@ -1,6 +1,7 @@
-"""What was measured, on the disk: a file for each output, written whole after each part; nothing is measured twice."""
+"""What was measured, on the disk: files for each output, each written whole; nothing is measured twice."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,50 +9,62 @@ from reangle_jax.cameras import registry
 from reangle_jax.data import files
 from reangle_jax.evaluation.item import Item
 from reangle_jax.evaluation.manifest import Output
-from reangle_jax.evaluation.parts import PARTS, Options, Part
+from reangle_jax.evaluation.parts import PARTS, SETS, Features, Figures, Options
 from reangle_jax.run.identity import Identities
-from reangle_jax.scoring.inputs import Notes
+from reangle_jax.scoring.inputs import Note
 
 _CAMERAS = ("cameras", "input_cameras")
+_DEPENDS = "depends"
 
 
 class Rows:
-    """The rows of a folder: DIR/rows/CLIP/VIEW/METHOD.json.
+    """The rows of a folder: DIR/rows/CLIP/VIEW/METHOD.json, and METHOD.PART.npz for features.
 
     A part is measured anew where the content of a file that it reads, the mapping of frames, the weights or a setting
-    changed.
+    changed. The json is written after each part.
     """
 
-    def __init__(self, folder: Path, options: Options, note: Notes):
+    def __init__(self, folder: Path, options: Options, note: Note):
         self._folder, self._options, self._note = folder, options, note
         self._identities = Identities(folder / ".hashes.json")
 
-    def measure(self, output: Output, parts: list[str]) -> dict[str, float | None]:
-        """An output's figures of so many parts, those that it has the files for."""
-        path = self._folder / "rows" / output.clip / output.view / f"{output.method}.json"
-        files.remove_leftovers(path.parent)
-        done, found = _read(path), {}
-        item = Item(output, _Heard(self._note))
+    def measure(self, output: Output, parts: Sequence[str]) -> tuple[Figures, dict[str, Features]]:
+        """An output's figures of so many parts, and its features of those that are of sets, by part.
+
+        What an output lacks for a part is left out.
+        """
+        folder = self._folder / "rows" / output.clip / output.view
+        files.remove_leftovers(folder)
+        path = folder / f"{output.method}.json"
+        done, item = _read(path), Item(output, _Heard(self._note))
+        figures, features = {}, {}
         for name in parts:
-            part = PARTS[name]
+            part = (PARTS | SETS)[name]
             if part.lacks(output, self._options) is not None:
                 continue
-            depends = self._depends(output, name, part)
+            depends, arrays = self._depends(output, name), folder / f"{output.method}.{name}.npz"
             entry = done.get(name, {})
-            if entry.get("depends") != depends:
+            kept = _read_features(arrays, depends) if name in SETS else None
+            if entry.get(_DEPENDS) == depends and (name in PARTS or kept is not None):
+                for line in entry["notes"]:
+                    self._note(line)
+            else:
                 item.note.lines = []
-                figures = part.measure(item, self._options)
-                done[name] = entry = {"depends": depends, "figures": figures, "notes": item.note.lines}
+                found = part.measure(item, self._options)
+                if name in SETS:
+                    kept, found = found, {}
+                    files.atomic_savez(arrays, **{_DEPENDS: depends}, **kept)
+                done[name] = entry = {_DEPENDS: depends, "figures": found, "notes": item.note.lines}
                 head = {"clip": output.clip, "view": output.view, "method": output.method}
                 files.atomic_write_json(path, head | {"parts": done})
                 self._identities.save()
-            else:
-                for line in entry["notes"]:
-                    self._note(line)
-            found |= entry["figures"]
-        return found
+            figures |= entry["figures"]
+            if kept is not None:
+                features[name] = kept
+        return figures, features
 
-    def _depends(self, output: Output, name: str, part: Part) -> str:
+    def _depends(self, output: Output, name: str) -> str:
+        part = (PARTS | SETS)[name]
         read = {key: self._content(key, getattr(output, key)) for key in ("file", *part.reads)}
         mapping = (output.start, output.step, output.listed) if part.reads else None
         folder = self._options.weights
@@ -67,7 +80,7 @@ class Rows:
 class _Heard:
     """Says notes at once, and keeps them for the row."""
 
-    def __init__(self, note: Notes):
+    def __init__(self, note: Note):
         self._note = note
         self.lines: list[str] = []
 
@@ -86,8 +99,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_entry(name: str, entry: Any) -> bool:
-    if name not in PARTS or not isinstance(entry, dict) or not isinstance(entry.get("figures"), dict):
+    if not isinstance(entry, dict) or not isinstance(entry.get("figures"), dict):
         return False
     values = entry["figures"].values()
     numbers = all(value is None or (isinstance(value, int | float) and abs(value) < 1e9) for value in values)
-    return numbers and entry["figures"].keys() == PARTS[name].figures.keys() and isinstance(entry.get("notes"), list)
+    wanted = PARTS[name].figures.keys() if name in PARTS else set()
+    known = name in PARTS or name in SETS
+    return known and numbers and entry["figures"].keys() == wanted and isinstance(entry.get("notes"), list)
+
+
+def _read_features(path: Path, depends: str) -> Features | None:
+    """Those that were made of what there is now."""
+    try:
+        arrays = files.load_npz(path)
+    except (OSError, ValueError):
+        return None
+    if str(arrays.pop(_DEPENDS, "")) != depends or arrays.keys() != {"outputs", "inputs"}:
+        return None
+    return arrays

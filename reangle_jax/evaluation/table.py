@@ -6,22 +6,32 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from reangle_jax.evaluation.bootstrap import interval
 from reangle_jax.evaluation.manifest import Manifest, Output
-from reangle_jax.evaluation.parts import Figure
+from reangle_jax.evaluation.parts import SETS, Features, Figure
+from reangle_jax.scoring import fvd
+from reangle_jax.scoring.frechet import frechet_distance
 from reangle_jax.scoring.inputs import Note
 
 Rows = Mapping[Output, Mapping[str, float | None]]
 
 
 def summarise(
-    manifest: Manifest, rows: Rows, figures: Mapping[str, Figure], against: str | None, note: Note
+    manifest: Manifest,
+    rows: Rows,
+    features: Mapping[Output, Mapping[str, Features]],
+    figures: Mapping[str, Figure],
+    against: str | None,
+    note: Note,
 ) -> dict[str, Any]:
     """The report of all methods.
 
     A method's ``mean`` is over its own ``items`` (clip and view), where the figure could be computed. Its
     ``difference`` from the method ``against`` is the mean over the ``pairs``, the items that both have, and the
-    interval the 95 % bootstrap's over their ``clips``; null where there is one only.
+    interval the 95 % bootstrap's over their ``clips``; null where there is one only. A figure of `parts.SETS` is a
+    ``distance`` between so many ``outputs`` and ``inputs``, and has no difference.
     """
     methods: dict[str, Any] = {}
     for method in manifest.methods:
@@ -31,7 +41,10 @@ def summarise(
                 f"{method} lacks {', '.join(lacking)}: its means are over {len(manifest.items) - len(lacking)} of "
                 f"{len(manifest.items)} items, and differences over those that both methods have"
             )
-        entries = {name: _entry(rows, name, method, against, note) for name in figures}
+        entries = {
+            name: _distance(features, name, method, note) if name in SETS else _entry(rows, name, method, against, note)
+            for name in figures
+        }
         methods[method] = {"lacking": lacking, "figures": {name: entry for name, entry in entries.items() if entry}}
     said = {name: {"better": "higher" if f.higher else "lower", "what": f.what} for name, f in figures.items()}
     return {"manifest": str(manifest.path), "against": against, "figures": said, "methods": methods}
@@ -54,6 +67,26 @@ def _entry(rows: Rows, name: str, method: str, against: str | None, note: Note) 
     return entry | {"difference": mean, "interval": ends, "pairs": len(both), "clips": len(set(clips))}
 
 
+def _distance(
+    features: Mapping[Output, Mapping[str, Features]], name: str, method: str, note: Note
+) -> dict[str, Any] | None:
+    found = [each[name] for output, each in features.items() if output.method == method and name in each]
+    own, source = (
+        np.concatenate([x for one in found if len(x := one[side])] or [np.zeros((0, 1), np.float32)])
+        for side in ("outputs", "inputs")
+    )
+    source = np.unique(source, axis=0)  # an input's clip belongs to each of its views
+    if min(len(own), len(source)) < 2:
+        note(f"{method} has {len(own)} clips of outputs and {len(source)} of inputs: {name} needs two or more of each")
+        return None
+    if min(len(own), len(source)) < fvd.PUBLISHED:
+        note(
+            f"{name} of {method} is of {len(own)} clips of outputs and {len(source)} of inputs: it falls as clips are "
+            f"added, so compare it with figures of equal numbers alone (published ones have {fvd.PUBLISHED} or more)"
+        )
+    return {"distance": frechet_distance(own, source), "outputs": len(own), "inputs": len(source)}
+
+
 def _values(rows: Rows, name: str, method: str) -> dict[tuple[str, str], float]:
     """By item."""
     found = {output.item: row.get(name) for output, row in rows.items() if output.method == method}
@@ -71,7 +104,11 @@ def markdown(report: dict[str, Any]) -> str:
         rows = [[m, *(_difference(methods[m]["figures"].get(n)) for n in names)] for m in others]
         lines += ["", f"Differences from {report['against']}, mean of pairs [95 % interval over clips]:", ""]
         lines += _table(head, rows)
-    lines += ["", "In brackets behind a mean: of how many items (a view of a clip).", ""]
+    lines += [
+        "",
+        "In brackets: of how many items (a view of a clip); behind a distance, how many clips of outputs.",
+        "",
+    ]
     lines += [f"- {name}: {report['figures'][name]['what']}" for name in names]
     lines += [f"- Note: {line}" for line in report.get("notes", [])]
     return "\n".join(lines) + "\n"
@@ -82,7 +119,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _mean(entry: dict[str, Any] | None) -> str:
-    return "–" if entry is None else f"{entry['mean']:.4f} ({entry['items']})"
+    if entry is None:
+        return "–"
+    return (
+        f"{entry['mean']:.4f} ({entry['items']})"
+        if "mean" in entry
+        else f"{entry['distance']:.1f} ({entry['outputs']})"
+    )
 
 
 def _difference(entry: dict[str, Any] | None) -> str:
@@ -93,7 +136,8 @@ def _difference(entry: dict[str, Any] | None) -> str:
 
 
 def comma_separated(rows: Rows, figures: Mapping[str, Figure]) -> str:
-    """Every output's figures, a line each."""
+    """Every output's figures, a line each; those of sets have none."""
+    figures = {name: figure for name, figure in figures.items() if name not in SETS}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["clip", "view", "method", *figures])

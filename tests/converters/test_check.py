@@ -42,6 +42,7 @@ MANIFESTS = {
     "dino-vits16": "dino-vits16-hf",
     "dino-vits16 ": "dino-vits16.pth",
     "featup-dino16": "featup-dino16-jbu-stack",
+    "i3d-kinetics-400": "i3d-kinetics-400.ckpt",
 }
 CASES = [pytest.param(name.strip(), file, id=f"{name.partition('/')[0]}-{file}") for name, file in MANIFESTS.items()]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from converters.sources import torch_file
+from converters.sources import pickled, torch_file
 from reangle_jax.data import depth_file, files, pictures, safetensors, video
 from reangle_jax.errors import InputError
 
@@ -14,6 +14,7 @@ READERS = {
     "depth.npy": depth_file.load_depth,
     "lora.safetensors": safetensors.read_header,
     "weights.pth": torch_file.TorchSource,
+    "i3d.ckpt": pickled.PickleSource,
 }
 
 

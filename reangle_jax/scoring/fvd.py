@@ -1,0 +1,59 @@
+"""FVD (Unterthiner et al., 2018, arXiv 1812.01717): the Frechet distance of I3D's averaged logits of short clips.
+
+As in the authors' code, frames are resized to 224x224 whatever their shape, and their values go from -1 to 1; the
+resizing is bilinear with half-pixel centres, without antialiasing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from reangle_jax import checkpoints
+from reangle_jax.data.weights_folder import check_whole
+from reangle_jax.errors import InputError
+from reangle_jax.models.i3d import I3D, I3DConfig
+from reangle_jax.models.i3d.model import SIDE
+from reangle_jax.nn.resize import resize_bilinear
+
+FOLDER = "i3d"  # under the weights, as the converter names it
+FRAMES = 16  # of a clip
+PUBLISHED = 2048  # clips on each side, of most published figures
+
+Describe = Callable[[UInt8[np.ndarray, "T H W 3"]], Float[np.ndarray, " C"]]
+
+
+def clips(frames: UInt8[np.ndarray, "T H W 3"], count: int = FRAMES) -> list[UInt8[np.ndarray, "{count} H W 3"]]:
+    """A video cut into clips of so many frames, one behind the other; what is left over at its end is left out."""
+    return [frames[start : start + count] for start in range(0, len(frames) - count + 1, count)]
+
+
+def describe_by(model: I3D) -> Describe:
+    """An I3D's averaged logits of a clip, as a compiled function, one compilation a size."""
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: Any, frames: Array) -> Array:
+        images = resize_bilinear(frames.astype(jnp.float32), SIDE, SIDE, align_corners=False)
+        return nnx.merge(graphdef, state)(images[None] / 127.5 - 1.0)[0]
+
+    return lambda frames: np.asarray(run(state, frames))
+
+
+def load(folder: Path) -> Describe:
+    """`describe_by` with converted weights: those of the part, WEIGHTS/i3d, in either form of `checkpoints`.
+
+    Raises:
+        InputError: it is missing, damaged or of another kind.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{folder} is missing: convert it with --out of its parent (python -m converters i3d-kinetics-400)"
+        )
+    check_whole(folder)
+    return describe_by(checkpoints.load(folder, I3DConfig, I3D))
