@@ -63,6 +63,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "each3": {"candidates": 3, "every": 1},  # as many evaluations as s5's two of eight steps, over all four
     "each5": {"candidates": 5, "every": 1},
     "start3": {"candidates": 3, "every": 1, "window": (0.0, 0.5)},  # as each3, from the noise on
+    "start2": {"candidates": 2, "every": 1, "window": (0.0, 0.5)},
     "start5": {"candidates": 5, "every": 1, "window": (0.0, 0.5)},
     "alone": {"candidates": 25},  # with the finished views alone, as in the paper: only the second view chooses
     "noise": {"candidates": 2},  # the first is kept: control's noise without its choice

@@ -1,13 +1,18 @@
 """The figures of the benchmark of stochastic control: what they are of pictures whose answer is known."""
 
+import runpy
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import stochastic_control
 from benchmarks.stochastic_control import ARMS, NAIVE, Bench, Scene
+from reangle_jax import chosen_models, config
 from reangle_jax.painters.flux import needs
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_differences_are_paired_and_their_interval_holds_the_mean():
@@ -86,3 +91,16 @@ def test_no_two_arms_paint_alike():
     assert [evaluations[arm] for arm in ("naive", "s5", "each3", "start3", "s10", "s25")] == [8, 16, 16, 16, 26, 56]
     ways = {(*drawn[arm], how[arm].noise, how[arm].reimpose) for arm in ARMS}
     assert len(ways) == len(ARMS) - 1  # but for "alone", which has another reward
+
+
+def test_the_fast_preset_searches_as_the_arm_that_was_measured():
+    plans = {}
+    for name in ("static_fast", "static"):
+        values = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()
+        values.video = "clip.mp4"
+        how = chosen_models.painting(config.parse(values))
+        plans[name] = needs.planned(how, 1350)
+        if name == "static_fast":
+            assert how == Bench.painting(types.SimpleNamespace(steps=50, every=2), "start3")
+    assert plans["static_fast"].candidates.tolist() == [3] * 25 + [1] * 25
+    assert [plan.evaluations for plan in plans.values()] == [100, 890]
