@@ -16,6 +16,7 @@ Figures of a scene, of the painted views with what is known pasted back:
 * ``sed``, ``tsed``: of all three pictures' pairs, under the true cameras, enlarged to the published 256 pixels.
 * ``psnr_holes``, ``psnr``: to the truth, in the holes and over the whole picture.
 * ``seam``: the step across the holes' edges, above the truth's, levels of 255.
+* ``detail``: mean Laplacian inside the holes over the truth's; noise that is added smooths, which alone raises PSNR.
 
 A scene's arm is a file, DIR/ARM/SCENE.json, written whole, with the pictures beside it: a second call goes on.
 """
@@ -70,7 +71,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "reimposed": {"candidates": 1, "reimpose": True},
     "constant": {"candidates": 5, "noise": "constant", "eta": 0.3},
 }
-BETTER = {"met3r": -1, "met3r_input": -1, "agree": 1, "sed": -1, "tsed": 1, "psnr_holes": 1, "psnr": 1, "seam": -1}
+FIGURES = ("met3r", "met3r_input", "agree", "sed", "tsed", "psnr_holes", "psnr", "seam", "detail")
 COSTS = ("evaluations", "processor_seconds")
 
 
@@ -233,6 +234,7 @@ class Bench:
             "met3r": scores[1, 2],
             "met3r_input": float(np.mean(with_input)) if with_input else None,
             "agree": agreement_of_holes(scene, pasted),
+            "detail": detail(scene, pasted),
         }
         found |= epipolar_figures(scene, pictures)
         for prefix, images in (("", pasted), ("decoded_", decoded)):
@@ -270,6 +272,19 @@ def step(image: UInt8[np.ndarray, "H W 3"], visible: Bool[np.ndarray, "H W"]) ->
     return float(np.concatenate(found).mean())
 
 
+def detail(scene: Scene, pasted: list[np.ndarray]) -> float | None:
+    """See ``detail`` at the top; None where holes have fewer than 50 pixels off their edges."""
+    inside = [cv2.erode((~visible).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0 for visible in scene.visible]
+    if sum(found.sum() for found in inside) < 50:
+        return None
+
+    def mean(images: Sequence[np.ndarray]) -> float:
+        bent = [np.abs(cv2.Laplacian(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.CV_32F)) for image in images]
+        return float(np.concatenate([b[found] for b, found in zip(bent, inside, strict=True)]).mean())
+
+    return mean(pasted) / mean([*scene.truth[1:]])
+
+
 def agreement_of_holes(scene: Scene, pasted: list[np.ndarray]) -> float | None:
     """See ``agree`` at the top; None where fewer than 50 pixels are made up twice."""
     there, visible, depth = warp(pasted[0], scene, 1, 2)
@@ -286,14 +301,14 @@ def differences(rows: dict[str, dict[int, dict[str, Any]]], against: str) -> dic
     report: dict[str, Any] = {}
     for arm, scenes in rows.items():
         entry: dict[str, Any] = {"scenes": len(scenes)}
-        for name in (*BETTER, *COSTS, "decoded_psnr_holes", "decoded_psnr", "decoded_seam"):
-            own = {number: row[name] for number, row in scenes.items() if row[name] is not None}
+        for name in (*FIGURES, *COSTS, "decoded_psnr_holes", "decoded_psnr", "decoded_seam"):
+            own = {number: row[name] for number, row in scenes.items() if row.get(name) is not None}
             if not own:
                 continue
             entry[name] = {"mean": round(float(np.mean(list(own.values()))), 4)}
-            base = {number: row[name] for number, row in rows.get(against, {}).items() if row[name] is not None}
+            base = {number: row[name] for number, row in rows.get(against, {}).items() if row.get(name) is not None}
             both = sorted(own.keys() & base.keys())
-            if arm != against and name in BETTER and both:
+            if arm != against and name in FIGURES and both:
                 mean, low, high = interval([own[k] - base[k] for k in both])
                 entry[name] |= {"difference": round(mean, 4), "interval": [round(low, 4), round(high, 4)]}
                 entry[name]["pairs"] = len(both)
@@ -303,7 +318,7 @@ def differences(rows: dict[str, dict[int, dict[str, Any]]], against: str) -> dic
 
 def table(report: dict[str, Any], against: str) -> str:
     """The report in Markdown: means, and in brackets the intervals of the differences."""
-    names = [*BETTER, *COSTS]
+    names = [*FIGURES, *COSTS]
     lines = [f"| arm (against {against}) | scenes | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for arm, entry in report.items():
         cells = []
@@ -343,8 +358,7 @@ def main() -> None:
     out = Path(args.out)
     how = {"steps": args.steps, "every": args.every, "seed": args.seed, "cheap": args.cheap}
     kept = out / "how.json"
-    other = json.loads(kept.read_text()) if kept.exists() else how
-    if other != how:
+    if kept.exists() and (other := json.loads(kept.read_text())) != how:
         raise InputError(f"--out: {out} holds figures of {other}, not {how}: give another folder")
     if not args.report:
         files.atomic_write_json(kept, how)

@@ -4,6 +4,7 @@ import runpy
 import types
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -20,7 +21,7 @@ def test_differences_are_paired_and_their_interval_holds_the_mean():
     scenes = rng.normal(0.3, 0.1, 24)  # scenes differ far more than arms do
     arms = {NAIVE: scenes, "s5": scenes - 0.02 + rng.normal(0, 0.005, 24), "s25": scenes + rng.normal(0, 0.005, 24)}
     names = (
-        *stochastic_control.BETTER,
+        *stochastic_control.FIGURES,
         *stochastic_control.COSTS,
         "decoded_psnr_holes",
         "decoded_psnr",
@@ -76,6 +77,9 @@ def test_true_pictures_lie_on_their_cameras_lines_and_have_no_seam(wall):
     truth, visible = wall.truth[1], wall.visible[0]
     edged = np.where(visible[..., None], truth, np.uint8(255))
     assert stochastic_control.step(edged, visible) > stochastic_control.step(truth, visible) + 50
+    assert stochastic_control.detail(wall, [*wall.truth[1:]]) == pytest.approx(1)
+    smooth = [cv2.GaussianBlur(image, (0, 0), 2) for image in wall.truth[1:]]
+    assert stochastic_control.detail(wall, smooth) < 0.5
 
 
 def test_no_two_arms_paint_alike():
