@@ -16,7 +16,7 @@ from reangle_jax.errors import InputError
 
 INDEX_SUFFIX = ".safetensors.index.json"
 # Modules of converters.families, each with MODELS.
-FAMILIES = ("cogvideox", "flux", "depth_anything", "dust3r", "dino", "lpips", "i3d")
+FAMILIES = ("cogvideox", "flux", "depth_anything", "dust3r", "dino", "lpips", "clip_image", "i3d")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from reangle_jax.errors import TooSmallError, about
 from reangle_jax.evaluation.item import Item
 from reangle_jax.evaluation.manifest import Output
-from reangle_jax.scoring import consistency, epipolar, fvd, networks, perceptual, reference, video
+from reangle_jax.scoring import epipolar, fvd, networks, perceptual, reference, vbench, video
 from reangle_jax.scoring.inputs import check_size, square
 
 PUBLISHED = 256  # pixels a side that SED's published figures and thresholds are of
@@ -77,23 +77,44 @@ def _flickering(item: Item, options: Options) -> Figures:
     return {"temporal_flickering": video.temporal_flickering(item.frames)}
 
 
-def _no_subject(output: Output, options: Options) -> str | None:
-    return _no_weights(options, consistency.FOLDER)
+@functools.lru_cache(2)
+def _frame_network(folder: Path) -> vbench.Describe:
+    with about("--weights"):
+        return vbench.load(folder)
 
 
 @functools.lru_cache(1)
-def _subject_network(folder: Path) -> consistency.Describe:
+def _aesthetic_head(folder: Path) -> vbench.Aesthetic:
     with about("--weights"):
-        return consistency.load(folder)
+        return vbench.load_aesthetic(folder)
 
 
-def _subject(item: Item, options: Options) -> Figures:
+def _consistency(figure: str, network: str, item: Item, options: Options) -> Figures:
     if len(item.frames) < 2:
-        item.note(f"{item.output.file} has one frame only: no subject consistency")
-        return {"subject_consistency": None}
+        item.note(f"{item.output.file} has one frame only: no {figure.replace('_', ' ')}")
+        return {figure: None}
     assert options.weights is not None
-    describe = _subject_network(options.weights / consistency.FOLDER)
-    return {"subject_consistency": consistency.consistency(describe(item.frames))}
+    return {figure: vbench.consistency(_frame_network(options.weights / network)(item.frames))}
+
+
+def _aesthetic(item: Item, options: Options) -> Figures:
+    assert options.weights is not None
+    vectors = _frame_network(options.weights / vbench.LARGE)(item.frames)
+    return {"aesthetic_quality": vbench.aesthetic(vectors, _aesthetic_head(options.weights / vbench.AESTHETIC))}
+
+
+def _with_networks(figure: str, what: str, measure: Callable[[Item, Options], Figures], *folders: str) -> Part:
+    """A part of one figure that needs weights and no file beside the output."""
+    return Part(
+        {figure: Figure(True, what)},
+        measure,
+        lambda output, options: _no_weights(options, *folders),
+        weights=lambda options: folders,
+    )
+
+
+def _consistency_part(figure: str, network: str, what: str) -> Part:
+    return _with_networks(figure, what, functools.partial(_consistency, figure, network), network)
 
 
 def _no_reference(output: Output, options: Options) -> str | None:
@@ -234,11 +255,18 @@ PARTS = {
         {"temporal_flickering": Figure(True, "VBench's, of the output's neighbouring frames; 1: nothing changes")},
         _flickering,
     ),
-    "subject": Part(
-        {"subject_consistency": Figure(True, "VBench's, by DINO ViT-B/16; 1: nothing changes")},
-        _subject,
-        _no_subject,
-        weights=lambda options: (consistency.FOLDER,),
+    "subject": _consistency_part(
+        "subject_consistency", vbench.SUBJECT, "VBench's, by DINO ViT-B/16; 1: nothing changes"
+    ),
+    "background": _consistency_part(
+        "background_consistency", vbench.BACKGROUND, "VBench's, by CLIP ViT-B/32; 1: nothing changes"
+    ),
+    "aesthetic": _with_networks(
+        "aesthetic_quality",
+        "VBench's: mean mark of frames by LAION's head on CLIP ViT-L/14, over 10",
+        _aesthetic,
+        vbench.LARGE,
+        vbench.AESTHETIC,
     ),
     "likeness": Part(
         {

@@ -38,6 +38,7 @@ class ViTConfig:
         layer_scale: whether each branch is scaled by a learned vector (DINOv2 yes, DINO no).
         mlp_ratio: hidden width of the feed-forward part over ``width``.
         epsilon: of the layer norms.
+        quick_gelu: whether the feed-forward part has CLIP's approximate GELU, and not the exact one.
         pos_interpolation: ``authors`` resizes the position table by the factor (n + 0.1) / native_grid, as the
             published training code does; ``hf`` exactly to n, as transformers does.
         param_dtype: what is stored.
@@ -51,6 +52,7 @@ class ViTConfig:
     layer_scale: bool = True
     mlp_ratio: int = 4
     epsilon: float = 1e-6
+    quick_gelu: bool = False
     pos_interpolation: str = "authors"
     param_dtype: str = "float32"
 
@@ -77,6 +79,16 @@ def interpolate_positions(
     grid = table[:, 1:].reshape(1, native_grid, native_grid, -1)
     grid = apply_separable(grid, *matrices).reshape(1, rows * columns, -1)
     return jnp.concatenate([table[:, :1], grid], axis=1)
+
+
+def exact_gelu(x: Array) -> Array:
+    """By the error function."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def quick_gelu(x: Array) -> Array:
+    """CLIP's (Radford et al., 2021), by a sigmoid."""
+    return x * jax.nn.sigmoid(1.702 * x)
 
 
 class SelfAttention(nnx.Module):
@@ -106,7 +118,7 @@ class SelfAttention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block with optional LayerScale and exact (erf) GELU."""
+    """A pre-norm transformer block with optional LayerScale, and exact (erf) GELU or CLIP's."""
 
     def __init__(self, config: ViTConfig, execution: Execution, *, rngs: nnx.Rngs):
         width, hidden = config.width, config.width * config.mlp_ratio
@@ -119,11 +131,12 @@ class Block(nnx.Module):
         ones = jnp.ones((width,), dtypes["param_dtype"])
         self.scale1 = nnx.Param(ones, axes=(None,)) if config.layer_scale else None
         self.scale2 = nnx.Param(ones, axes=(None,)) if config.layer_scale else None
+        self.gelu = quick_gelu if config.quick_gelu else exact_gelu
 
     def __call__(self, x: Float[Array, "B S C"], rope: Rope | None = None) -> Float[Array, "B S C"]:
         """Applies the block; ``rope`` as in `SelfAttention`."""
         x = x + _scaled(self.attn(self.norm1(x), rope), self.scale1)
-        return x + _scaled(self.fc2(jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)), self.scale2)
+        return x + _scaled(self.fc2(self.gelu(self.fc1(self.norm2(x)))), self.scale2)
 
 
 def _scaled(x: Array, scale: nnx.Param | None) -> Array:

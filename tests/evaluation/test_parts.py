@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,7 +13,7 @@ from reangle_jax.evaluation import manifest, parts
 from reangle_jax.evaluation.item import Item
 from reangle_jax.geometry import cameras as cam
 from reangle_jax.models.lpips import Lpips, LpipsConfig
-from reangle_jax.scoring import epipolar, networks, perceptual, video
+from reangle_jax.scoring import epipolar, networks, perceptual, vbench, video
 from tests.evaluation.made import moving, save, write
 from tests.scoring.small_scorer import SIZE, random
 from tests.scoring.test_epipolar import KS, POSES, H, W, pose, views  # noqa: F401
@@ -65,6 +66,29 @@ def test_lpips_against_the_reference(tmp_path):
     )
     assert parts.PARTS["lpips"].measure(late, options)["lpips"] == pytest.approx(expected.mean(), rel=1e-5)
     assert parts.PARTS["lpips"].lacks(same.output, parts.Options()) == "--weights with lpips/"
+
+
+def test_vbenchs_figures_are_of_the_networks_that_they_name(tmp_path, monkeypatch):
+    """Two frames whose vectors are 60 degrees apart for one network, 0 for another; marks of 4 and 5."""
+    vectors = {vbench.SUBJECT: [[1.0, 0], [0.5, 0.75**0.5]], vbench.BACKGROUND: [[1.0, 0], [2.0, 0]]}
+    vectors[vbench.LARGE] = [[3.0, 0], [0, 7.0]]
+    monkeypatch.setattr(parts, "_frame_network", lambda folder: lambda frames: np.array(vectors[folder.name]))
+    head = vbench.Aesthetic(vbench.AestheticConfig(width=2), rngs=nnx.Rngs(0))
+    head.head.kernel.set_value(jnp.array([[4.0], [5.0]]))
+    monkeypatch.setattr(parts, "_aesthetic_head", lambda folder: head)
+    save(tmp_path / "ours.npz", moving(count=2))
+    (item,) = items(tmp_path, {"input": "ours.npz", "views": {"left": {"outputs": {"ours": "ours.npz"}}}})
+    options, found = parts.Options(weights=tmp_path), {}
+    for name, folders in {"subject": [vbench.SUBJECT], "background": [vbench.BACKGROUND],
+                          "aesthetic": [vbench.LARGE, vbench.AESTHETIC]}.items():  # fmt: skip
+        needed = " and ".join(f"{folder}/" for folder in folders)
+        assert parts.PARTS[name].lacks(item.output, options) == f"--weights with {needed}"
+        for folder in folders:
+            (tmp_path / folder).mkdir()
+        assert parts.PARTS[name].lacks(item.output, options) is None
+        found |= parts.PARTS[name].measure(item, options)
+    expected = {"subject_consistency": 0.5, "background_consistency": 1.0, "aesthetic_quality": 0.45}
+    assert found == pytest.approx(expected)
 
 
 @pytest.fixture

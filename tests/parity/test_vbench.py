@@ -1,4 +1,4 @@
-"""VBench's subject consistency, from bytes to the figure, against its steps in PyTorch on random weights."""
+"""VBench's figures by networks, from bytes to the number, against their steps in PyTorch on random weights."""
 
 import dataclasses
 
@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from converters import command
-from reangle_jax.checkpoints import load_config
+from converters.tables import clip_image
+from reangle_jax.checkpoints import fill, load_config, parameter_paths
 from reangle_jax.models.dino import DinoConfig
-from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
+from reangle_jax.nn.colours import CLIP_COLOURS, IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.resize import bilinear_matrix
-from reangle_jax.scoring import consistency
+from reangle_jax.scoring import vbench
+from tests.conversion import convert
 from tests.parity.test_dino import CONFIG, authors_positions, original, tensors  # noqa: F401
 
 pytestmark = pytest.mark.parity
@@ -20,16 +23,16 @@ torch = pytest.importorskip("torch")
 functional = pytest.importorskip("torch.nn.functional")
 transformers = pytest.importorskip("transformers")
 
-shown = jax.jit(consistency.shown)
+shown = jax.jit(vbench.shown)
 
 
-def shown_in_torch(frames):
+def shown_in_torch(frames, mode="bilinear"):
     """torchvision's Resize(224, antialias=False) of bytes: float32 and back, rounded; levels 0 to 255."""
     height, width = frames.shape[1:3]
     short = min(height, width)
     size = [int(224 * side / short) for side in (height, width)]
     images = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
-    return functional.interpolate(images, size, mode="bilinear", align_corners=False, antialias=False).round()
+    return functional.interpolate(images, size, mode=mode, align_corners=False, antialias=False).clamp(0, 255).round()
 
 
 @pytest.mark.parametrize("size", [(448, 672), (240, 360), (300, 531), (200, 150)])
@@ -53,7 +56,7 @@ def test_the_figure(rng, original, tensors, monkeypatch, tmp_path):  # noqa: F81
     original.save_pretrained(tmp_path / "published")
     arguments = ["--source", str(tmp_path / "published"), "--out", str(tmp_path / "weights")]
     assert command.main(["dino-vitb16", *arguments]) == 0
-    folder = tmp_path / "weights" / consistency.FOLDER
+    folder = tmp_path / "weights" / vbench.SUBJECT
     # Small, as published; what is not in the published file is DINO's own.
     assert load_config(folder, DinoConfig) == dataclasses.replace(CONFIG, epsilon=1e-6)
     module = transformers.models.vit.modeling_vit.ViTEmbeddings
@@ -69,7 +72,44 @@ def test_the_figure(rng, original, tensors, monkeypatch, tmp_path):  # noqa: F81
         (max(0, cosine(features[k - 1], features[k], dim=0)) + max(0, cosine(features[0], features[k], dim=0))) / 2
         for k in range(1, 9)
     ]
-    found = consistency.load(folder)(frames)
+    found = vbench.load(folder)(frames)
     np.testing.assert_allclose(found, tokens.numpy(), atol=1e-4)  # as tests/parity/test_dino.py, more tokens
-    assert consistency.consistency(found) == pytest.approx(float(np.mean(expected)), abs=1e-5)
+    assert vbench.consistency(found) == pytest.approx(float(np.mean(expected)), abs=1e-5)
     assert np.mean(expected) < 0.999
+
+
+def test_background_and_aesthetic(rng, tmp_path):
+    """CLIP's image tower through the converter, beside a text tower that is left over; a square out of the middle."""
+    torch.manual_seed(1)
+    sizes = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = {**sizes, "image_size": 224, "patch_size": 32, "projection_dim": 24}
+    model = transformers.CLIPModel(
+        transformers.CLIPConfig(text_config={**sizes, "vocab_size": 50}, vision_config=tower, projection_dim=24)
+    ).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 0.3 if parameter.ndim < 2 or "embedding" in name else parameter[0].numel() ** -0.5
+            mean = 1.0 if "norm" in name and "weight" in name else 0.0
+            parameter.copy_(mean + spread * torch.randn(parameter.shape))
+    model.save_pretrained(tmp_path / "published")
+    arguments = ["--source", str(tmp_path / "published"), "--out", str(tmp_path / "weights")]
+    assert command.main(["clip-vit-base-patch32", *arguments]) == 0
+    # From 112 x 186 pixels, whose weights are short binary fractions: no level lies on a half but for both.
+    frames = rng.integers(0, 256, (9, 14, 31, 3), np.uint8).repeat(8, axis=1).repeat(6, axis=2)
+    images = shown_in_torch(frames, "bicubic")[..., 74:298] / 255
+    mean, deviation = (torch.from_numpy(x)[:, None, None] for x in CLIP_COLOURS)
+    with torch.no_grad():
+        hidden = model.vision_model(pixel_values=(images - mean) / deviation).pooler_output
+        vectors = model.visual_projection(hidden)
+    assert vectors.std() > 0.1
+    found = vbench.load(tmp_path / "weights" / vbench.BACKGROUND)(frames)
+    # Bicubic weights are no short fractions: a level in thousands is rounded to the other side.
+    np.testing.assert_allclose(found, vectors.numpy(), atol=2e-3)
+
+    torch.save({"weight": torch.randn(1, 24), "bias": torch.randn(1)}, tmp_path / "sa_0_4_vit_l_14_linear.pth")
+    head = vbench.Aesthetic(vbench.AestheticConfig(width=24), rngs=nnx.Rngs(0))
+    state = torch.load(tmp_path / "sa_0_4_vit_l_14_linear.pth", weights_only=True)
+    shapes = {path: tuple(variable.shape) for path, variable in parameter_paths(head).items()}
+    fill(head, convert({name: x.numpy() for name, x in state.items()}, clip_image.aesthetic(), shapes))
+    marks = functional.normalize(vectors, dim=-1) @ state["weight"].T + state["bias"]
+    assert vbench.aesthetic(vectors.numpy(), head) == pytest.approx(float(marks.mean()) / 10, rel=1e-5)

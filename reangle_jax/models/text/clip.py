@@ -13,6 +13,7 @@ from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear
 from reangle_jax.nn.norms import LayerNorm
 from reangle_jax.nn.stack import Stack
+from reangle_jax.nn.vit import quick_gelu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,6 @@ class CLIPConfig:
         return cls(param_dtype="bfloat16")
 
 
-def _quick_gelu(x: Array) -> Array:
-    return x * jax.nn.sigmoid(1.702 * x)
-
-
 class SelfAttention(nnx.Module):
     """Multi-head attention; who sees whom comes from outside."""
 
@@ -88,7 +85,7 @@ class Block(nnx.Module):
     def __call__(self, x: Float[Array, "B L D"], bias: Float[Array, "1 N L L"]) -> Float[Array, "B L D"]:
         """Applies the block."""
         x = x + self.attn(self.norm1(x), bias)
-        return x + self.fc2(_quick_gelu(self.fc1(self.norm2(x))))
+        return x + self.fc2(quick_gelu(self.fc1(self.norm2(x))))
 
 
 class CLIPTextEncoder(nnx.Module):
