@@ -1,7 +1,7 @@
 """The demo: the bundled real clip along six camera paths, with the small family of models.
 
 Purpose: to see the whole method at work on any laptop; `make demo` runs it.
-Cost: 7 minutes on two CPU cores, most of them fine-tuning; `--plan` says what is left to do.
+Cost: 7 to 8 minutes on two CPU cores, most of them fine-tuning; `--plan` says what is left to do.
 Command, from the repository's root:
 
     python -m reangle_jax.main --config configs/demo.py --workdir runs/demo

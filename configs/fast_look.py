@@ -10,7 +10,7 @@ Command:
 
 Useful besides: --preview (depth and warps only, in seconds), --config.views=up:8,in:0.15 (two other paths).
 Expect: runs/look/grid.mp4, metrics.json, and views/NAME/video.mp4, 17 frames of 128 x 192: blurred where things move
-fast, and further from the warps than with all 1,200 steps (20.5 dB on the bundled clip, where the demo had 24.0, both
+fast, and further from the warps than with all steps (20.5 dB on the bundled clip, where the demo had 24.0, both
 with an earlier family and more steps of sampling).
 """
 

@@ -2,7 +2,7 @@ r"""Any clip along six camera paths, with the small family of models.
 
 Purpose: to try one's own clip at a small size before paying for the full one; the warps (--preview) are made as at full
 size, from a smaller depth network.
-Cost: as the demo's, 7 minutes on two CPU cores.
+Cost: as the demo's, 7 to 8 minutes on two CPU cores.
 Command:
 
     python -m reangle_jax.main --config configs/tiny_dynamic.py --workdir runs/mine \

@@ -21,13 +21,15 @@ def get_tiny() -> ml_collections.ConfigDict:
         {
             # A small transformer needs a higher rate and more steps for its rank than the full one; a rate that falls
             # to zero brings it further in as many.
-            "finetune.steps": 1200,
+            "finetune.steps": 1400,
             "finetune.rank": 64,
             "finetune.alpha": 64.0,
             "finetune.learning_rate": 3e-3,
             "finetune.decay": 1.0,
             # What the adapters have to remember is what is where; how it looks in detail is mostly the base's.
             "finetune.noisiest_of": 3,
+            # People are a hundredth of the picture, and what it is about (docs/training/vae.md).
+            "finetune.moving_weight": 8.0,
             # Further steps add detail that is not the clip's (docs/training/vae.md).
             "sample.steps": 2,
             # Black holes beside visible latents would darken the outputs' edges.
