@@ -15,6 +15,7 @@ from reangle_jax import mesh as meshes
 from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.backbones.cogvideox.sampling import Sampler
+from reangle_jax.backbones.interface import Sampling
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion import samplers
 from reangle_jax.diffusion.control import Best
@@ -168,16 +169,8 @@ def finetuning(case: Case, mesh: Mesh) -> Program:
 def sampler(case: Case, mesh: Mesh) -> tuple[Sampler, networks.Network, networks.Network, nnx.State]:
     """The sampler of 40 guided steps, the transformer, the autoencoder and the adapters."""
     transformer, vae, lora = video_networks(case, mesh)
-    made = Sampler(
-        transformer,
-        vae,
-        Schedule.cogvideox_5b(),
-        num_frames=case.clip.num_frames,
-        steps=40,
-        guidance_scale=6.0,
-        dynamic_guidance=True,
-        sampler="ddim",
-    )
+    options = Sampling(40, guidance_scale=6.0, dynamic_guidance=True, sampler="ddim")
+    made = Sampler(transformer, vae, Schedule.cogvideox_5b(), options, num_frames=case.clip.num_frames)
     return made, transformer, vae, lora
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from reangle_jax import config
+from reangle_jax.backbones.interface import Sampling
 from reangle_jax.cameras.views import folder_name
-from reangle_jax.config import reading, table
+from reangle_jax.config import Sample, reading, table
 from reangle_jax.data import lora_files
 from reangle_jax.errors import InputError
 
@@ -291,3 +292,7 @@ def test_loras_may_begin_at_the_home(tmp_path, monkeypatch):
     assert lora_files.choice(parsed.loras[0]) == (tmp_path / "a.safetensors", 0.5)
     with pytest.raises(InputError, match=r"^config\.loras: gs://bucket/a\.safetensors:0\.5 is an address"):
         config.parse(values | {"loras": ("gs://bucket/a.safetensors:0.5",)})
+
+
+def test_every_option_of_sampling_reaches_the_sampler_but_what_its_noise_is_made_of():
+    assert {field.name for field in dataclasses.fields(Sample)} == {*Sampling._fields, "shared_noise"}

@@ -37,6 +37,22 @@ class Demand(NamedTuple):
     sampling: Shares = ALONE
 
 
+class Sampling(NamedTuple):
+    """How videos are sampled.
+
+    Attributes:
+        steps: of denoising.
+        guidance_scale: classifier-free guidance; 1 and less is none.
+        dynamic_guidance: the guidance follows a cosine over the steps.
+        sampler: one that the family knows.
+    """
+
+    steps: int
+    guidance_scale: float
+    dynamic_guidance: bool
+    sampler: str
+
+
 @runtime_checkable
 class Sampler(Protocol):
     """A video from its noise, in steps; each is compiled once for all videos."""
@@ -204,8 +220,8 @@ class Backbone(abc.ABC):
         """The denoiser's prediction, computed in its own dtype."""
 
     @abc.abstractmethod
-    def sampler(self, *, steps: int, guidance_scale: float, dynamic_guidance: bool, sampler: str) -> Sampler:
-        """Sampling of clips by a sampler that the family knows; a guidance scale of 1 and less is no guidance.
+    def sampler(self, options: Sampling) -> Sampler:
+        """Sampling of clips.
 
         Raises:
             InputError: the family has no such sampler, or cannot take so many steps.

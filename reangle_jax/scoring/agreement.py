@@ -92,7 +92,7 @@ def features(folder: Path) -> str:
     Raises:
         InputError: none does.
     """
-    found = next((name for name in networks.FEATURES if (folder / name).is_dir()), None)
+    found = networks.features_in(folder)
     if found is None:
         raise InputError(
             f"{folder} holds no {' or '.join(networks.FEATURES)}/: the score, which makes the first frames "
@@ -122,10 +122,10 @@ def check(folder: Path) -> None:
 
 def there(folder: Path) -> bool:
     """Whether a folder of weights has any network of the score's: without candidates to choose among none is needed."""
-    return any((folder / name).is_dir() for name in (networks.GEOMETRY, *networks.FEATURES))
+    return (folder / networks.GEOMETRY).is_dir() or networks.features_in(folder) is not None
 
 
 def parts(folder: Path) -> tuple[tuple[str, Path], ...]:
     """Name and folder of each of the score's networks; of the features' the one that is there, as in `features`."""
-    name = next((name for name in networks.FEATURES if (folder / name).is_dir()), "featup")
+    name = networks.features_in(folder) or networks.PUBLISHED
     return tuple((part, folder / part) for part in (networks.GEOMETRY, name))

@@ -23,7 +23,7 @@ def of_choosing(folder: Path, height: int, width: int, finished: float, candidat
     none.
     """
     geometry = checkpoints.config_or(folder / networks.GEOMETRY, Dust3rConfig, Dust3rConfig.dpt_512)
-    name = next((name for name in networks.FEATURES if (folder / name).is_dir()), "featup")
+    name = networks.features_in(folder) or networks.PUBLISHED
     semantics = checkpoints.config_or(folder / name, networks.FEATURES[name][0], FeatUpConfig.vits16)
     rows, columns = compared_size(height, width, geometry.patch_size)
     kept = 4.0 * semantics.width * rows * columns * (finished + _KEPT)

@@ -16,7 +16,7 @@ from reangle_jax.scoring.met3r import Met3r
 TINY = "tiny"
 # Folder of each network under the weights, as the converter names it. FeatUp upsamples by the image's edges, as
 # published; the features of the others are upsampled bilinearly.
-GEOMETRY = "dust3r"
+GEOMETRY, PUBLISHED = "dust3r", "featup"
 FEATURES: dict[str, tuple[type, Callable[..., nnx.Module]]] = {
     "featup": (FeatUpConfig, FeatUp),
     "dino": (DinoConfig, VisionTransformer),
@@ -29,12 +29,17 @@ def resolve(folder: str | Path) -> Path:
     return tiny.WEIGHTS if folder == TINY else Path(folder)
 
 
+def features_in(folder: Path) -> str | None:
+    """Which feature network lies in a folder of weights; the first of `FEATURES` where several do."""
+    return next((name for name in FEATURES if (folder / name).is_dir()), None)
+
+
 def default_size(folder: str | Path) -> int:
     """Pixels per side at which pictures are compared: what the networks were trained for."""
     return 128 if str(folder) == TINY else 256
 
 
-def load(folder: str | Path, features: str = "featup") -> tuple[Met3r, tuple[Any, Any]]:
+def load(folder: str | Path, features: str = PUBLISHED) -> tuple[Met3r, tuple[Any, Any]]:
     """The metric and its parameters, from `tiny` or a folder with ``dust3r/`` and one named as the features.
 
     The features are upsampled by the image's edges, as published (``featup``), or bilinearly (``dino``, ``dinov2``).
@@ -63,8 +68,8 @@ def patch_multiple(metric: Met3r, states: tuple[Any, Any]) -> int:
 
 
 def _mend(folder: Path, name: str, features: str) -> str:
-    others = [choice for choice in FEATURES if (folder / choice).is_dir()]
-    other = f"take --features={others[0]}, which is there" if name == features and others else ""
+    found = features_in(folder)
+    other = f"take --features={found}, which is there" if name == features and found else ""
     if folder == tiny.WEIGHTS:
         return other or "this package has no small weights for the score; give the folder of converted weights"
     if other:

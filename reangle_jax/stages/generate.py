@@ -1,6 +1,5 @@
 """Sampling (method, stage 4): a video for every view from its first frame and its prompt."""
 
-import dataclasses
 import functools
 import logging
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxtyping import Array, Float
 
 from reangle_jax import chosen_models, mesh
 from reangle_jax.arrays import Picture
-from reangle_jax.backbones.interface import Backbone, Sampler
+from reangle_jax.backbones.interface import Backbone, Sampler, Sampling
 from reangle_jax.cameras.views import folder_name
 from reangle_jax.config import UNTUNED, Sample, Settings
 from reangle_jax.data import files, lora_files, pictures, video
@@ -26,8 +25,6 @@ from reangle_jax.run import External, Stage, Unit, Work, view_file, view_paths
 
 # Stands for all of lora/: unlike the Orbax state beside it, it has the same bytes whenever the adapters are the same.
 ADAPTERS = "lora/lora.safetensors"
-# Options of the sampler; what its noise is made of is for `_noise`.
-SAMPLING = tuple(field.name for field in dataclasses.fields(Sample) if field.name != "shared_noise")
 _CARRIED = ("input/depth.npz", "input/cameras.json")
 
 _log = logging.getLogger(__name__)
@@ -36,7 +33,7 @@ _log = logging.getLogger(__name__)
 def units(settings: Settings) -> tuple[Unit, ...]:
     """One for each view, and one more for what the untuned model makes of it."""
     keys = ("caption", "mode", "num_frames", "height", "width", "vae_tiles", "model", "base_dtype", "seed")
-    keys += tuple(f"sample.{name}" for name in SAMPLING)
+    keys += tuple(f"sample.{name}" for name in Sampling._fields)
     keys += () if settings.sample.shared_noise == "off" else ("sample.shared_noise",)
     keys += view_paths.prompt_keys(settings)
     networks = chosen_models.of_model(settings)
@@ -83,7 +80,7 @@ def _generate(settings: Settings, folder: Path, work: Work) -> None:
 
 
 def _sampler(options: Sample, backbone: Backbone) -> Sampler:
-    return backbone.sampler(**{name: getattr(options, name) for name in SAMPLING})
+    return backbone.sampler(Sampling(**{name: getattr(options, name) for name in Sampling._fields}))
 
 
 def _latents(work: Work, unit: Unit) -> Path:

@@ -230,8 +230,8 @@ class FlowBackbone(Backbone):
     def decode(self, coder, latents):
         return to_bytes(jnp.tanh(from_patches(self._module("coder", coder).decoder(latents))))
 
-    def sampler(self, *, steps, guidance_scale, dynamic_guidance, sampler):
-        return FlowSampler(self, steps, guidance_scale)
+    def sampler(self, options):
+        return FlowSampler(self, options.steps, options.guidance_scale)
 
 
 ENTRY = registry.Entry(GRID, {part: config.__name__ for part, (_, config) in NETWORKS.items()}, FlowBackbone)

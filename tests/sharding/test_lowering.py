@@ -14,6 +14,7 @@ from reangle_jax import mesh as meshes
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.backbones.cogvideox.networks import Network
 from reangle_jax.backbones.cogvideox.sampling import Sampler
+from reangle_jax.backbones.interface import Sampling
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion.samplers import init_state
 from reangle_jax.diffusion.schedule import Schedule
@@ -80,8 +81,8 @@ def finetuning_step(mesh, impl):
 
 def sampling_step(mesh, impl):
     transformer, vae, lora = networks(mesh, impl)
-    sampler = Sampler(transformer, vae, Schedule.cogvideox_5b(), num_frames=FRAMES, steps=3, guidance_scale=6.0,
-                      dynamic_guidance=True, sampler="ddim")  # fmt: skip
+    options = Sampling(3, guidance_scale=6.0, dynamic_guidance=True, sampler="ddim")
+    sampler = Sampler(transformer, vae, Schedule.cogvideox_5b(), options, num_frames=FRAMES)
     state = jax.eval_shape(init_state, jax.ShapeDtypeStruct((1, *LATENTS[1:]), jnp.bfloat16))
     batch = jax.NamedSharding(mesh, jax.P(meshes.DATA))  # as denoise lays the two halves
     condition = jax.ShapeDtypeStruct(LATENTS, jnp.bfloat16, sharding=batch)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from reangle_jax import checkpoints, learning
 from reangle_jax import mesh as meshes
+from reangle_jax.backbones.interface import Sampling
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.stages import finetune
@@ -120,7 +121,7 @@ def sample(weights, text, at_once=1, sampler="ddim"):
     with meshes.use(meshes.make_mesh(text)):
         backbone, base, coder = load(weights)
         adapters = backbone.init_adapters(key=jax.random.key(1))
-        sampler = backbone.sampler(steps=3, guidance_scale=4.0, dynamic_guidance=False, sampler=sampler)
+        sampler = backbone.sampler(Sampling(3, guidance_scale=4.0, dynamic_guidance=False, sampler=sampler))
         data, latents = training_set(), []
         text = np.asarray(data.text)  # as embed_prompts gives it
         for start in range(0, 2, at_once):

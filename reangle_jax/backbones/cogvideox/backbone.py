@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
@@ -17,7 +16,7 @@ from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import conditioning, lora, needs, networks
 from reangle_jax.backbones.cogvideox.pipeline import load_schedule
 from reangle_jax.backbones.cogvideox.sampling import Sampler, latent_frames
-from reangle_jax.backbones.interface import Backbone, Demand
+from reangle_jax.backbones.interface import Backbone, Demand, Sampling
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.errors import InputError, about
@@ -206,19 +205,9 @@ class CogVideoXBackbone(Backbone):
         t: Int[Array, " B"],
     ) -> Float[Array, "B t h w C"]:
         """See `Backbone.predict`."""
-        joined = jnp.concatenate([noised, condition], axis=-1).astype(self.dtype)
-        model = nnx.merge(self.transformer.graphdef, adapters, base)
-        return model(joined, text.astype(self.dtype), t.astype(jnp.float32))
+        predict = conditioning.predictor(self.transformer.graphdef)
+        return predict(noised.astype(self.dtype), t, adapters, base, condition, text)
 
-    def sampler(self, *, steps: int, guidance_scale: float, dynamic_guidance: bool, sampler: str) -> Sampler:
+    def sampler(self, options: Sampling) -> Sampler:
         """See `Backbone.sampler`: ``ddim`` or ``dpm``."""
-        return Sampler(
-            self.transformer,
-            self.vae,
-            self.schedule,
-            num_frames=self.clip.num_frames,
-            steps=steps,
-            guidance_scale=guidance_scale,
-            dynamic_guidance=dynamic_guidance,
-            sampler=sampler,
-        )
+        return Sampler(self.transformer, self.vae, self.schedule, options, num_frames=self.clip.num_frames)

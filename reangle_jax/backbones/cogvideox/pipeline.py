@@ -21,6 +21,7 @@ from jaxtyping import Array, UInt8
 
 from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.backbones.cogvideox.sampling import Sampler
+from reangle_jax.backbones.interface import Sampling
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
@@ -116,19 +117,11 @@ class CogVideoX:
         num_frames = num_frames or config.sample_frames
         start = self._images(image, len(prompts), videos_per_prompt, height, width)
         self._check_size(num_frames, *(start if isinstance(start, tuple) else start.shape)[1:3])
-        options = (num_frames, steps, guidance_scale, dynamic_guidance, sampler)
-        if options not in self._samplers:
-            self._samplers[options] = Sampler(
-                self.transformer,
-                self.vae,
-                self.schedule,
-                num_frames=num_frames,
-                steps=steps,
-                guidance_scale=guidance_scale,
-                dynamic_guidance=dynamic_guidance,
-                sampler=sampler,
-            )
-        run = self._samplers[options]
+        options = Sampling(steps, guidance_scale, dynamic_guidance, sampler)
+        run = self._samplers.get((num_frames, options))
+        if run is None:
+            run = Sampler(self.transformer, self.vae, self.schedule, options, num_frames=num_frames)
+            self._samplers[num_frames, options] = run
         texts = networks.embed_prompts(self.text_encoder, [negative_prompt, *prompts], config.max_text_seq_length)
         negative = np.repeat(texts[:1], len(prompts), axis=0)
         noise = run.noise(start if isinstance(start, tuple) else start.shape[:3], key=key)

@@ -16,6 +16,7 @@ from reangle_jax import mesh
 from reangle_jax.arrays import to_bytes, to_unit
 from reangle_jax.backbones.cogvideox.conditioning import image_condition, predictor
 from reangle_jax.backbones.cogvideox.networks import Network, encoding
+from reangle_jax.backbones.interface import Sampling
 from reangle_jax.diffusion import guidance, samplers
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
@@ -45,9 +46,8 @@ def decode_latents(
 class Sampler:
     """A video from its noise, in steps: ``condition``, ``noise``, ``denoise``, ``decode``.
 
-    Networks are given by configuration and graph; the transformer may have adapters. Clips have 1 + 4k frames. A
-    guidance scale of 1 or less is no guidance, and then the negative text is not used; dynamic guidance follows a
-    cosine over the steps. The sampler is ``ddim`` or ``dpm``.
+    Networks are given by configuration and graph; the transformer may have adapters. Clips have 1 + 4k frames. Without
+    guidance the negative text is not used. The sampler is ``ddim`` or ``dpm``.
 
     Raises:
         InputError: the sampler is unknown or the count of steps impossible.
@@ -58,18 +58,17 @@ class Sampler:
         transformer: Network,
         vae: Network,
         schedule: Schedule,
+        options: Sampling,
         *,
         num_frames: int,
-        steps: int,
-        guidance_scale: float,
-        dynamic_guidance: bool,
-        sampler: str,
     ):
-        self.steps = steps
-        self.guided = guidance.is_guided(guidance_scale)
-        scales = guidance.guidance_scales(schedule.timesteps(steps), steps, guidance_scale, dynamic_guidance)
+        self.steps = steps = options.steps
+        self.guided = guidance.is_guided(options.guidance_scale)
+        scales = guidance.guidance_scales(
+            schedule.timesteps(steps), steps, options.guidance_scale, options.dynamic_guidance
+        )
         denoise = guidance.guided(predictor(transformer.graphdef), scales if self.guided else None)
-        self._step = samplers.make_step(denoise, sampler=sampler, steps=steps, schedule=schedule)
+        self._step = samplers.make_step(denoise, sampler=options.sampler, steps=steps, schedule=schedule)
         self._dtype, self._vae_config = transformer.execution.dtype, vae.config
         count, extra = latent_frames(transformer.config, vae.config, num_frames)
         self._latent_frames, coder = count, encoding(vae)
