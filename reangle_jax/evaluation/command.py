@@ -99,7 +99,7 @@ def _write_manifest(arguments: argparse.Namespace) -> None:
     found = from_runs.manifest(runs, out.resolve().parent)
     files.atomic_write_json(out, found)
     clips = found["clips"].values()
-    print(f"wrote {out}: {len(clips)} clips, {sum(len(clip['views']) for clip in clips)} views")
+    print(f"wrote {out}: clips: {len(clips)}, views: {sum(len(clip['views']) for clip in clips)}")
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -69,6 +69,8 @@ class Item:
         height, width = self.size
         with about(self.output.where):
             found, (rows, columns) = files.read_at(path, self.moments, height, width)
+        if columns < width or rows < height:
+            self.note(f"{path} is {columns}x{rows}: enlarged to the {width}x{height} of {self.output.file}")
         shown = min(width / columns, height / rows) / max(width / columns, height / rows)
         if 1 - shown > _TRIMMED:
             self.note(

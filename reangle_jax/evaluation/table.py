@@ -70,12 +70,13 @@ def _entry(rows: Rows, name: str, method: str, against: str | None, note: Note) 
 def _distance(
     features: Mapping[Output, Mapping[str, Features]], name: str, method: str, note: Note
 ) -> dict[str, Any] | None:
-    found = [each[name] for output, each in features.items() if output.method == method and name in each]
+    found = {o: each[name] for o, each in features.items() if o.method == method and name in each}
+    # An input's clips belong to each of its views; they count once.
+    sources = {(o.input, o.start, o.step, o.listed, len(each["inputs"])): each["inputs"] for o, each in found.items()}
     own, source = (
-        np.concatenate([x for one in found if len(x := one[side])] or [np.zeros((0, 1), np.float32)])
-        for side in ("outputs", "inputs")
+        np.concatenate([x for x in arrays if len(x)] or [np.zeros((0, 1), np.float32)])
+        for arrays in ([each["outputs"] for each in found.values()], sources.values())
     )
-    source = np.unique(source, axis=0)  # an input's clip belongs to each of its views
     if min(len(own), len(source)) < 2:
         note(f"{method} has {len(own)} clips of outputs and {len(source)} of inputs: {name} needs two or more of each")
         return None

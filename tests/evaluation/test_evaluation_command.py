@@ -103,7 +103,20 @@ def test_references_take_the_outputs_size(capsys, tmp_path):
     code, _, err = run(capsys, path, "--out", tmp_path / "out", "--metrics", "ssim")
     assert code == 0
     assert table(tmp_path / "out")["methods"]["ours"]["figures"]["ssim"]["mean"] == pytest.approx(1.0, abs=1e-6)
+    assert "enlarged" not in err
     assert f"{2 * (W + 16)}x{2 * H}: 25 % of it is cropped away for the {W}x{H} of" in err
+
+
+def test_an_input_that_is_smaller_is_enlarged_and_said(capsys, tmp_path):
+    frames = moving()
+    save(tmp_path / "small.npz", frames[:, ::8, ::8])
+    save(tmp_path / "ours.npz", frames)
+    view = {"reference": "small.npz", "outputs": {"ours": "ours.npz"}}
+    path = write(tmp_path, {"cup": {"input": "ours.npz", "views": {"left": view}}})
+    code, _, err = run(capsys, path, "--out", tmp_path / "out", "--metrics", "psnr")
+    assert code == 0
+    assert f"small.npz is {W // 8}x{H // 8}: enlarged to the {W}x{H} of" in err
+    assert table(tmp_path / "out")["methods"]["ours"]["figures"]["psnr"]["mean"] < 40
 
 
 def test_what_is_done_is_kept_and_what_changed_is_redone(capsys, scene, monkeypatch):

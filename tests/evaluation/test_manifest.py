@@ -1,6 +1,7 @@
 """What a manifest says, and the one line of every mistake in it."""
 
 import json
+import shutil
 
 import pytest
 
@@ -9,6 +10,7 @@ from reangle_jax.cameras.views import folder_name
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
 from reangle_jax.evaluation import from_runs, manifest
+from reangle_jax.evaluation.command import main
 from tests.evaluation.made import moving, save, write
 from tests.report_runs import made_settings
 from tests.report_runs import write_run as write_report_run
@@ -117,6 +119,23 @@ def test_a_run_is_a_clip_with_two_methods(run, tmp_path):
     twice = from_runs.manifest([("ours", run), ("again", run)], tmp_path)
     assert list(twice["clips"]) == ["my_clip"]
     assert len(twice["clips"]["my_clip"]["views"]["up_5"]["outputs"]) == 4
+
+
+def test_the_command_that_writes_it(run, tmp_path, capsys):
+    path = tmp_path / "sets/manifest.json"
+    assert main(["manifest", f"mine={run}", str(run), "--out", str(path)]) == 0
+    assert "clips: 1, views: 2" in capsys.readouterr().out
+    read = manifest.read(path)
+    assert read.methods == ("mine", "mine-untuned", "ours", "ours-untuned")
+    assert all(output.file.is_file() and output.cameras.is_file() for output in read.outputs)
+
+
+def test_runs_of_one_clip_whose_views_have_other_cameras(run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    shutil.copy(other / "views/up_5/cameras.json", other / "views/left_8/cameras.json")
+    with pytest.raises(InputError, match="its left_8 has other cameras"):
+        from_runs.manifest([("ours", run), ("again", other)], tmp_path)
 
 
 def test_runs_that_cannot_be_one_manifest(run, tmp_path):
