@@ -93,7 +93,7 @@ def test_plan_asks_it_for_its_needs(inputs, whole, capsys):
         ("width=46", "config.width=46 is not possible: it must be a multiple of 4, such as 44 or 48"),
         ("model=cogvideox-5b-i2v", "config.num_frames=7 is not possible: it must be 1 + 4k, such as 5 or 9"),
         ("model=flowin", "(did you mean flowing?)"),
-        ("weights=none", "config.weights: none/denoiser/config.json is missing"),
+        ("weights=none", "config.weights: flowing needs its converted weights, and there is no none/denoiser: set"),
     ],
 )
 def test_its_grid_and_its_parts_are_what_is_asked_for(inputs, tmp_path, change, words, capfd):
