@@ -100,10 +100,10 @@ def remat(settings: Settings) -> tuple[str, str]:
     work = demand(settings)
     # On CPUs reading everything back takes longer than computing what is cheap again.
     names = REMATS[: REMATS.index("none")] if jax.default_backend() == "cpu" else REMATS
+    together = in_one_memory(work.training)
     peaks = {
-        name: _backbone(settings, dataclasses.replace(settings.execution, remat=name))
-        .needs(work)["finetune"]
-        .peak_bytes
+        name: together
+        * _backbone(settings, dataclasses.replace(settings.execution, remat=name)).needs(work)["finetune"].peak_bytes
         for name in names
     }
     # The fastest first; where another phase needs the most, what blocks keep costs nothing.
@@ -111,6 +111,13 @@ def remat(settings: Settings) -> tuple[str, str]:
     words = f"fine-tuning needs {measure.human_bytes(peaks[name])} of {measure.human_bytes(limit)}"
     more = names[names.index(name) + 1 :][:1]
     return name, "; ".join([words, *(f"{other} would need {measure.human_bytes(peaks[other])}" for other in more)])
+
+
+def in_one_memory(shares: "Shares") -> int:
+    """How many devices have their shares of work in one memory, and do them in turn: those of a process on a CPU."""
+    import jax  # late: it takes a while
+
+    return max(1, shares.all // jax.process_count()) if jax.default_backend() == "cpu" else 1
 
 
 def demand(settings: Settings) -> "Demand":

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from reangle_jax import checkpoints, chosen_models, faults, measure
+from reangle_jax import checkpoints, chosen_models, faults, measure, mesh
 from reangle_jax.config import Settings
 from reangle_jax.diffusion import control
 from reangle_jax.diffusion.guidance import is_guided
@@ -96,6 +96,10 @@ def _memory(limit: int, device: dict[str, Any]) -> str:
 
 def _layouts(settings: Settings, layouts: dict[str, Shares], count: int) -> list[str]:
     """What of several devices each stage takes, and what it makes of them."""
+    try:
+        mesh.make_mesh(settings.mesh)
+    except InputError:  # one of the checks says it
+        return [f"devices: config.mesh={settings.mesh} is not possible here; everything is counted for one"]
     words, notes = [], []
     for name, shares in layouts.items():
         base = ", the base whole on each" if shares.base_whole else ", the base divided" if shares.video > 1 else ""
@@ -206,8 +210,7 @@ def cost(settings: Settings, stage: str, needs: Needs, layouts: Mapping[str, Sha
     elif stage == "generate":
         passes = 1 + is_guided(settings.sample.guidance_scale)
         faster = shares.faster(len(settings.views), max(1, shares.videos // passes), passes)
-    device = measure.devices()
-    together = max(1, shares.all // device["processes"]) if device["platform"] == "cpu" else 1
+    together = chosen_models.in_one_memory(shares)
     return together * needs.flops / (rate() * faster), together * needs.peak_bytes
 
 

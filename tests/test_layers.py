@@ -54,8 +54,8 @@ ARROWS: dict[str, set[str]] = {
         "stopping", "tiny",
     },
     "plan": {
-        "backbones", "checkpoints", "chosen_models", "config", "diffusion", "faults", "measure", "models", "needs",
-        "nn", "run", "scoring",
+        "backbones", "checkpoints", "chosen_models", "config", "diffusion", "faults", "measure", "mesh", "models",
+        "needs", "nn", "run", "scoring",
     },
     "stages": {
         "backbones", "cameras", "checkpoints", "chosen_models", "config", "data", "diffusion", "export", "geometry",

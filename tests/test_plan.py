@@ -110,6 +110,11 @@ def test_it_says_which_devices_each_stage_takes_and_how(tmp_path, monkeypatch):
     assert lines[3] == ""
 
 
+def test_a_mesh_that_is_not_possible_is_counted_for_one(tmp_path, monkeypatch):
+    lines = lines_of(tmp_path, monkeypatch, mesh="u:9")
+    assert lines[2] == "devices: config.mesh=u:9 is not possible here; everything is counted for one"
+
+
 def test_what_does_not_fit_is_told_with_what_helps(tmp_path, monkeypatch):
     lines = lines_of(tmp_path, monkeypatch, mesh="u:1", gib=11, base_dtype="int8")
     found = [line for line in lines if line.startswith("does not fit: ")]
@@ -202,3 +207,11 @@ def test_a_cpu_keeps_what_pays_there(monkeypatch):
     name, why = chosen_models.remat(full_size())
     assert name == "matmuls"
     assert "none" not in why
+
+
+def test_devices_of_one_cpu_keep_what_all_of_them_have_room_for(monkeypatch):
+    found = {}
+    for mesh in ("u:1", "data:8"):  # whose eight hold all of a batch of one each
+        monkeypatch.setattr("reangle_jax.measure.device_limit_bytes", lambda: 200 << 30)
+        found[mesh] = chosen_models.remat(full_size(mesh=mesh))[0]
+    assert found == {"u:1": "matmuls", "data:8": "full"}
