@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import errno
-import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ def _parser() -> commands.Parser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    positive = commands.positive
     parser.add_argument("manifest", nargs="?", metavar="MANIFEST", help="a JSON file: clips, views, outputs")
     parser.add_argument("--out", metavar="DIR", help="the folder of the results, made if need be")
     parser.add_argument("--example", action="store_true", help="print a manifest and end")
@@ -45,11 +45,15 @@ def _parser() -> commands.Parser:
     parser.add_argument(
         "--features", choices=("featup", "dino", "dinov2"), default="featup", help="what MEt3R compares"
     )
-    parser.add_argument("--size", type=int, help="pixels a side of what MEt3R compares (256; 128 with --weights tiny)")
-    parser.add_argument("--step", type=int, default=1, help="met3r_frames compares frames i and i + this (1)")
-    parser.add_argument("--clip", type=int, default=16, help="frames of FVD's clips (16; I3D needs 9)")
-    parser.add_argument("--tm", type=int, default=10, help="TSED's T_matches: fewest matches of a pair (10)")
-    parser.add_argument("--te", type=float, default=2.0, help="TSED's T_error: pixels of 256, not reached (2)")
+    parser.add_argument(
+        "--size", type=positive, help="pixels a side of what MEt3R compares (256; 128 with --weights tiny)"
+    )
+    parser.add_argument("--step", type=positive, default=1, help="met3r_frames compares frames i and i + this (1)")
+    parser.add_argument("--clip", type=commands.whole(9), default=16, help="frames of FVD's clips (16; I3D needs 9)")
+    parser.add_argument("--tm", type=positive, default=10, help="TSED's T_matches: fewest matches of a pair (10)")
+    parser.add_argument(
+        "--te", type=commands.above_zero, default=2.0, help="TSED's T_error: pixels of 256, not reached (2)"
+    )
     return parser
 
 
@@ -110,10 +114,6 @@ def _run(arguments: argparse.Namespace) -> None:
     for name, what in (("manifest", "give a JSON file (--example prints one)"), ("out", "give a folder")):
         if not getattr(arguments, name):
             raise InputError(f"{'MANIFEST' if name == 'manifest' else '--' + name} is not set: {what} (see --help)")
-    for flag, least in (("step", 1), ("clip", 9), ("tm", 1), ("te", 0)):
-        value = getattr(arguments, flag)
-        if not (math.isfinite(value) and value >= least):
-            raise InputError(f"--{flag} {value}: it must be a number of at least {least}")
     found = manifest.read(Path(arguments.manifest))
     if arguments.against and arguments.against not in found.methods:
         raise InputError(f"--against {arguments.against}: no such method; there are {', '.join(found.methods)}")

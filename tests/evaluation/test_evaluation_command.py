@@ -195,8 +195,8 @@ def test_mistakes_in_the_command(capsys, scene):
         capsys, path, *out, "--metrics", "met3r_input", "--weights", folder, "--features", "dino"
     )
     assert "--weights: no such folder" in refused(capsys, path, *out, "--weights", folder / "no")
-    assert "--step 0: it must be a number of at least 1" in refused(capsys, path, *out, "--step", 0)
-    assert "--te nan" in refused(capsys, path, *out, "--te", "nan")
+    assert "argument --step: 0 is no whole number from 1 on" in refused(capsys, path, *out, "--step", 0)
+    assert "argument --te: nan is no number above 0" in refused(capsys, path, *out, "--te", "nan")
     assert "--out" in refused(capsys, path, "--out", path)
     assert not (folder / "out").exists()
 

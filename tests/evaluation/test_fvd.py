@@ -80,7 +80,7 @@ def test_videos_that_are_too_short(clips, capsys):
     assert any("ours has 0 clips of outputs and 0 of inputs" in note for note in notes)
     capsys.readouterr()
     assert main([*arguments[:-1], "8"]) == 2
-    assert "--clip 8: it must be a number of at least 9" in capsys.readouterr().err
+    assert "argument --clip: 8 is no whole number from 9 on" in capsys.readouterr().err
 
 
 def test_clips_one_behind_the_other():
