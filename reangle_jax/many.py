@@ -55,7 +55,7 @@ def read(path: Path) -> list[Clip]:
         InputError: it cannot be read, a line of it cannot be used, or there are none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not UTF-8"
         raise InputError(f"{path} cannot be read ({why}): give a text file with a clip on each line") from None

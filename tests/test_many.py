@@ -70,6 +70,11 @@ def test_a_list_that_cannot_be_used(tmp_path, capsys, text, words):
     assert said.count("\n") == 1
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+    (tmp_path / "clips.txt").write_text("beach --config.seed=1\n", encoding="utf-8-sig")
+    assert many.read(tmp_path / "clips.txt") == [many.Clip("beach", ("--config.seed=1",))]
+
+
 @pytest.mark.parametrize(
     ("text", "environment", "expected"),
     [

@@ -8,6 +8,7 @@ from reangle_jax.config.defaults import get_default as get_default
 from reangle_jax.config.defaults import get_tiny as get_tiny
 from reangle_jax.config.reading import UNTUNED as UNTUNED
 from reangle_jax.config.reading import camera_wishes as camera_wishes
+from reangle_jax.config.reading import defaults as defaults
 from reangle_jax.config.reading import flatten as flatten
 from reangle_jax.config.reading import from_flat as from_flat
 from reangle_jax.config.reading import from_text as from_text

@@ -130,6 +130,11 @@ def flatten(settings: Settings) -> dict[str, Any]:
     return flat
 
 
+def defaults() -> dict[str, Any]:
+    """What every setting is where nobody says otherwise, the paper's where it says: keys and values as `flatten`'s."""
+    return {key: list(f.default) if isinstance(f.default, tuple) else f.default for key, f in leaves()}
+
+
 def from_flat(flat: Mapping[str, Any]) -> Settings:
     """The settings that `flatten` gave, which were checked then."""
     nested: dict[str, Any] = {}

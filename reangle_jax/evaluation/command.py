@@ -48,7 +48,9 @@ def _parser() -> commands.Parser:
     parser.add_argument(
         "--size", type=positive, help="pixels a side of what MEt3R compares (256; 128 with --weights tiny)"
     )
-    parser.add_argument("--step", type=positive, default=1, help="met3r_frames compares frames i and i + this (1)")
+    parser.add_argument(
+        "--step", type=commands.whole(1, 10**9), default=1, help="met3r_frames compares frames i and i + this (1)"
+    )
     parser.add_argument("--clip", type=commands.whole(9), default=16, help="frames of FVD's clips (16; I3D needs 9)")
     parser.add_argument("--tm", type=positive, default=10, help="TSED's T_matches: fewest matches of a pair (10)")
     parser.add_argument(
@@ -122,8 +124,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _check_files(found: Manifest) -> None:
-    """What headers tell, before any work: files are videos, and long enough."""
+    """What headers tell, before any work: files are videos, and long enough; cameras are read whole."""
     from reangle_jax.evaluation import frames
+    from reangle_jax.evaluation.item import read_cameras
 
     lengths = {}
     for output in found.outputs:
@@ -134,10 +137,14 @@ def _check_files(found: Manifest) -> None:
             count = lengths[output.file]
             if count is None:
                 continue
-            last = max(output.moments(count))
+            moments = output.moments(count)
+            last = max(moments)
             for path in (output.input, output.reference):
                 if path is not None and (there := lengths[path]) is not None and last >= there:
                     raise InputError(frames.past_the_end(path, last, there))
+            for path in (output.cameras, output.input_cameras):
+                if path is not None:
+                    read_cameras(path, moments)
 
 
 def _measure(arguments: argparse.Namespace, found: Manifest) -> None:

@@ -40,7 +40,10 @@ def manifest(runs: Sequence[tuple[str, Path]], base: Path) -> dict[str, Any]:
             view = views.setdefault(folder.name, {"cameras": _relative(folder / "cameras.json", base), "outputs": {}})
             path = files.hash_path(folder / "cameras.json")
             if paths.setdefault((name, folder.name), path) != path:
-                raise InputError(f"{run}: its {folder.name} has other cameras than another run's of the same clip")
+                raise InputError(
+                    f"{run}: its {folder.name} has other cameras than another run's of the same clip: give it a manifest "
+                    "of its own"
+                )
             for each, file in _outputs(run, record, method, folder).items():
                 if each in view["outputs"]:
                     words = f"{each} has {name}/{folder.name} already"

@@ -1,6 +1,7 @@
 """One output and what it is compared with, read when it is asked for; all at the output's size."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ class Item:
     @functools.cached_property
     def moments(self) -> list[int]:
         """The input's frame for each frame."""
-        return self.output.moments(len(self.frames))
+        with about(self.output.where):
+            return self.output.moments(len(self.frames))
 
     @functools.cached_property
     def source(self) -> UInt8[np.ndarray, "T H W 3"]:
@@ -81,14 +83,26 @@ class Item:
 
     def _cameras(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         with about(self.output.where):
-            file = registry.read(path)
-            if file.count is None or file.K is None or file.sizes is None or file.in_pivots:
-                raise InputError(
-                    f"{path}: {file.format} does not say each frame's camera with its intrinsics: write it as "
-                    f"cameras.json (python -m reangle_jax.cameras {path} --out cameras.json)"
-                )
-            chosen = [0] * len(self.moments) if file.count == 1 else self.moments
-            if max(chosen) >= file.count:
-                raise InputError(f"{path}: holds {file.count} cameras, and that of frame {max(chosen)} is asked for")
-        poses = file.poses(file.count, 1.0)
-        return placing.fitted(file.K[chosen], file.sizes[chosen], *self.size), poses[chosen]
+            K, sizes, poses = read_cameras(path, self.moments)
+        return placing.fitted(K, sizes, *self.size), poses
+
+
+def read_cameras(path: Path, moments: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A file's cameras of those moments, or its one camera for each: K, sizes (pixels) and poses (camera to world).
+
+    Raises:
+        InputError: it says less, or has too few.
+    """
+    file = registry.read(path)
+    if file.count is None or file.K is None or file.sizes is None or file.in_pivots:
+        raise InputError(
+            f"{path}: {file.format} does not say each frame's camera with its intrinsics: write it as "
+            f"cameras.json (python -m reangle_jax.cameras {path} --out cameras.json)"
+        )
+    chosen = [0] * len(moments) if file.count == 1 else list(moments)
+    if max(chosen) >= file.count:
+        raise InputError(
+            f"{path}: holds {file.count} cameras, and that of frame {max(chosen)} is asked for: give one for each of the "
+            "input's frames, or one for all"
+        )
+    return file.K[chosen], file.sizes[chosen], file.poses(file.count, 1.0)[chosen]

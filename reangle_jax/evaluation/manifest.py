@@ -84,7 +84,7 @@ class Output:
         if self.listed is None:
             return [self.start + self.step * k for k in range(count)]
         if len(self.listed) != count:
-            raise InputError(f"{self.where}.frames: lists {len(self.listed)}, and {self.file} has {count}: one a frame")
+            raise InputError(f"frames lists {len(self.listed)}, and {self.file} has {count}: list one a frame")
         return list(self.listed)
 
 
@@ -118,7 +118,7 @@ def read(path: Path) -> Manifest:
         InputError: it is none; the line begins with the file and the place in it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); --example prints a manifest") from None
     except InputError as error:

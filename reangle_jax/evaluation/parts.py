@@ -226,6 +226,10 @@ def _epipolar(
     found = epipolar.tsed(images, K, poses, pairs, min_matches=options.min_matches, max_error=error)
     if found.tsed is None:
         item.note(f"{item.output.where}: the cameras of sed_{name} stand at one place: no epipolar lines")
+    elif found.sed is None:
+        item.note(
+            f"{item.output.where}: no pair of sed_{name} has {options.min_matches} matches or more (--tm): no SED"
+        )
     return {f"sed_{name}": None if found.sed is None else scale * found.sed, f"tsed_{name}": found.tsed}
 
 

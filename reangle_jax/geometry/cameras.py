@@ -99,7 +99,7 @@ def save_cameras(
 
 def load_pivot_depth(path: str | os.PathLike) -> float | None:
     """What `save_cameras` kept of the pivot in a file that it wrote; None: nothing."""
-    return json.loads(Path(path).read_text(encoding="utf-8")).get("pivot_depth")
+    return json.loads(Path(path).read_text(encoding="utf-8-sig")).get("pivot_depth")
 
 
 def load_cameras(path: str | os.PathLike, expect_frames: int | None = None) -> tuple[Cameras, int, int]:
@@ -110,7 +110,7 @@ def load_cameras(path: str | os.PathLike, expect_frames: int | None = None) -> t
             them; the line names the file, the place in it and the mend.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a cameras.json") from error
     except (ValueError, RecursionError) as error:

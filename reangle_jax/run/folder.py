@@ -58,7 +58,7 @@ def read_record(root: Path) -> dict[str, Any]:
     """The content of run.json, with what is damaged in it left out.
 
     Returns:
-        ``stages`` by name; ``devices`` and ``settings`` if they are known. All else is written anew.
+        ``stages`` by name; ``devices``, ``settings`` and ``added`` if they are known. All else is written anew.
 
     Raises:
         InputError: it is there and cannot be read.
@@ -79,6 +79,9 @@ def read_record(root: Path) -> dict[str, Any]:
     for name in sorted(record["stages"].keys() - stages.keys()):
         _log.warning("%s: what it says of %s is damaged: that will be redone", path, name)
     kept = {key: value for key in ("devices", "settings") if _is_json(value := record.get(key))}
+    added = record.get("added")
+    if isinstance(added, list) and all(isinstance(key, str) for key in added):
+        kept["added"] = added
     return {"format": _FORMAT, **kept, "stages": stages}
 
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -45,7 +45,9 @@ class Ledger:
         self.root = Path(root).absolute()
         self.settings, self.flat = settings, config.flatten(settings)
         self.record = run_folder.read_record(self.root)
-        self._before = self.record.get("settings", self.flat)
+        before = self.record.get("settings", self.flat)
+        self.record["added"] = sorted({*self.record.get("added", ()), *(self.flat.keys() - before.keys())})
+        self._before = {key: value for key, value in before.items() if key not in self.record["added"]}
         self._identities = Identities(self.root / run_folder.INDEX)
 
     @classmethod
@@ -124,7 +126,7 @@ class Ledger:
         if record is None:
             return ["not done yet"]
         then = record["depends"]
-        if changes := _changes(then, now, self._before):
+        if changes := _changes(then, now, self._before, self._dormant):
             return changes
         faults = []
         for output in unit.outputs:
@@ -135,6 +137,12 @@ class Ledger:
             elif recorded not in (found, unit.unjudged and self._identities.content(self.root / output)):
                 faults.append(f"{output} is damaged or edited")
         return faults
+
+    @property
+    def _dormant(self) -> set[str]:
+        """Settings that there were not when the run was begun, at their defaults: as then, or versions were raised."""
+        defaults = config.defaults()
+        return {f"config.{key}" for key in self.record["added"] if self.flat.get(key) == defaults.get(key)}
 
     def _output(self, unit: Unit, output: str) -> str | None:
         return self._identities.content(self.root / output, [self.root / name for name in unit.unjudged])
@@ -169,10 +177,11 @@ def _maker(path: str, remade: dict[str, str]) -> str | None:
     return None
 
 
-def _changes(then: dict[str, Any], now: dict[str, Any], before: dict[str, Any]) -> list[str]:
+def _changes(then: dict[str, Any], now: dict[str, Any], before: dict[str, Any], dormant: Container[str]) -> list[str]:
     """What tells two sets of dependencies apart; made another way, a unit has many that the other had not.
 
-    `before` has the settings of the run that made it, by key without ``config.``.
+    `before` has the settings of the run that made it, by key without ``config.``; `dormant` those, with it, that are
+    no reason where it depended on none of them.
     """
     known = {f"config.{key}": value for key, value in before.items()} | then
     there, was = _there(now), _there(then)
@@ -180,6 +189,7 @@ def _changes(then: dict[str, Any], now: dict[str, Any], before: dict[str, Any]) 
     changed = [_change(key, known[key], now[key]) for key in both if known[key] != now[key]]
     gone = [key for key in was if key not in there and not (_is_key(key) and key in now)]
     new = [key for key in there if _is_key(key) and key not in then and now[key] == known.get(key, now[key])]
+    new = [key for key in new if key not in dormant]
     settings = [f"{key}={_shown(now[key])}{'' if key in known else ' (a new setting)'}" for key in new]
     files = [key for key in there if not _is_key(key) and key not in was]
     found = (("no longer made from", gone), ("now depends on", settings), ("now made from", files))

@@ -97,7 +97,7 @@ def _note_gaps(figures: Sequence[Likeness], with_lpips: bool, name: str, referen
         note(f"{name} equals {reference_name}{frames}: PSNR is infinite, said as null")
     for field in ("ssim", "lpips") if with_lpips else ("ssim",):
         if any(getattr(one, field) is None for one in figures):
-            note(f"{reference_name} is too small for {field.upper()}: none is given")
+            note(f"{name}, at the size of {reference_name}, is too small for {field.upper()}: none is given")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

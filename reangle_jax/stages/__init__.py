@@ -19,7 +19,8 @@ needed for all (networks, prompts) is made before the loop; ``work.todo`` holds 
 1. write whole or not at all: ``data.files.atomic_...``, ``data.pictures.write_png``, ``data.video.write_video``;
 2. give results that do not depend on which other units happen to be to do: a view's key is
    ``named_key(settings.seed, "generate", view)``, derived from the seed and the name, never from a counter;
-3. raise its version whenever equal settings and inputs begin to give another result;
+3. raise its version whenever equal settings and inputs begin to give another result; a setting that there was not
+   when a run was begun redoes nothing while it is at its default;
 4. for work worth saving midway, keep it in ``work.scratch(unit)``: a folder tied to the unit's fingerprint, empty at
    the first try, found again when the same work is resumed, removed when the unit is finished or its fingerprint
    changes. A stage that goes through its units in several passes calls ``work.finish_part(unit)`` after all but the

@@ -42,7 +42,13 @@ def test_addresses_are_refused_with_the_mend(text, mend):
 
 
 @pytest.mark.parametrize(
-    ("text", "mend"), [("a" * 5000, "is longer than a path"), ("a" * 300, "shorten"), ("a\0b", "zero byte")]
+    ("text", "mend"),
+    [
+        ("a" * 5000, "is longer than a path"),
+        ("a" * 300, "shorten"),
+        ("a\0b", "zero byte"),
+        ("a\ud800", r"'a\\ud800' holds half a surrogate pair"),
+    ],
 )
 def test_what_no_file_can_be_called_is_refused(text, mend):
     with pytest.raises(InputError, match=rf"^config\.video: .*{mend}"):

@@ -195,8 +195,16 @@ def test_mistakes_in_the_command(capsys, scene):
         capsys, path, *out, "--metrics", "met3r_input", "--weights", folder, "--features", "dino"
     )
     assert "--weights: no such folder" in refused(capsys, path, *out, "--weights", folder / "no")
-    assert "argument --step: 0 is no whole number from 1 on" in refused(capsys, path, *out, "--step", 0)
-    assert "argument --te: nan is no number above 0" in refused(capsys, path, *out, "--te", "nan")
+    for flag, value, words in (
+        ("step", 0, "0 is no whole number from 1"),
+        ("step", 10**30, f"{10**30} is no whole number from 1 to"),
+        ("clip", 8, "8 is no whole number from 9 on"),
+        ("size", 0, "0 is no whole number from 1 on"),  # also where nothing asks for it
+        ("tm", 0, "0 is no whole number from 1 on"),
+        ("te", "nan", "nan is no number above 0"),
+        ("te", 0, "0 is no number above 0"),
+    ):
+        assert f"argument --{flag}: {words}" in refused(capsys, path, *out, f"--{flag}", value)
     assert "--out" in refused(capsys, path, "--out", path)
     assert not (folder / "out").exists()
 
@@ -210,7 +218,9 @@ def test_mistakes_in_the_files_are_found_before_any_work(capsys, scene):
     assert "clips.cup.views.up.outputs.dark: frame 9 is asked for, and" in line
     assert "input.npz has 9 (0 to 8)" in line
     view["dark"] = {"file": "dark.npz", "frames": [0, 1]}
-    assert "outputs.dark.frames: lists 2, and" in refused(capsys, write(folder, clips), *out)
+    assert "manifest.json: clips.cup.views.up.outputs.dark: frames lists 2, and" in refused(
+        capsys, write(folder, clips), *out
+    )
     (folder / "text.mp4").write_text("no video")
     view["dark"] = "text.mp4"
     assert "is not a video" in refused(capsys, write(folder, clips), *out)
@@ -219,6 +229,13 @@ def test_mistakes_in_the_files_are_found_before_any_work(capsys, scene):
     assert "has no frames, uint8 [T, H, W, 3] (they are uint8 [3, 8, 8])" in refused(capsys, write(folder, clips), *out)
     (folder / "grey.npz").write_bytes(b"PK")
     assert "has no frames" in refused(capsys, write(folder, clips), *out)
+    view["dark"] = {"file": "dark.npz", "frames": {"step": 2}}
+    one = {"K": [[50, 0, 24], [0, 50, 16], [0, 0, 1]], "camera_to_world": np.eye(4).tolist()}
+    (folder / "four.json").write_text(json.dumps({"width": 48, "height": 32, "frames": [one] * 4}))
+    clips["cup"]["cameras"] = "four.json"
+    assert "four.json: holds 4 cameras, and that of frame 8 is asked for: give one for each" in refused(
+        capsys, write(folder, clips), *out
+    )
     assert not (folder / "out").exists()
 
 

@@ -45,8 +45,15 @@ def test_what_belongs_to_what(folder):
     assert (up.reference, up.cameras) == (None, None)
     assert found.lacking("ours") == []
     assert found.lacking("other") == [("cup", "up")]
-    with pytest.raises(InputError, match=r"outputs.listed.frames: lists 3, and .*other.npz has 2"):
+    with pytest.raises(InputError, match=r"^frames lists 3, and .*other.npz has 2"):
         listed.moments(2)
+
+
+def test_a_byte_order_mark_in_front_is_none_of_it(folder):
+    path = write(folder, clips())
+    plain = manifest.read(path)
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert manifest.read(path) == plain
 
 
 def test_the_example_is_one(tmp_path):
@@ -92,6 +99,9 @@ def test_files_that_are_no_manifest(tmp_path):
         manifest.read(path)
     path.write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
+        manifest.read(path)
+    path.write_text('{"clips": {"a": {"input": "\\ud800", "views": {}}}}')
+    with pytest.raises(InputError, match=r"clips.a.input: '\\ud800' holds half a surrogate pair"):
         manifest.read(path)
     path.write_text('{"clips": {"a": 1, "a": 2}}')
     with pytest.raises(InputError, match="names 'a' twice"):

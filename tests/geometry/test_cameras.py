@@ -132,5 +132,7 @@ def test_missing_garbled_and_miscounted_files(tmp_path):
     with pytest.raises(InputError, match="is not JSON"):
         cam.load_cameras(path)
     cam.save_cameras(path, _example(3), 72, 48)
+    path.write_text(path.read_text(), encoding="utf-8-sig")  # as editors of Windows write it
+    assert cam.load_cameras(path, expect_frames=3)[1:] == (72, 48)
     with pytest.raises(InputError, match="holds 3 frames, the video 5"):
         cam.load_cameras(path, expect_frames=5)

@@ -151,6 +151,33 @@ def test_a_setting_that_an_older_run_did_not_have_is_told_with_its_value(tmp_pat
         )
 
 
+def test_a_setting_that_an_older_run_did_not_have_redoes_nothing_at_its_default(tmp_path):
+    """Fine-tuning of before there was finetune.moving_weight stays, until it is asked for, then and later."""
+
+    def verdict(**values):
+        settings = make_settings(tmp_path, **values)
+        with Ledger.opened(tmp_path / "run", settings) as ledger:
+            return ledger.judge(work, unit).reasons
+
+    unit = Unit(settings=("seed", "base_dtype"), outputs=("o",))
+    work = Stage("s", 1, lambda _: (unit,), write_all)
+    with Ledger.opened(tmp_path / "run", make_settings(tmp_path)) as ledger:
+        assert run_stage(work, ledger)
+    path = tmp_path / "run/run.json"
+    record = json.loads(path.read_text())
+    del record["settings"]["base_dtype"], record["stages"]["s"]["depends"]["config.base_dtype"], record["added"]
+    path.write_text(json.dumps(record))
+    for _ in range(2):  # the first opening writes all settings into run.json
+        assert verdict() == ()
+    for _ in range(2):
+        assert verdict(base_dtype="int8") == ("now depends on config.base_dtype=int8 (a new setting)",)
+    assert verdict() == ()
+    assert verdict(seed=1) == ("config.seed changed from 0 to 1",)
+    with Ledger.opened(tmp_path / "run", make_settings(tmp_path, base_dtype="int8")) as ledger:
+        assert run_stage(work, ledger)
+    assert verdict() == ("config.base_dtype changed from int8 to auto",)
+
+
 def test_what_is_to_look_at_alone_redoes_nothing(tmp_path):
     def tune(settings, folder, work):
         for _ in work:

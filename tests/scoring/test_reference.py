@@ -97,7 +97,9 @@ def test_too_small_for_a_window(video, copy):
     small, reference = copy[0][:8, :9], video[0][:8, :9]
     got = compare([small], [reference], refuses, note=note)
     assert got == {"frames": 1, "psnr": psnr(small, reference), "ssim": None, "lpips": None}
-    assert lines == [f"the reference is too small for {what}: none is given" for what in ("SSIM", "LPIPS")]
+    assert lines == [
+        f"the input, at the size of the reference, is too small for {what}: none is given" for what in ("SSIM", "LPIPS")
+    ]
 
 
 @pytest.mark.usefixtures("unchecked")

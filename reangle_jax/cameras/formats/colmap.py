@@ -51,7 +51,7 @@ def read(path: Path, folder: Path) -> CameraFile:
 def _lines(path: Path) -> list[str]:
     files.check_no_pipe(path)
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; COLMAP's text model has {CAMERAS} and {IMAGES} side by side") from None
     except (OSError, UnicodeDecodeError) as error:
