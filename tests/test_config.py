@@ -83,7 +83,7 @@ def test_settings_are_frozen_and_typed():
         ({"start": 10**23}, f"config.start={10**23} is not possible: it must be at least 0 and at most 1000000000"),
         ({"num_frames": 4 * 10**20 + 1}, r"is not possible: it must be 1 \+ 4k and at most 1000000000"),
         ({"start": -1}, "config.start=-1 is not possible: it must be at least 0"),
-        ({"fps": float("nan")}, "config.fps=nan has the wrong type"),
+        ({"fps": float("nan")}, "config.fps=nan is not finite: it must be a number"),
         ({"fps": -2}, "config.fps=-2.0"),
         ({"seed": -1}, "config.seed=-1"),
         ({"seed": True}, "config.seed=True has the wrong type"),

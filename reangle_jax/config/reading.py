@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import difflib
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -212,7 +213,9 @@ def _convert(value: Any, kind: Any, name: str, *, is_path: bool = False) -> Any:
         return tuple(_convert(v.strip(), str, name, is_path=is_path) for v in value)
     if kind == tuple[float, ...] and isinstance(value, list | tuple):
         return tuple(_convert(v, float, name) for v in value)
-    words = f"has the wrong type ({type(value).__name__}): it must be {KINDS[kind]}"
+    finite = not isinstance(value, float) or math.isfinite(value)
+    fault = f"has the wrong type ({type(value).__name__})" if finite else "is not finite"
+    words = f"{fault}: it must be {KINDS[kind]}"
     raise InputError(f"{name}={shown(value)} {words}")
 
 

@@ -27,7 +27,7 @@ def user_path(text: str, setting: str) -> str:
         )
         raise InputError(f"{setting}: {text} is an address, and only paths of this machine are opened: {mend}")
     if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in text):
-        raise InputError(f"{setting}: {ascii(text)} holds half a surrogate pair, which no path does: write the letter")
+        raise InputError(f"{setting}: {text!a} holds half a surrogate pair, which no path does: write the letter")
     if "\0" in text:
         raise InputError(f"{setting}: {text!r} holds a zero byte, which no path does: leave it out")
     expanded = os.path.expanduser(text)

@@ -41,8 +41,8 @@ def manifest(runs: Sequence[tuple[str, Path]], base: Path) -> dict[str, Any]:
             path = files.hash_path(folder / "cameras.json")
             if paths.setdefault((name, folder.name), path) != path:
                 raise InputError(
-                    f"{run}: its {folder.name} has other cameras than another run's of the same clip: give it a manifest "
-                    "of its own"
+                    f"{run}: its {folder.name} has other cameras than another run's of the same clip: "
+                    "give it a manifest of its own"
                 )
             for each, file in _outputs(run, record, method, folder).items():
                 if each in view["outputs"]:

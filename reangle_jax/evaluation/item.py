@@ -102,7 +102,7 @@ def read_cameras(path: Path, moments: Sequence[int]) -> tuple[np.ndarray, np.nda
     chosen = [0] * len(moments) if file.count == 1 else list(moments)
     if max(chosen) >= file.count:
         raise InputError(
-            f"{path}: holds {file.count} cameras, and that of frame {max(chosen)} is asked for: give one for each of the "
-            "input's frames, or one for all"
+            f"{path}: holds {file.count} cameras, and that of frame {max(chosen)} is asked for: "
+            "give one for each of the input's frames, or one for all"
         )
     return file.K[chosen], file.sizes[chosen], file.poses(file.count, 1.0)[chosen]

@@ -54,8 +54,9 @@ lora/learning.json                        finetune: that, the norms of gradient 
 metrics.json, grid.mp4                    evaluate
 scene.html                                scene, where viser is installed: the points over time and all cameras
 report.html                               report: all of it to look at, in one page
-run.json                                  the ledger: settings, versions, devices, the command; of each unit what it
-                                          was made of, its outputs' hashes, seconds and peaks of memory
+run.json                                  the ledger: settings, those ``added`` since it was begun, versions, devices,
+                                          the command; of each unit what it was made of, its outputs' hashes, seconds
+                                          and peaks of memory
 .hashes.json, .scratch/, .lock            hashes of files that are untouched; work in progress; held by the process
 ========================================  =======================================================================
 """
