@@ -2,13 +2,12 @@
 
 import argparse
 import contextlib
-import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from converters import registry
-from reangle_jax import commands
+from reangle_jax import commands, faults
 from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
 
@@ -22,7 +21,6 @@ DESCRIPTION = """\
 Published checkpoints to this library's weights: OUT/PART/ with an Orbax checkpoint in params/, config.json, and
 manifest.json with the source's hashes. Give OUT as config.weights. The same command again continues.
 """
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 
 
 def _parser() -> commands.Parser:
@@ -43,10 +41,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _explain(error: Exception) -> str | None:
-    if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
-        return None
-    where = f" ({error.filename})" if error.filename else ""
-    return f"--out: {error.strerror}{where}; mend that, and the same command continues"
+    why = faults.cannot_write(error)
+    return why and f"--out cannot be written ({why}): mend that, and the same command continues"
 
 
 def _dispatch(argv: list[str]) -> int:

@@ -34,6 +34,8 @@ SMALLER = {
     "width": "lower",
 }
 
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+
 
 def chain(error: BaseException) -> Iterator[BaseException]:
     """An error and what it came from: libraries wrap them."""
@@ -51,6 +53,13 @@ def disk_full(error: BaseException) -> str | None:
         if "No space left on device" in str(link):
             return ""
     return None
+
+
+def cannot_write(error: BaseException) -> str | None:
+    """Why what is written cannot be, in words (with the file, where it is known), if that is what an error says."""
+    if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
+        return None
+    return f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
 
 
 def out_of_memory(error: BaseException) -> str | None:

@@ -1,5 +1,7 @@
 """Too little memory and full disks, as the libraries say it, become the user's one line."""
 
+import errno
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,3 +85,17 @@ def test_the_line_names_the_settings_that_help():
     assert faults.smaller(settings, [*settings, "width"]) == "config.first_frames.scale=1.0 (lower)"
     with pytest.raises(KeyError), faults.memory_explained("finetune", settings, ()):
         raise KeyError
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "rows/a.json"), "No space left on device: rows/a.json"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),  # as write(2) of an open file
+        (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+        (OSError(errno.ENOENT, "No such file or directory", "a"), None),
+        (ValueError("No space left on device"), None),
+    ],
+)
+def test_why_a_file_cannot_be_written(error, words):
+    assert faults.cannot_write(error) == words

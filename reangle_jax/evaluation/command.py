@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -86,9 +85,8 @@ def _explain(error: Exception) -> str | None:
     words = faults.out_of_memory(error)
     if words is not None:
         return f"out of memory: {words}; what helps: a smaller --size, fewer --metrics at a time"
-    if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-        return None
-    return f"--out cannot be written ({error.strerror}: {error.filename}): mend that, or choose another"
+    why = faults.cannot_write(error)
+    return why and f"--out cannot be written ({why}): mend that, or choose another"
 
 
 def _write_manifest(arguments: argparse.Namespace) -> None:
@@ -189,6 +187,7 @@ def _measure(arguments: argparse.Namespace, found: Manifest) -> None:
 def _chosen(metrics: str | None, found: Manifest, options: Any, note: Notes) -> dict[str, Any]:
     """The figures to give, by name."""
     from reangle_jax.evaluation import parts
+    from reangle_jax.scoring import networks
 
     known = parts.known()
     asked = [name for name in re.split(r"[\s,]+", metrics or "") if name]
@@ -209,6 +208,8 @@ def _chosen(metrics: str | None, found: Manifest, options: Any, note: Notes) -> 
             raise InputError(f"--metrics {names}: needs {why}")
         else:
             note(f"no {names}: needs {why}")
+    if options.weights == networks.resolve(networks.TINY) and {"met3r_input", "met3r_frames"} & chosen.keys():
+        note("MEt3R is by this package's small networks: compare it with figures by them alone")
     return chosen
 
 
@@ -223,4 +224,5 @@ def _opened(out: Path) -> Iterator[None]:
             raise InputError(f"--out {out} is in use by another process: wait for it, or choose another") from None
         except OSError as error:
             raise InputError(f"--out {out} cannot be written ({error.strerror}): choose another folder") from None
+        files.remove_leftovers(out)
         yield

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from reangle_jax import commands
+from reangle_jax import commands, faults
 from reangle_jax.data import files
 from reangle_jax.data.paths import expand
 from reangle_jax.errors import InputError
@@ -48,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
 def _explain(error: Exception) -> str | None:
     if not isinstance(error, OSError) or error.errno is None:
         return None  # what is read has lines of its own
-    return f"--out cannot be written ({error.strerror}: {error.filename}): mend that, or choose another"
+    why = faults.cannot_write(error) or error.strerror
+    return f"--out cannot be written ({why}): mend that, or choose another"
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,6 @@ It reads files, so it stands above the other modules of this room, as `reangle_j
 """
 
 import argparse
-import errno
 import json
 import statistics
 import sys
@@ -30,8 +29,6 @@ Pictures are resized so that the shorter side is --size, and their centre is cro
 common has no score (null) and is left out of the mean. For videos, temporal_flickering is VBench's (1: nothing
 changes), of each at its own size.
 """
-
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
 def _parser() -> commands.Parser:
@@ -85,10 +82,8 @@ def _explain(error: Exception) -> str | None:
     words = faults.out_of_memory(error)
     if words is not None:
         return f"out of memory: {words}; what helps: a smaller --size, fewer inputs at a time, shorter videos"
-    if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
-        return None
-    where = f" ({error.filename})" if error.filename else ""
-    return f"cannot write: {error.strerror}{where}; mend that, or choose another --out or --save-maps"
+    why = faults.cannot_write(error)
+    return why and f"cannot write ({why}): mend that, or choose another --out or --save-maps"
 
 
 def _run(arguments: argparse.Namespace) -> None:

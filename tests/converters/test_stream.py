@@ -261,8 +261,8 @@ def test_full_disk(published, tmp_path, monkeypatch, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("error: --out: File too large (")
-    assert error.endswith("transformer.partial/arrays); mend that, and the same command continues")
+    assert error.startswith("error: --out cannot be written (File too large: ")
+    assert error.endswith("transformer.partial/arrays): mend that, and the same command continues")
     assert os.listdir(tmp_path / "out") == ["transformer.partial"]
     assert command.main(arguments) == 0
     assert_equal(restored(tmp_path / "out/transformer"), want["transformer"])

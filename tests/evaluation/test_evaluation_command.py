@@ -1,6 +1,7 @@
 """The command from a manifest to tables: figures that are known, what is not done twice, every mistake a line."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from reangle_jax.data.video import write_video
-from reangle_jax.evaluation import manifest, parts, rows
+from reangle_jax.evaluation import command, manifest, parts, rows
 from reangle_jax.evaluation.command import main
+from reangle_jax.scoring import networks
 from reangle_jax.scoring.image import psnr, ssim
 from tests.evaluation.made import H, T, W, moving, save, write
 
@@ -183,6 +185,14 @@ def refused(capsys, *arguments):
     return err.splitlines()[-1]
 
 
+def test_small_networks_figures_are_told_as_theirs(scene):
+    folder, clips = scene
+    lines = []
+    options = parts.Options(weights=networks.resolve("tiny"))
+    command._chosen(None, manifest.read(write(folder, clips)), options, lines.append)
+    assert any("MEt3R is by this package's small networks" in line for line in lines)
+
+
 def test_mistakes_in_the_command(capsys, scene):
     folder, clips = scene
     path, out = write(folder, clips), ("--out", folder / "out")
@@ -254,3 +264,19 @@ def test_the_example_and_manifests_of_runs(capsys, tmp_path):
     assert (code, json.loads(out)) == (0, json.loads(manifest.EXAMPLE))
     assert "is no run's folder" in refused(capsys, "manifest", tmp_path, "--out", tmp_path / "m.json")
     assert "is a folder" in refused(capsys, "manifest", tmp_path, "--out", tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(capsys, scene, monkeypatch):
+    folder, clips = scene
+    path, out = write(folder, clips), folder / "out"
+
+    def full(self, *_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows.files, "atomic_write_json", full)
+        line = refused(capsys, path, "--out", out)
+    assert line == "error: --out cannot be written (No space left on device): mend that, or choose another"
+    (out / ".hashes.json.1.tmp").write_text("half")  # of a process that was killed
+    assert run(capsys, path, "--out", out)[0] == 0
+    assert not list(out.rglob("*.tmp"))
