@@ -15,6 +15,7 @@ from reangle_jax.evaluation import command, manifest, parts, rows
 from reangle_jax.evaluation.command import main
 from reangle_jax.scoring import networks
 from reangle_jax.scoring.image import psnr, ssim
+from reangle_jax.scoring.inputs import Notes
 from tests.evaluation.made import H, T, W, moving, save, write
 
 
@@ -187,10 +188,10 @@ def refused(capsys, *arguments):
 
 def test_small_networks_figures_are_told_as_theirs(scene):
     folder, clips = scene
-    lines = []
+    notes = Notes()
     options = parts.Options(weights=networks.resolve("tiny"))
-    command._chosen(None, manifest.read(write(folder, clips)), options, lines.append)
-    assert any("MEt3R is by this package's small networks" in line for line in lines)
+    command._chosen(None, manifest.read(write(folder, clips)), options, notes)
+    assert any("MEt3R is by this package's small networks" in line for line in notes.lines)
 
 
 def test_mistakes_in_the_command(capsys, scene):
