@@ -85,13 +85,10 @@ def _metrics(settings: Settings, folder: Path) -> dict[str, Any]:
         variant: {score: _mean([entry[variant][score] for entry in views.values()]) for score in _SCORES}
         for variant in _variants(settings)
     }
+    moves = any(entry["moving"] for entry in views.values())
     for variant, scores in mean.items():
-        _log.info(
-            "%s against the warps, mean of %s: PSNR %s dB, SSIM %s; what moves: %s dB, %s above a frozen scene",
-            variant,
-            f"{len(views)} view{'s' * (len(views) != 1)}",
-            *map(_say, scores.values()),
-        )
+        count = f"{len(views)} view{'s' * (len(views) != 1)}"
+        _log.info("%s against the warps, mean of %s: %s", variant, count, _in_words(scores, moves))
     return {
         "compared_with": "the view's warp, over its visible pixels, all frames",
         "moving_is": f"visible pixels more than {motion.THRESHOLD} grey levels from the warp of the clip's median",
@@ -140,6 +137,13 @@ def _frozen(folder: Path, view: str) -> tuple[np.ndarray, np.ndarray]:
 def _mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def _in_words(scores: dict[str, float | None], moves: bool) -> str:
+    psnr, ssim, moving, gain = map(_say, scores.values())
+    if not moves:
+        return f"PSNR {psnr} dB, SSIM {ssim}; nothing moves"
+    return f"PSNR {psnr} dB, SSIM {ssim}; what moves: {moving} dB, {gain} above a frozen scene"
 
 
 def _say(value: float | None) -> str:
