@@ -101,7 +101,10 @@ def _write_manifest(arguments: argparse.Namespace) -> None:
             name, run = from_runs.OURS, text
         runs.append((name, Path(run)))
     found = from_runs.manifest(runs, out.resolve().parent)
-    files.atomic_write_json(out, found)
+    try:
+        files.atomic_write_json(out, found)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written ({error.strerror}): choose another file") from None
     clips = found["clips"].values()
     print(f"wrote {out}: clips: {len(clips)}, views: {sum(len(clip['views']) for clip in clips)}")
 

@@ -9,6 +9,7 @@ from typing import Any
 from reangle_jax.cameras.views import folder_name
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
+from reangle_jax.evaluation.manifest import LONGEST, check_name
 from reangle_jax.export import clip as clips
 
 OURS = "ours"
@@ -21,15 +22,16 @@ def manifest(runs: Sequence[tuple[str, Path]], base: Path) -> dict[str, Any]:
     model made is the method ``NAME-untuned``.
 
     Raises:
-        InputError: a folder is no finished run, two clips have one name, or two outputs.
+        InputError: a folder is no finished run, a method has no plain name, two clips have one name, or two outputs.
     """
     found: dict[str, Any] = {}
     names: dict[str | None, str] = {}  # by the input's content
     paths: dict[tuple[str, str], str | None] = {}  # of a clip's view, the content of its cameras
     for method, run in runs:
+        check_name(f"{method}={run}", method)
         record = clips.read(run).record
         content = files.hash_path(run / "input/frames.npz")
-        name = re.sub(r"[^A-Za-z0-9_+-]", "_", run.resolve().name)
+        name = re.sub(r"^[+-]|[^A-Za-z0-9_+-]", "_", run.resolve().name)[:LONGEST]
         if content not in names and name in found:
             raise InputError(f"{run}: another clip is called {name} too: rename the folder")
         name = names.setdefault(content, name)

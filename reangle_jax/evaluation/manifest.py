@@ -31,7 +31,8 @@ EXAMPLE = """\
   }
 }
 """
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}")
+LONGEST = 100  # letters of a name
+_NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{LONGEST - 1}}}")
 _FRAMES = '"frames" is {"start": 0, "step": 1} or a list of indices'
 
 
@@ -199,11 +200,21 @@ def _named(where: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or not value:
         raise InputError(f"{where}: must be an object of one or more by name, not {_said(value)}")
     for name in value:
-        if not _NAME.fullmatch(name):
-            raise InputError(
-                f"{where}: {name!r:.60} is no plain name: take letters, digits, _ . + -, none of the last three first"
-            )
+        check_name(where, name)
     return value
+
+
+def check_name(where: str, name: str) -> None:
+    """Refuses what no file of the results can be called by.
+
+    Raises:
+        InputError: the line begins with its place.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(
+            f"{where}: {name!r:.60} is no plain name: take up to {LONGEST} letters, digits, _ . + -, none of the last "
+            "three first"
+        )
 
 
 def _path(base: Path, where: str, value: Any) -> Path:

@@ -148,6 +148,28 @@ def test_runs_of_one_clip_whose_views_have_other_cameras(run, tmp_path):
         from_runs.manifest([("ours", run), ("again", other)], tmp_path)
 
 
+@pytest.mark.parametrize("name", ["-dash", "x" * 200, "t\u00e9", "a.b c"])
+def test_whatever_a_runs_folder_is_called_the_manifest_can_be_read(run, tmp_path, name):
+    shutil.copytree(run, tmp_path / name)
+    content = from_runs.manifest([("ours", tmp_path / name)], tmp_path)
+    assert len(manifest.read(write(tmp_path, content["clips"])).outputs) == 4
+
+
+def test_mistakes_of_the_command_that_writes_it(run, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for arguments, words in (
+        ([f"my method={run}", "--out", str(tmp_path / "a.json")], f"my method={run}: 'my method' is no plain name"),
+        ([f"={run}", "--out", str(tmp_path / "a.json")], "'' is no plain name"),
+        ([str(run), "--out", str(tmp_path / "file/a.json")], "file/a.json cannot be written ("),
+    ):
+        assert main(["manifest", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert words in said
+        assert said.count("\n") == 1
+    assert not (tmp_path / "a.json").exists()
+
+
 def test_runs_that_cannot_be_one_manifest(run, tmp_path):
     with pytest.raises(InputError, match="ours has my_clip/left_8 already"):
         from_runs.manifest([("ours", run), ("ours", run)], tmp_path)
