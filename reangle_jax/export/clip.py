@@ -103,7 +103,7 @@ def read(run: Path, views: Sequence[str] = (), *, with_input: bool = False) -> C
         if not own or not isinstance(caption, str):
             raise ValueError("it names no views, or no caption")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        words = " ".join(str(error).split())
+        words = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(f"{run}: is no run's folder (run.json: {words}); give the --workdir of a run") from None
     names = [_named(run, own, view) for view in views] or [*own]
     if with_input and INPUT in names:

@@ -110,7 +110,10 @@ def _run(arguments: argparse.Namespace) -> None:
     report["notes"] = note.lines
     print(_table(report), file=sys.stderr)
     if arguments.out:
-        files.atomic_write_json(arguments.out, report)
+        try:
+            files.atomic_write_json(arguments.out, report)
+        except OSError as error:
+            raise InputError(f"--out: {arguments.out} cannot be written ({error.strerror}); choose another") from None
     else:
         print(json.dumps(report, indent=2, allow_nan=False))
 

@@ -43,7 +43,7 @@ def test_what_cannot_be_written_gets_one_line_and_nothing_is_left(moving, tmp_pa
 
 def test_folders_that_are_no_finished_run_or_not_free(moving, tmp_path, capsys):
     assert main([str(tmp_path), "--format", "colmap", "--out", str(tmp_path / "out")]) == 2
-    assert "is no run's folder" in capsys.readouterr().err
+    assert "is no run's folder (run.json: No such file or directory); give" in capsys.readouterr().err
     (tmp_path / "run" / "input").mkdir(parents=True)
     (tmp_path / "run" / "run.json").write_text((moving / "run.json").read_text())
     assert main([str(tmp_path / "run"), "--format", "colmap", "--out", str(tmp_path / "out")]) == 2

@@ -1,5 +1,6 @@
 """The command from files to figures, and every mistake that it must answer in one line."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from flax import nnx
 
 from reangle_jax import checkpoints
+from reangle_jax.data import files
 from reangle_jax.data.video import write_video
 from reangle_jax.models.dino import DinoConfig
 from reangle_jax.models.lpips import Lpips, LpipsConfig
@@ -206,6 +208,21 @@ def test_files_that_cannot_be_used(capsys, weights, pictures, tmp_path):
     assert "--save-maps" in refused(capsys, a, a, *options, "--save-maps", broken)
     assert "--out: gs://b/a.json is an address" in refused(capsys, a, a, *options, "--out", "gs://b/a.json")
     assert "--video: https://h/a.mp4 is an address" in refused(capsys, "--video", a, "https://h/a.mp4", *options)
+
+
+def test_a_report_that_cannot_be_written_is_told_in_a_line(capsys, tmp_path, monkeypatch):
+    def gone(path, content):
+        raise FileNotFoundError(
+            errno.ENOENT, os.strerror(errno.ENOENT), str(path)
+        )  # as of /proc, or a folder that went
+
+    monkeypatch.setattr(files, "atomic_write_json", gone)
+    save(tmp_path / "a.png", np.full((32, 32, 3), 9, np.uint8))
+    arguments = (tmp_path / "a.png", "--reference", tmp_path / "a.png", "--out", tmp_path / "x.json")
+    code, _, said = run(capsys, *arguments)
+    assert code == 2
+    assert "PSNR" in said  # the table is told all the same
+    assert said.splitlines()[-1].endswith("x.json cannot be written (No such file or directory); choose another")
 
 
 def test_weights_that_cannot_be_used(capsys, weights, pictures, tmp_path):
