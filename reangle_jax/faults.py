@@ -35,6 +35,7 @@ SMALLER = {
 }
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+_CANNOT_WRITE += (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # a file where a folder is to be, or a folder for a file
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
@@ -59,7 +60,8 @@ def cannot_write(error: BaseException) -> str | None:
     """Why what is written cannot be, in words (with the file, where it is known), if that is what an error says."""
     if not isinstance(error, OSError) or error.errno not in _CANNOT_WRITE:
         return None
-    return f"{error.strerror}: {error.filename}" if error.filename else f"{error.strerror}"
+    path = error.filename2 or error.filename  # the former is what a file is renamed to
+    return f"{error.strerror}: {path}" if path else f"{error.strerror}"
 
 
 def out_of_memory(error: BaseException) -> str | None:

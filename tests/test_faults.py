@@ -93,6 +93,7 @@ def test_the_line_names_the_settings_that_help():
         (OSError(errno.ENOSPC, "No space left on device", "rows/a.json"), "No space left on device: rows/a.json"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),  # as write(2) of an open file
         (OSError(errno.EROFS, "Read-only file system"), "Read-only file system"),
+        (OSError(errno.EISDIR, "Is a directory", ".a.1.tmp", None, "table.md"), "Is a directory: table.md"),
         (OSError(errno.ENOENT, "No such file or directory", "a"), None),
         (ValueError("No space left on device"), None),
     ],

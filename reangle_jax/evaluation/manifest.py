@@ -221,7 +221,11 @@ def _path(base: Path, where: str, value: Any) -> Path:
     if not isinstance(value, str) or not value:
         raise InputError(f"{where}: must be a path, not {_said(value)}")
     path = base / user_path(value, where)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise InputError(f"{where}: {path} cannot be read ({error.strerror}): check its folders' permissions") from None
+    if not there:
         raise InputError(f"{where}: no such file: {path} (paths are relative to the manifest's folder)")
     return path
 

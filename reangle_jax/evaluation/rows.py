@@ -7,6 +7,7 @@ from typing import Any
 
 from reangle_jax.cameras import registry
 from reangle_jax.data import files
+from reangle_jax.errors import InputError
 from reangle_jax.evaluation.item import Item
 from reangle_jax.evaluation.manifest import Output
 from reangle_jax.evaluation.parts import PARTS, SETS, Features, Figures, Options
@@ -65,7 +66,10 @@ class Rows:
 
     def _depends(self, output: Output, name: str) -> str:
         part = (PARTS | SETS)[name]
-        read = {key: self._content(key, getattr(output, key)) for key in ("file", *part.reads)}
+        try:
+            read = {key: self._content(key, getattr(output, key)) for key in ("file", *part.reads)}
+        except OSError as error:
+            raise InputError(f"{output.where}: {error.filename} cannot be read ({error.strerror})") from None
         mapping = (output.start, output.step, output.listed) if part.reads else None
         folder = self._options.weights
         weights = {key: self._identities.weights(folder / key) for key in part.weights(self._options) if folder}

@@ -281,3 +281,35 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(capsys, scene, monkey
     (out / ".hashes.json.1.tmp").write_text("half")  # of a process that was killed
     assert run(capsys, path, "--out", out)[0] == 0
     assert not list(out.rglob("*.tmp"))
+
+
+def test_what_may_not_be_read_is_no_fault_of_outs(capsys, scene, monkeypatch):
+    folder, clips = scene
+    path, plain = write(folder, clips), rows.Identities.content
+
+    def closed(self, path, *rest):
+        if path.name == "dark.npz":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return plain(self, path, *rest)
+
+    monkeypatch.setattr(rows.Identities, "content", closed)
+    assert run(capsys, path, "--out", folder / "out")[2].splitlines()[-1] == (
+        f"error: clips.cup.views.left.outputs.dark: {folder / 'dark.npz'} cannot be read (Permission denied)"
+    )
+    monkeypatch.setattr(type(path), "exists", lambda self: self.name != "dark.npz" or bool(closed(None, self)))
+    line = refused(capsys, path, "--out", folder / "out")
+    assert "outputs.dark.file: " in line
+    assert "dark.npz cannot be read (Permission denied): check its folders' permissions" in line
+
+
+def test_what_stands_where_a_file_is_to_be_is_told(capsys, scene):
+    folder, clips = scene
+    path, out = write(folder, clips), folder / "out"
+    (out / "table.md").mkdir(parents=True)
+    code, _, said = run(capsys, path, "--out", out)
+    assert code == 2
+    assert said.splitlines()[-1].startswith("error: --out cannot be written (Is a directory: ")
+    assert "table.md): mend that" in said.splitlines()[-1]
+    (folder / "other/rows").mkdir(parents=True)
+    (folder / "other/rows/cup").touch()
+    assert "--out cannot be written (" in refused(capsys, path, "--out", folder / "other")
