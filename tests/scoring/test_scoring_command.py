@@ -190,7 +190,7 @@ def test_what_is_given_is_too_little_or_too_much(capsys, weights, pictures):
     assert "--nonsense" in refused(capsys, a, b, "--nonsense")
     assert "--features" in refused(capsys, a, b, "--features", "colour")
     assert "take 24 or 32" in refused(capsys, a, b, "--weights", weights, "--size", 30)
-    assert "take 8" in refused(capsys, a, b, "--weights", weights, "--size", -5)
+    assert "--size: -5 is no whole number from 1 on" in refused(capsys, a, b, "--weights", weights, "--size", -5)
 
 
 def test_files_that_cannot_be_used(capsys, weights, pictures, tmp_path):
