@@ -45,7 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "run": {
         "cameras", "compilation_cache", "config", "data", "distributed", "faults", "geometry", "measure", "stopping",
     },
-    "export": {"cameras", "commands", "data", "geometry", "stopping"},
+    "export": {"cameras", "commands", "data", "faults", "geometry", "stopping"},
     "scoring": {
         "checkpoints", "commands", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
     },
@@ -71,7 +71,7 @@ ARROWS: dict[str, set[str]] = {
 APART = ("models", "stages", "backbones", "painters")
 # Beside the package: what each may use of it, and of the others.
 BESIDE = {
-    "converters": {*BASE, "backbones", "checkpoints", "commands", "data", "models", "nn", "stopping"},
+    "converters": {*BASE, "backbones", "checkpoints", "commands", "data", "faults", "models", "nn", "stopping"},
     "training": {*ARROWS},
 }
 
