@@ -2,7 +2,7 @@ r"""Any clip along six camera paths, with the small family of models.
 
 Purpose: to try one's own clip at a small size before paying for the full one; the warps (--preview) are made as at full
 size, from a smaller depth network.
-Cost: as the demo's, 7 to 8 minutes on two CPU cores.
+Cost: 8 to 9 minutes on two CPU cores, most of them fine-tuning.
 Command:
 
     python -m reangle_jax.main --config configs/tiny_dynamic.py --workdir runs/mine \
