@@ -77,7 +77,10 @@ def load_config(folder: str | os.PathLike, config_class: type) -> Any:
     unknown = sorted(set(fields) - known)
     if unknown:
         raise InputError(f"{path} has unknown fields {', '.join(unknown)}; convert the weights again")
-    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    try:
+        return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except ValueError as error:
+        raise InputError(f"{path} describes no such network ({error}); convert the weights again") from None
 
 
 def check_whole(folder: Path) -> None:

@@ -14,12 +14,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from reangle_jax import checkpoints
-from reangle_jax.data.weights_folder import check_whole
-from reangle_jax.errors import InputError
 from reangle_jax.models.i3d import I3D, I3DConfig
 from reangle_jax.models.i3d.model import SIDE
 from reangle_jax.nn.resize import resize_bilinear
+from reangle_jax.scoring import networks
 
 FOLDER = "i3d"  # under the weights, as the converter names it
 FRAMES = 16  # of a clip
@@ -51,9 +49,4 @@ def load(folder: Path) -> Describe:
     Raises:
         InputError: it is missing, damaged or of another kind.
     """
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder} is missing: convert it with --out of its parent (python -m converters i3d-kinetics-400)"
-        )
-    check_whole(folder)
-    return describe_by(checkpoints.load(folder, I3DConfig, I3D))
+    return describe_by(networks.load_part(folder, I3DConfig, I3D, "i3d-kinetics-400"))

@@ -55,10 +55,28 @@ def load(folder: str | Path, features: str = PUBLISHED) -> tuple[Met3r, tuple[An
             raise InputError(f"{folder / name} is missing: {_mend(folder, name, features)}")
         check_whole(folder / name)
     for name, (config_class, network) in parts.items():
-        graphdef, state = nnx.split(checkpoints.load(folder / name, config_class, network))
+        graphdef, state = nnx.split(load_part(folder / name, config_class, network))
         metric.append(graphdef)
         states.append(state)
     return Met3r(*metric), (states[0], states[1])
+
+
+def load_part(folder: Path, config_class: type, network: Callable[..., Any], converter: str = "--list") -> Any:
+    """A network with its converted weights, WEIGHTS/PART, in either form of `checkpoints`.
+
+    Args:
+        folder: of the part.
+        config_class: what its config.json describes.
+        network: made of a config.
+        converter: of which model the converter makes it.
+
+    Raises:
+        InputError: it is missing, damaged or of another kind.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing: convert it with --out of its parent (python -m converters {converter})")
+    check_whole(folder)
+    return checkpoints.load(folder, config_class, network)
 
 
 def patch_multiple(metric: Met3r, states: tuple[Any, Any]) -> int:

@@ -10,10 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from reangle_jax import checkpoints
-from reangle_jax.data.weights_folder import check_whole
-from reangle_jax.errors import InputError
 from reangle_jax.models.lpips import Lpips, LpipsConfig
+from reangle_jax.scoring import networks
 
 FOLDER = "lpips"  # under the weights, as the converter names it
 
@@ -38,12 +36,4 @@ def load(folder: str | Path) -> Measure:
     Raises:
         InputError: it is missing, damaged or of another kind.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is missing: convert it with --out of its parent (python -m converters)")
-    check_whole(folder)
-    try:
-        model = checkpoints.load(folder, LpipsConfig, Lpips)
-    except ValueError as error:  # of the config itself
-        raise InputError(f"{folder} describes another network ({error}); convert the weights again") from None
-    return measure(model)
+    return measure(networks.load_part(Path(folder), LpipsConfig, Lpips))

@@ -14,13 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from reangle_jax import checkpoints
-from reangle_jax.data.weights_folder import check_whole
-from reangle_jax.errors import InputError
 from reangle_jax.models.clip import Aesthetic, AestheticConfig, ClipImage, ClipImageConfig
 from reangle_jax.models.dino import DinoConfig, VisionTransformer
 from reangle_jax.nn.colours import CLIP_COLOURS, normalise
 from reangle_jax.nn.resize import apply_separable, bicubic_matrix, bilinear_matrix
+from reangle_jax.scoring import networks
 
 # Folders under the weights, as the converters name them, and the models that they come from.
 SUBJECT, BACKGROUND, LARGE, AESTHETIC = "dino_vitb16", "clip_vitb32", "clip_vitl14", "aesthetic"
@@ -126,8 +124,4 @@ def load_aesthetic(folder: Path) -> Aesthetic:
 
 
 def _loaded(folder: Path, config_class: type, network: Callable[..., Any]) -> Any:
-    if not folder.is_dir():
-        model = _MODELS.get(folder.name, "--list")
-        raise InputError(f"{folder} is missing: convert it with --out of its parent (python -m converters {model})")
-    check_whole(folder)
-    return checkpoints.load(folder, config_class, network)
+    return networks.load_part(folder, config_class, network, _MODELS.get(folder.name, "--list"))

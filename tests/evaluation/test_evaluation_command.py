@@ -257,7 +257,7 @@ def test_a_video_file_that_ends_early(capsys, tmp_path):
     path = write(tmp_path, {"cup": {"input": "input.mp4", "views": {"left": view}}})
     assert "frame 4 is asked for, and" in refused(capsys, path, "--out", tmp_path / "out")
     with pytest.raises(ValueError, match=r"has 3 \(0 to 2\)"):  # what the header does not say, decoding does
-        rows.Item(manifest.read(path).outputs[0], print).reference  # noqa: B018
+        _ = rows.Item(manifest.read(path).outputs[0], print).reference
 
 
 def test_the_example_and_manifests_of_runs(capsys, tmp_path):

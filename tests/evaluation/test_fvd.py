@@ -4,9 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from flax import nnx
 
+from reangle_jax.checkpoints import save_model
+from reangle_jax.errors import InputError
 from reangle_jax.evaluation import parts
 from reangle_jax.evaluation.command import main
+from reangle_jax.models.i3d import I3D, I3DConfig
 from reangle_jax.scoring import fvd
 from reangle_jax.scoring.frechet import frechet_distance
 from tests.evaluation.made import moving, save, write
@@ -35,6 +39,15 @@ def clips(tmp_path, monkeypatch):
     path = write(tmp_path, {name: {"input": f"{name}.npz", "views": views[name]} for name in "ab"})
     arguments = [str(path), "--out", str(tmp_path / "out"), "--weights", str(tmp_path / "weights"), "--metrics", "fvd"]
     return tmp_path, [*arguments, "--clip", "10"], asked
+
+
+def test_weights_of_another_shape_are_one_line(tmp_path, unchecked):
+    config = I3DConfig.tiny()
+    save_model(tmp_path, I3D(config, rngs=nnx.Rngs(0)), config)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"mixed": content["mixed"][:2]}))
+    with pytest.raises(InputError, match=r"^/.*mixed has 2 groups.*convert the weights again$"):
+        fvd.load(tmp_path)
 
 
 def figures(folder):

@@ -16,7 +16,7 @@ from reangle_jax.models.lpips import Lpips, LpipsConfig
 from reangle_jax.scoring import epipolar, networks, perceptual, vbench, video
 from tests.evaluation.made import moving, save, write
 from tests.scoring.small_scorer import SIZE, random
-from tests.scoring.test_epipolar import KS, POSES, H, W, pose, views  # noqa: F401
+from tests.scoring.test_epipolar import KS, POSES, H, W, pose, views  # noqa: F401  (fixture)
 
 
 def items(folder, cup, notes=None):
@@ -138,7 +138,7 @@ def test_cameras_that_stand_at_one_place_and_files_that_say_too_little(tmp_path,
     files.atomic_savez(tmp_path / "input.npz", frames=moving(count=3))
     (late,) = items(tmp_path, seen)
     with pytest.raises(ValueError, match=r"true.json: holds 2 cameras, and that of frame 2 is asked for"):
-        late.cameras  # noqa: B018
+        _ = late.cameras
     (tmp_path / "true.json").write_text('{"keyframes": {"0": "source", "2": "left:10"}}')
     with pytest.raises(ValueError, match=r"true.json: keyframes does not say each frame's camera"):
-        items(tmp_path, seen)[0].cameras  # noqa: B018
+        _ = items(tmp_path, seen)[0].cameras

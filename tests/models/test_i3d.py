@@ -20,7 +20,10 @@ def test_shapes():
     sizes = [np.prod(variable.shape) for variable in parameter_paths(model).values()]
     assert (len(sizes), sum(sizes)) == (230, 12_704_544)
     graphdef, state = nnx.split(model)
-    apply = lambda state, videos: nnx.merge(graphdef, state)(videos)  # noqa: E731
+
+    def apply(state, videos):
+        return nnx.merge(graphdef, state)(videos)
+
     videos = jax.ShapeDtypeStruct((2, 16, 224, 224, 3), jnp.float32)
     assert jax.eval_shape(apply, state, videos).shape == (2, 400)
     for shape in ((1, 8, 224, 224, 3), (1, 16, 224, 225, 3)):

@@ -10,13 +10,14 @@ from flax import nnx
 
 from converters import command
 from converters.tables import clip_image
-from reangle_jax.checkpoints import fill, load_config, parameter_paths
+from reangle_jax.checkpoints import fill, load, load_config, parameter_paths
+from reangle_jax.models.clip import ClipImage, ClipImageConfig
 from reangle_jax.models.dino import DinoConfig
 from reangle_jax.nn.colours import CLIP_COLOURS, IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.resize import bilinear_matrix
 from reangle_jax.scoring import vbench
 from tests.conversion import convert
-from tests.parity.test_dino import CONFIG, authors_positions, original, tensors  # noqa: F401
+from tests.parity.test_dino import CONFIG, authors_positions, original, tensors  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -102,7 +103,11 @@ def test_background_and_aesthetic(rng, tmp_path):
         hidden = model.vision_model(pixel_values=(images - mean) / deviation).pooler_output
         vectors = model.visual_projection(hidden)
     assert vectors.std() > 0.1
-    found = vbench.load(tmp_path / "weights" / vbench.BACKGROUND)(frames)
+    folder = tmp_path / "weights" / vbench.BACKGROUND
+    tower = jax.jit(load(folder, ClipImageConfig, ClipImage))
+    alone = tower(jnp.asarray(((images - mean) / deviation).permute(0, 2, 3, 1).numpy()))
+    np.testing.assert_allclose(alone, vectors.numpy(), atol=1e-5 * np.abs(vectors.numpy()).max())
+    found = vbench.load(folder)(frames)
     # Bicubic weights are no short fractions: a level in thousands is rounded to the other side.
     np.testing.assert_allclose(found, vectors.numpy(), atol=2e-3)
 
