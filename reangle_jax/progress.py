@@ -3,8 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Collection, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import tqdm
 
@@ -13,24 +12,19 @@ from reangle_jax.measure import human_seconds
 LINE_SECONDS = 30.0  # between two lines where there is no terminal
 
 _log = logging.getLogger(__name__)
-Item = TypeVar("Item")
 
 
-class progress(Generic[Item]):  # noqa: N801 (used like the function tqdm)
+class progress:  # noqa: N801 (used like the function tqdm)
     """A bar with rate and remaining time.
-
-    Either ``for item in progress(items, "depth")``, or a context with ``update``::
 
         with progress(400, "finetune", initial=120, unit="step") as bar:
             bar.update(loss=0.1)
 
-    ``work`` is the items, or how many steps there will be, None if that is not known; ``initial`` those done before.
+    ``total`` is how many steps there will be, None if that is not known; ``initial`` those done before.
     """
 
-    def __init__(self, work: Collection[Item] | int | None, description: str, *, initial: int = 0, unit: str = "step"):
-        self._items = work if isinstance(work, Collection) else None
-        self._total = len(work) if isinstance(work, Collection) else work
-        self._description, self._unit = description, unit
+    def __init__(self, total: int | None, description: str, *, initial: int = 0, unit: str = "step"):
+        self._total, self._description, self._unit = total, description, unit
         self._done = initial
         self._values: dict[str, Any] = {}
         self._last = time.monotonic()
@@ -38,7 +32,7 @@ class progress(Generic[Item]):  # noqa: N801 (used like the function tqdm)
         self._bar = None
         if sys.stderr.isatty() and _log.isEnabledFor(logging.INFO):  # one process of several shows it
             self._bar = tqdm.tqdm(
-                total=self._total, desc=description, initial=initial, unit=unit, dynamic_ncols=True, file=sys.stderr
+                total=total, desc=description, initial=initial, unit=unit, dynamic_ncols=True, file=sys.stderr
             )
 
     def set(self, **values: Any) -> None:
@@ -74,21 +68,9 @@ class progress(Generic[Item]):  # noqa: N801 (used like the function tqdm)
         ]
         return ", ".join(parts)
 
-    def close(self) -> None:
-        """Ends the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def __enter__(self) -> "progress[Item]":
+    def __enter__(self) -> "progress":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def __iter__(self) -> Iterator[Item]:
-        if self._items is None:
-            raise TypeError("give the items to iterate over, or use update()")
-        with self:
-            for item in self._items:
-                yield item
-                self.update()
+        if self._bar is not None:
+            self._bar.close()
