@@ -1,7 +1,7 @@
 """The models that `config.model` may name: their latent grid and their parts, known before anything is loaded."""
 
 import dataclasses
-import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -53,10 +53,7 @@ class Entry:
 
     def load(self) -> "type[Backbone]":
         """The class."""
-        if not isinstance(self.backbone, str):
-            return self.backbone
-        module, name = self.backbone.split(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.backbone) if isinstance(self.backbone, str) else self.backbone
 
 
 _COGVIDEOX = Entry(

@@ -1,7 +1,7 @@
 """The models that `config.first_frames.model` may name, known before anything is loaded."""
 
 import dataclasses
-import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -27,10 +27,7 @@ class Entry:
 
     def load(self) -> "type[Painter]":
         """The class."""
-        if not isinstance(self.painter, str):
-            return self.painter
-        module, name = self.painter.split(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.painter) if isinstance(self.painter, str) else self.painter
 
 
 _FLUX = "reangle_jax.painters.flux.painter:FluxPainter"
