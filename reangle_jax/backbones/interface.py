@@ -55,12 +55,15 @@ class Sampling(NamedTuple):
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A video from its noise, in steps; each is compiled once for all videos."""
+    """A video from its noise, in steps; each is compiled once for all videos, whose key goes to the first two methods.
+
+    What goes into the denoiser is in its dtype. An autoencoder that only conditions may be without its decoder.
+    """
 
     steps: int
 
     def condition(self, coder: Any, image: UInt8[AnyArray, "B H W 3"], *, key: Array) -> Float[Array, "B t h w C"]:
-        """First frames, encoded as the model is conditioned on them."""
+        """First frames, encoded as the model is conditioned on them; a part of the key draws from their posterior."""
         ...
 
     def noise(self, size: tuple[int, int, int], *, key: Array) -> Float[Array, "B t h w C"]:
@@ -79,7 +82,18 @@ class Sampler(Protocol):
         key: Array,
         on_step: Callable[[], None],
     ) -> Float[Array, "B t h w C"]:
-        """All steps from noise to clean latents; ``on_step`` is called after each."""
+        """All steps from noise to clean latents; ``on_step`` is called after each.
+
+        Args:
+            lora: the denoiser's adapters; an empty state without any.
+            base: its other parameters.
+            noise: from ``noise``.
+            condition: from ``condition``; None for text to video.
+            text: embeddings of the prompts.
+            negative: those that guidance leads away from, usually of the empty text; None will do without guidance.
+            key: of the noise that a sampler adds; or a key for each video, which then is as it would be alone.
+            on_step: called after each step.
+        """
         ...
 
     def decode(self, coder: Any, latents: Float[Array, "B t h w C"]) -> UInt8[Array, "B T H W 3"]:

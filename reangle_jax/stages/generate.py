@@ -58,11 +58,6 @@ def generate(settings: Settings, folder: Path, work: Work) -> None:
         _generate(settings, folder, work)
 
 
-def _halves(options: Sample) -> int:
-    """Guidance compares two videos."""
-    return 2 if is_guided(options.guidance_scale) else 1
-
-
 def _generate(settings: Settings, folder: Path, work: Work) -> None:
     # Each network is loaded when it is needed and dropped after: together they would not fit where each does.
     backbone = chosen_models.backbone(settings)
@@ -116,7 +111,7 @@ def _sample(
             bar.update(videos)
             work.stop.now()  # Python drops what a signal raises while it collects garbage
 
-        at_once = max(1, mesh.room() // _halves(settings.sample))
+        at_once = max(1, mesh.room() // (1 + is_guided(settings.sample.guidance_scale)))  # which compares two videos
         for group in _groups(units, at_once):
             views = [unit.view for unit in mesh.filled(group, at_once)]
             prompts, conditions = zip(*(given[view] for view in views), strict=True)

@@ -44,7 +44,7 @@ def decode_latents(
 
 
 class Sampler:
-    """A video from its noise, in steps: ``condition``, ``noise``, ``denoise``, ``decode``.
+    """`interface.Sampler` of CogVideoX.
 
     Networks are given by configuration and graph; the transformer may have adapters. Clips have 1 + 4k frames. Without
     guidance the negative text is not used. The sampler is ``ddim`` or ``dpm``.
@@ -85,12 +85,7 @@ class Sampler:
         self._condition, self._decode = condition, decode
 
     def noise(self, size: tuple[int, int, int], *, key: Array) -> Float[Array, "B t h w C"]:
-        """The noise to begin with, in the transformer's dtype.
-
-        Args:
-            size: the batch's size, height and width in pixels.
-            key: the videos'; the same goes to ``condition``.
-        """
+        """See `interface.Sampler.noise`."""
         batch, height, width = size
         ratio, channels = self._vae_config.spatial_compression_ratio, self._vae_config.latent_channels
         shape = (batch, self._latent_frames, height // ratio, width // ratio, channels)
@@ -99,13 +94,7 @@ class Sampler:
     def condition(
         self, vae_state: Any, image: UInt8[Array | np.ndarray, "B H W 3"], *, key: Array
     ) -> Float[Array, "B t h w C"]:
-        """First frames as the condition that stands beside the noise, in the transformer's dtype.
-
-        Args:
-            vae_state: the autoencoder's parameters; its decoder's may be left out.
-            image: first frames.
-            key: the videos'; a part of it draws from the image's posterior.
-        """
+        """See `interface.Sampler.condition`."""
         return self._condition(vae_state, jnp.asarray(image), jax.random.split(key)[1])
 
     def denoise(
@@ -120,18 +109,7 @@ class Sampler:
         key: Array,
         on_step: Callable[[], None] = lambda: None,
     ) -> Float[Array, "B t h w C"]:
-        """All steps from noise to clean latents.
-
-        Args:
-            lora: the transformer's adapters; an empty state without any.
-            base: its other parameters.
-            noise: from ``noise``.
-            condition: from ``condition``; None for text to video.
-            text: embeddings of the prompts.
-            negative: those that guidance leads away from, usually of the empty text; None will do without guidance.
-            key: of the noise that ``dpm`` adds; or a key for each video, which then is as it would be alone.
-            on_step: called after each step.
-        """
+        """See `interface.Sampler.denoise`."""
         text = jnp.asarray(text)
         if self.guided:
             assert negative is not None, "guidance needs the negative text"
