@@ -1,6 +1,5 @@
 """A stack of equal blocks: built once with a leading axis for the layer, run by scanning a rematerialised body."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +14,10 @@ from reangle_jax.nn.remat import rematerialised
 
 
 class Stack(nnx.Module):
-    """``depth`` blocks of one kind, applied in turn to a carry; ``make_block`` builds one from its random streams.
+    """``depth`` blocks of one kind, made as ``block(config, execution, rngs=...)`` and applied in turn to a carry.
 
     Every parameter of ``layers`` has a leading axis of size ``depth``. One compiled body serves all layers, so that
-    compile time does not grow with depth. For ``remat`` see `reangle_jax.nn.remat.rematerialised`.
+    compile time does not grow with depth; for the backward pass it keeps what the execution's ``remat`` says.
 
     With ``tokens`` the carry's arrays [B, S, C] are tokens that lie divided over the mesh (`reangle_jax.nn.layouts`),
     and so they enter and leave each block; a block's parameters are gathered while it is computed.
@@ -26,26 +25,6 @@ class Stack(nnx.Module):
 
     def __init__(
         self,
-        make_block: Callable[[nnx.Rngs], nnx.Module],
-        depth: int,
-        *,
-        remat: str,
-        tokens: bool = False,
-        rngs: nnx.Rngs,
-    ):
-        @nnx.split_rngs(splits=depth)
-        @nnx.vmap(in_axes=(0,), out_axes=0)
-        def build(layer_rngs: nnx.Rngs) -> nnx.Module:
-            return make_block(layer_rngs)
-
-        self.layers = build(rngs)
-        self.depth = depth
-        self.remat = remat
-        self.tokens = tokens
-
-    @classmethod
-    def of(
-        cls,
         block: Callable[..., nnx.Module],
         config: Any,
         execution: Execution,
@@ -53,10 +32,16 @@ class Stack(nnx.Module):
         *,
         tokens: bool = False,
         rngs: nnx.Rngs,
-    ) -> "Stack":
-        """Blocks that are made as ``block(config, execution, rngs=...)``; the rest is as in the constructor."""
-        make = functools.partial(block, config, execution)
-        return cls(lambda layer: make(rngs=layer), depth, remat=execution.remat, tokens=tokens, rngs=rngs)
+    ):
+        @nnx.split_rngs(splits=depth)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def build(layer_rngs: nnx.Rngs) -> nnx.Module:
+            return block(config, execution, rngs=layer_rngs)
+
+        self.layers = build(rngs)
+        self.depth = depth
+        self.remat = execution.remat
+        self.tokens = tokens
 
     def __call__(self, carry, *shared):
         """Applies ``carry = block(carry, *shared)`` for every block; each keeps the carry's shapes and dtypes."""

@@ -155,7 +155,7 @@ class VisionTransformer(nnx.Module):
         table = 0.02 * jax.random.normal(rngs.params(), (1, tokens, config.width), dtypes["param_dtype"])
         self.cls_token = nnx.Param(jnp.zeros((1, 1, config.width), dtypes["param_dtype"]), axes=(None,) * 3)
         self.pos_embed = nnx.Param(table, axes=(None,) * 3)
-        self.blocks = Stack.of(Block, config, execution, config.depth, rngs=rngs)
+        self.blocks = Stack(Block, config, execution, config.depth, rngs=rngs)
         self.norm = LayerNorm(config.width, epsilon=config.epsilon, **dtypes)
         self.config = config
 

@@ -6,6 +6,7 @@ from flax import nnx
 
 from reangle_jax import mesh as meshes
 from reangle_jax.nn.attention import attention, compiling_for
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.stack import Stack
 from tests import jaxprs
 
@@ -97,14 +98,14 @@ def test_rematerialised_stack_runs_its_attention_once(cudnn, impl, text):
     platform, expected = FORWARD_ONCE[impl]
 
     class Block(nnx.Module):
-        def __init__(self, rngs):
+        def __init__(self, config, execution, *, rngs):
             self.scale = nnx.Param(jnp.ones((64,), jnp.bfloat16))
 
         def __call__(self, x):
             q = jnp.sin(x * self.scale[...].reshape(1, 1, 1, -1))
             return x + jnp.sin(attention(q, jnp.cos(q), 2 * q, impl=impl))
 
-    graphdef, state = nnx.split(Stack(Block, 3, remat="attention", rngs=nnx.Rngs(0)))
+    graphdef, state = nnx.split(Stack(Block, None, Execution(remat="attention"), 3, rngs=nnx.Rngs(0)))
 
     def loss(state, x):
         return jnp.sum(nnx.merge(graphdef, state)(x).astype(jnp.float32))

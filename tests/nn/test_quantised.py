@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear, LoRAConfig
 from reangle_jax.nn.quantised import product, quantise
 from reangle_jax.nn.stack import Stack
@@ -42,7 +43,7 @@ def test_product_and_its_gradient(rng, dtype, atol):
 
 
 class Block(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, config, execution, *, rngs):
         common = {"param_dtype": jnp.bfloat16, "dtype": jnp.bfloat16, "kernel_dtype": "int8", "rngs": rngs}
         self.up = Linear(WIDTH, HIDDEN, lora=LoRAConfig(2, 2.0), **common)
         self.down = Linear(HIDDEN, WIDTH, **common)
@@ -54,7 +55,7 @@ class Block(nnx.Module):
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_no_stack_of_kernels_becomes_floats(remat):
     """Neither in the forward pass nor among what is kept for the backward one."""
-    stack = Stack(Block, DEPTH, remat=remat, rngs=nnx.Rngs(0))
+    stack = Stack(Block, None, Execution(remat=remat), DEPTH, rngs=nnx.Rngs(0))
     graphdef, lora, base = nnx.split(stack, nnx.LoRAParam, ...)
     assert stack.layers.up.kernel.dtype == jnp.int8
     assert stack.layers.up.kernel_scale.shape == (DEPTH, HIDDEN)

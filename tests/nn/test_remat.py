@@ -48,7 +48,7 @@ def test_a_policy_keeps_what_it_names(remat):
 
 
 class Block(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, config, execution, *, rngs):
         self.linear = Linear(4, 4, lora=LoRAConfig(2, 2.0), rngs=rngs)
 
     def __call__(self, x):
@@ -58,7 +58,7 @@ class Block(nnx.Module):
 def test_gradients_are_equal(rng):
     x, found = jnp.asarray(rng.normal(size=(5, 4)), jnp.float32), {}
     for remat in REMATS:
-        stack = Stack(Block, 3, remat=remat, rngs=nnx.Rngs(0))
+        stack = Stack(Block, None, Execution(remat=remat), 3, rngs=nnx.Rngs(0))
         stack.layers.linear.lora_b.set_value(jnp.cos(jnp.arange(24.0)).reshape(3, 2, 4))
         graphdef, state = nnx.split(stack)
         found[remat] = jax.jit(jax.grad(lambda s, g=graphdef: jnp.sum(jnp.sin(nnx.merge(g, s)(x)))))(state)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.linear import Linear, LoRAConfig
 from reangle_jax.nn.stack import Stack
 
@@ -11,7 +12,7 @@ DEPTH = 3
 
 
 class Residual(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, config, execution, *, rngs):
         self.linear = Linear(4, 4, axes=("embed", "mlp"), lora=LoRAConfig(2, 2.0), rngs=rngs)
 
     def __call__(self, x, shift):
@@ -19,7 +20,7 @@ class Residual(nnx.Module):
 
 
 def build(remat):
-    stack = Stack(Residual, DEPTH, remat=remat, rngs=nnx.Rngs(0))
+    stack = Stack(Residual, None, Execution(remat=remat), DEPTH, rngs=nnx.Rngs(0))
     shape = stack.layers.linear.lora_b[...].shape
     stack.layers.linear.lora_b.set_value(jnp.cos(jnp.arange(24.0)).reshape(shape))
     return stack
@@ -90,13 +91,13 @@ def test_layers_are_stacked_and_begin_apart():
 
 def test_integers_may_be_shared(inputs):
     class Shift(nnx.Module):
-        def __init__(self, rngs):
+        def __init__(self, config, execution, *, rngs):
             self.weight = nnx.Param(jnp.ones(()))
 
         def __call__(self, x, count):
             return jnp.concatenate([x[:count] + self.weight[...], x[count:]])
 
     x = inputs[0]
-    got = Stack(Shift, DEPTH, remat="attention", rngs=nnx.Rngs(0))(x, 2)
+    got = Stack(Shift, None, Execution(remat="attention"), DEPTH, rngs=nnx.Rngs(0))(x, 2)
     np.testing.assert_allclose(got[:2], x[:2] + DEPTH, rtol=1e-6)
     np.testing.assert_array_equal(got[2:], x[2:])

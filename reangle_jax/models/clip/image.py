@@ -48,7 +48,7 @@ class ClipImage(nnx.Module):
         self.cls_token = nnx.Param(jnp.zeros((width,), dtypes["param_dtype"]), axes=(None,))
         self.pos_embed = nnx.Param(table, axes=(None, None))
         self.norm_in = LayerNorm(width, epsilon=config.epsilon, **dtypes)
-        self.blocks = Stack.of(Block, config, execution, config.depth, rngs=rngs)
+        self.blocks = Stack(Block, config, execution, config.depth, rngs=rngs)
         self.norm = LayerNorm(width, epsilon=config.epsilon, **dtypes)
         self.projection = Linear(width, config.projection, axes=("embed", None), use_bias=False, rngs=rngs, **dtypes)
         self.config = config

@@ -228,7 +228,7 @@ class Transformer(nnx.Module):
         self.time_embedding = TimestepMLP(config.inner_dim, config.time_embed_dim, linear)
         ofs_dim = config.ofs_embed_dim
         self.ofs_embedding = TimestepMLP(ofs_dim, ofs_dim, linear) if ofs_dim else None
-        self.blocks = Stack.of(Block, config, execution, config.num_layers, tokens=True, rngs=rngs)
+        self.blocks = Stack(Block, config, execution, config.num_layers, tokens=True, rngs=rngs)
         self.head = Head(config, execution, rngs=rngs)
         self.config = config
         self.execution = execution

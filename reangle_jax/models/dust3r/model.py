@@ -28,10 +28,10 @@ class Dust3r(nnx.Module):
         dtypes = execution.dtypes(config.param_dtype)
         encoder, decoder, size = config.encoder, config.decoder, config.patch_size
         self.patch_embed = Conv2D(3, encoder.width, size, stride=size, rngs=rngs, **dtypes)
-        self.encoder = Stack.of(Block, encoder, execution, encoder.depth, rngs=rngs)
+        self.encoder = Stack(Block, encoder, execution, encoder.depth, rngs=rngs)
         self.encoder_norm = LayerNorm(encoder.width, epsilon=config.epsilon, **dtypes)
         self.decoder_embed = Linear(encoder.width, decoder.width, axes=("embed", None), rngs=rngs, **dtypes)
-        self.decoder = Stack.of(DecoderPair, decoder, execution, decoder.depth, rngs=rngs)
+        self.decoder = Stack(DecoderPair, decoder, execution, decoder.depth, rngs=rngs)
         self.decoder_norm = LayerNorm(decoder.width, epsilon=config.epsilon, **dtypes)
         self.head1 = HEADS[config.head](config, rngs=rngs)
         self.head2 = HEADS[config.head](config, rngs=rngs)

@@ -39,7 +39,7 @@ class FluxControlNet(nnx.Module):
         self.embed_condition = build(config.condition_channels, width, (None, "embed"), init_scale=0.0)
         self.embed_text = build(config.text_embed_dim, width, (None, "embed"))
         self.embedders = Embedders(config, execution, rngs=rngs)
-        self.blocks = Stack.of(_Controlled, config, execution, config.num_layers, tokens=True, rngs=rngs)
+        self.blocks = Stack(_Controlled, config, execution, config.num_layers, tokens=True, rngs=rngs)
         self.config = config
         self.execution = execution
 

@@ -32,8 +32,8 @@ class FluxTransformer(nnx.Module):
         self.embed_picture = build(config.in_channels, width, (None, "embed"))
         self.embed_text = build(config.text_embed_dim, width, (None, "embed"))
         self.embedders = Embedders(config, execution, rngs=rngs)
-        self.joint = Stack.of(_Joint, config, execution, config.num_layers, tokens=True, rngs=rngs)
-        self.single = Stack.of(SingleBlock, config, execution, config.num_single_layers, tokens=True, rngs=rngs)
+        self.joint = Stack(_Joint, config, execution, config.num_layers, tokens=True, rngs=rngs)
+        self.single = Stack(SingleBlock, config, execution, config.num_single_layers, tokens=True, rngs=rngs)
         self.head = Head(config, execution, rngs=rngs)
         self.config = config
         self.execution = execution

@@ -98,7 +98,7 @@ class CLIPTextEncoder(nnx.Module):
         places = 0.01 * jax.random.normal(rngs.params(), (config.max_length, config.width), param_dtype)
         self.embedding = nnx.Param(tokens, axes=("vocab", "embed"))
         self.positions = nnx.Param(places, axes=(None, "embed"))
-        self.blocks = Stack.of(Block, config, execution, config.num_layers, rngs=rngs)
+        self.blocks = Stack(Block, config, execution, config.num_layers, rngs=rngs)
         self.norm = LayerNorm(config.width, epsilon=config.norm_eps, **execution.dtypes(config.param_dtype))
         self.config = config
         self.execution = execution

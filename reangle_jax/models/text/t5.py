@@ -153,7 +153,7 @@ class T5Encoder(nnx.Module):
         self.embedding = nnx.Param(tokens, axes=("vocab", "embed"))
         # The published model keeps it in its first block; all blocks use it.
         self.relative_bias = nnx.Param(positions * config.d_model**-0.5, axes=(None, "heads"))
-        self.blocks = Stack.of(Block, config, execution, config.num_layers, rngs=rngs)
+        self.blocks = Stack(Block, config, execution, config.num_layers, rngs=rngs)
         self.norm = _norm(config, execution)
         self.config = config
         self.execution = execution
