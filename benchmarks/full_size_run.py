@@ -246,7 +246,8 @@ def execute(prepared: Prepared, steps: int, seconds: float = math.inf, kernels_t
         if kernels_told:
             told = kernels.slowest(lambda: prepared.compiled(*arguments), prepared.compiled.as_text(), kernels_told)
     step = statistics.median(took[1:])
-    operations, peak = flops(prepared.name, prepared.case), plan.chip_peak()
+    operations, kind = flops(prepared.name, prepared.case), measure.devices()["kind"]
+    peak = next((peak for name, (peak, _) in plan.CHIPS.items() if name in kind), None)  # by its data sheet
     share = operations and peak and operations / step / peak / prepared.mesh.size
     return {
         **prepared.figures,

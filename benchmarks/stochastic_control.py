@@ -23,6 +23,7 @@ A scene's arm is a file, DIR/ARM/SCENE.json, written whole, with the pictures be
 
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -254,7 +255,7 @@ def epipolar_figures(scene: Scene, pictures: list[np.ndarray]) -> dict[str, floa
     size = round(width * scale), round(height * scale)
     large = np.stack([cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC) for picture in pictures])
     K = np.tile(np.diag([scale, scale, 1.0]) @ scene.K, (len(pictures), 1, 1))
-    found = epipolar.tsed(large, K, scene.camera_to_world, epipolar.all_pairs(len(pictures)))
+    found = epipolar.tsed(large, K, scene.camera_to_world, [*itertools.combinations(range(len(pictures)), 2)])
     return {"sed": found.sed, "tsed": found.tsed}
 
 

@@ -21,7 +21,7 @@ from reangle_jax.run.ledger import Verdict, listed
 from reangle_jax.scoring import needs as of_score
 
 # A device's peak in bfloat16, FLOP/s, and the share of it that is sustained in our kind of work (docs: scale).
-_CHIPS = {
+CHIPS = {
     "H100": (989e12, 0.43),  # measured: fine-tuning's own and repeated operations 0.43 and 0.45, sampling 0.50
     "H200": (989e12, 0.43),
     "A100": (312e12, 0.42),
@@ -179,13 +179,7 @@ def rate() -> float:
     kind = measure.devices()["kind"]
     if jax.default_backend() == "cpu":
         return _CPU_RATE * (os.cpu_count() or 1)
-    return next((peak * share for name, (peak, share) in _CHIPS.items() if name in kind), 1e14)
-
-
-def chip_peak() -> float | None:
-    """FLOP/s of one device in bfloat16 by its data sheet; None for one that is not listed."""
-    kind = measure.devices()["kind"]
-    return next((peak for name, (peak, _) in _CHIPS.items() if name in kind), None)
+    return next((peak * share for name, (peak, share) in CHIPS.items() if name in kind), 1e14)
 
 
 def sharing(settings: Settings) -> dict[str, Shares]:

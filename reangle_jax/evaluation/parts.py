@@ -1,6 +1,7 @@
 """What is measured of an output: parts, each of which gives the figures that are computed together."""
 
 import functools
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -204,7 +205,7 @@ def _no_input_cameras(output: Output, options: Options) -> str | None:
 
 
 def _epipolar_frames(item: Item, options: Options) -> Figures:
-    return _epipolar(item, options, "frames", item.frames, item.cameras, epipolar.neighbours(len(item.frames)))
+    return _epipolar(item, options, "frames", item.frames, item.cameras, [*itertools.pairwise(range(len(item.frames)))])
 
 
 def _epipolar_input(item: Item, options: Options) -> Figures:

@@ -8,19 +8,15 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Num
 
 
-def timestep_embedding(
-    timesteps: Num[Array, " B"], width: int, *, flip: bool = True, freq_shift: float = 0.0, max_period: float = 1e4
-) -> Float32[Array, "B {width}"]:
+def timestep_embedding(timesteps: Num[Array, " B"], width: int) -> Float32[Array, "B {width}"]:
     """Sinusoidal embedding of diffusion times, usually 0..1000 (DDPM, Ho et al., 2020), in float32.
 
-    Cosines come first, as in CogVideoX and FLUX, or with ``flip`` off sines. ``freq_shift`` is subtracted from the
-    count of frequencies in the exponent's denominator; ``max_period`` is the longest wavelength over 2 pi.
+    Cosines come first, as in CogVideoX and FLUX; the longest wavelength is 2 pi times 10,000.
     """
     half = width // 2
-    exponent = -math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
+    exponent = -math.log(1e4) * jnp.arange(half, dtype=jnp.float32) / half
     angles = timesteps.astype(jnp.float32)[:, None] * jnp.exp(exponent)[None, :]
-    first, second = (jnp.cos(angles), jnp.sin(angles)) if flip else (jnp.sin(angles), jnp.cos(angles))
-    return jnp.concatenate([first, second], axis=-1)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def sincos_1d(positions: Num[np.ndarray, "*grid"], width: int) -> Float64[np.ndarray, "N {width}"]:

@@ -62,16 +62,6 @@ class Tsed(NamedTuple):
     pairs: tuple[PairSed, ...]
 
 
-def neighbours(count: int) -> list[tuple[int, int]]:
-    """Each frame and the next: the published pairs."""
-    return list(itertools.pairwise(range(count)))
-
-
-def all_pairs(count: int) -> list[tuple[int, int]]:
-    """All unordered pairs, for views of one moment."""
-    return list(itertools.combinations(range(count), 2))
-
-
 def tsed(
     images: Pictures,
     K: Float[np.ndarray, "N 3 3"],
@@ -84,8 +74,8 @@ def tsed(
 ) -> Tsed:
     """TSED and SED of RGB images under known cameras (see `geometry.cameras` for the conventions).
 
-    The pairs are `neighbours` by default; ``ratio`` is Lowe's. Errors are in pixels of the images as given: the
-    published figures are of 256x256.
+    The pairs are each image and the next by default, as published; ``ratio`` is Lowe's. Errors are in pixels of the
+    images as given: the published figures are of 256x256.
 
     Raises:
         ValueError: not one camera an image, or fewer than two images.
@@ -95,7 +85,7 @@ def tsed(
         raise ValueError(
             f"{len(images)} images, {len(K)} K, {len(poses)} camera_to_world: need two or more of each, of one number"
         )
-    pairs = neighbours(len(images)) if pairs is None else pairs
+    pairs = list(itertools.pairwise(range(len(images)))) if pairs is None else pairs
     found = {index: keypoints(images[index]) for index in sorted({i for pair in pairs for i in pair})}
     results = []
     for i, j in pairs:
