@@ -33,7 +33,7 @@ class Layout:
     name: str
     table: Callable[[Any], Table]
     mark: str
-    dtype: str
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)

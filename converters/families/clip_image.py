@@ -29,12 +29,7 @@ def _tower(name: str, folder: str, config: ClipImageConfig, gigabytes: float) ->
         config=config,
         network=ClipImage,
         layouts=(
-            Layout(
-                "transformers",
-                lambda config: clip_image.image_tower(),
-                "vision_model.embeddings.class_embedding",
-                "float32",
-            ),
+            Layout("transformers", lambda config: clip_image.image_tower(), "vision_model.embeddings.class_embedding"),
         ),
         stems=("model",),
         read_config=read_config,
@@ -55,7 +50,7 @@ MODELS = (
                 name="aesthetic",
                 config=AestheticConfig(),
                 network=Aesthetic,
-                layouts=(Layout("LAION's .pth", lambda config: clip_image.aesthetic(), "weight", "float32"),),
+                layouts=(Layout("LAION's .pth", lambda config: clip_image.aesthetic(), "weight"),),
                 stems=("sa_0_4_vit_l_14_linear",),
             ),
         ),

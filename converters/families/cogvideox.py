@@ -107,16 +107,16 @@ def _transformer(config: TransformerConfig, size: float, dtype: str = "bfloat16"
     )
 
 
-def _vae(config: VAEConfig, dtype: str = "float32", size: float = 0.86) -> Part:
+def _vae(config: VAEConfig) -> Part:
     return Part(
         name="vae",
         config=config,
         network=VAE,
-        layouts=(Layout("diffusers", lambda config: cogvideox_vae.TABLE, "encoder.conv_in.conv.weight", dtype),),
+        layouts=(Layout("diffusers", lambda config: cogvideox_vae.TABLE, "encoder.conv_in.conv.weight"),),
         folder="vae",
         read_config=read_vae,
         write_config=write_vae,
-        size=size,
+        size=0.86,
     )
 
 

@@ -36,8 +36,8 @@ def _model(size: str, config: DepthAnythingConfig, licence: str, gigabytes: floa
         config=config,
         network=DepthAnything,
         layouts=(
-            Layout("transformers", lambda config: depth_anything.hf(), "backbone.embeddings.cls_token", "float32"),
-            Layout("authors' .pth", lambda config: depth_anything.pth(), "pretrained.cls_token", "float32"),
+            Layout("transformers", lambda config: depth_anything.hf(), "backbone.embeddings.cls_token"),
+            Layout("authors' .pth", lambda config: depth_anything.pth(), "pretrained.cls_token"),
         ),
         stems=("model",),
         read_config=read_config,

@@ -45,12 +45,12 @@ def _model(name: str, layouts: tuple[Layout, Layout], config: DinoConfig, gigaby
 
 
 _DINO = (
-    Layout("transformers", lambda config: dino.hf(), "embeddings.cls_token", "float32"),
-    Layout("authors' .pth", lambda config: dino.pth(), "cls_token", "float32"),
+    Layout("transformers", lambda config: dino.hf(), "embeddings.cls_token"),
+    Layout("authors' .pth", lambda config: dino.pth(), "cls_token"),
 )
 _DINOV2 = (
-    Layout("transformers", lambda config: dino.dinov2_hf(), "embeddings.cls_token", "float32"),
-    Layout("authors' .pth", lambda config: dino.dinov2_pth(), "cls_token", "float32"),
+    Layout("transformers", lambda config: dino.dinov2_hf(), "embeddings.cls_token"),
+    Layout("authors' .pth", lambda config: dino.dinov2_pth(), "cls_token"),
 )
 
 MODELS = (
@@ -68,14 +68,7 @@ MODELS = (
                 name="featup",
                 config=FeatUpConfig.vits16(),
                 network=FeatUp,
-                layouts=(
-                    Layout(
-                        "authors' .ckpt",
-                        lambda config: featup.table(use_norm=config.use_norm, stages=config.stages),
-                        "upsampler.up1.range_temp",
-                        "float32",
-                    ),
-                ),
+                layouts=(Layout("authors' .ckpt", featup.table, "upsampler.up1.range_temp"),),
                 stems=("dino16_jbu_stack_cocostuff",),
                 size=0.09,
             ),

@@ -36,7 +36,7 @@ def _model(name: str, repo: str, config: Dust3rConfig, gigabytes: float) -> Mode
         name="dust3r",
         config=config,
         network=Dust3r,
-        layouts=(Layout("authors'", lambda config: dust3r.table(config.head), "decoder_embed.weight", "float32"),),
+        layouts=(Layout("authors'", lambda config: dust3r.table(config.head), "decoder_embed.weight"),),
         stems=("model",),
         kind=lambda config: {"head_type": config.head},
         read_config=read_config,

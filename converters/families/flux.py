@@ -73,7 +73,6 @@ AUTOENCODER = Part(
             "single file",
             lambda config: flux_autoencoder.original(len(config.block_out_channels)),
             "encoder.norm_out.weight",
-            "float32",
         ),
     ),
     folder="vae",

@@ -18,8 +18,8 @@ def _model(backbone: str, torchvision: str, gigabytes: float) -> Model:
         config=LpipsConfig(backbone),
         network=Lpips,
         layouts=(
-            Layout("torchvision's and lpips'", lpips.torchvision, "features.0.weight", "float32"),
-            Layout("lpips' own", lpips.whole, "net.slice1.0.weight", "float32"),
+            Layout("torchvision's and lpips'", lpips.torchvision, "features.0.weight"),
+            Layout("lpips' own", lpips.whole, "net.slice1.0.weight"),
         ),
         stems=("model",),
         together=(torchvision, backbone),

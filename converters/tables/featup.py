@@ -3,6 +3,7 @@
 from converters.rules import Rule, Table, Transform
 from converters.tables.common import affine, norm, pointwise
 from converters.tables.dino import backbone
+from reangle_jax.models.dino import FeatUpConfig
 
 POINTWISE = pointwise(2)
 SCALAR = Transform("scalar", lambda x: x.reshape(1), lambda x: x.reshape(()))
@@ -13,12 +14,12 @@ TRAINING = (
 )  # fmt: skip
 
 
-def table(*, use_norm: bool = True, stages: int = 4) -> Table:
-    """The rules for so many doublings; ``use_norm``, as in `FeatUpConfig`, changes the backbone's prefix too."""
-    prefix = "model.0.model." if use_norm else "model.model."
+def table(config: FeatUpConfig) -> Table:
+    """The rules for so many doublings; ``use_norm`` changes the backbone's prefix too."""
+    prefix = "model.0.model." if config.use_norm else "model.model."
     rules = backbone(prefix, "backbone.")
-    rules += norm("model.1.norm", "norm") if use_norm else []
-    for k in range(stages):
+    rules += norm("model.1.norm", "norm") if config.use_norm else []
+    for k in range(config.stages):
         source, target = f"upsampler.up{k + 1}", f"upsampler.stages.{k}"
         rules += [
             Rule(f"{source}.range_temp", f"{target}.log_temperature", SCALAR),

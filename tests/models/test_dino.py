@@ -55,7 +55,9 @@ def test_published_dino_fits(name, table):
 
 def test_published_featup_fits():
     config = FeatUpConfig.vits16()
-    check_fits(manifest("featup-dino16-jbu-stack"), featup_tables.table(), lambda: FeatUp(config, rngs=nnx.Rngs(0)))
+    check_fits(
+        manifest("featup-dino16-jbu-stack"), featup_tables.table(config), lambda: FeatUp(config, rngs=nnx.Rngs(0))
+    )
 
 
 @pytest.mark.parametrize("size", ["small", "base", "large"])

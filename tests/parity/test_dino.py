@@ -219,7 +219,7 @@ def test_featup(rng, original, tensors, monkeypatch):
     monkeypatch.setattr(module, "interpolate_pos_encoding", authors_positions)
     config = FeatUpConfig(**dataclasses.asdict(CONFIG), key_width=8, stages=3)
     weights = featup_tensors(config, as_pth(tensors))
-    table = featup_tables.table(stages=3)
+    table = featup_tables.table(config)
     model = build(lambda: FeatUp(config, rngs=nnx.Rngs(0)), {k: v.numpy() for k, v in weights.items()}, table)
     ours, theirs = images_of(rng, ODD, batch=1)
     guidance = rng.uniform(size=(1, 90, 133, 3)).astype(np.float32)

@@ -123,7 +123,7 @@ def test_the_whole_pipeline(geometry, original, tensors, monkeypatch, kind):  # 
     if kind == "featup":
         arrays = {name: array.numpy() for name, array in published.items()}
         build = lambda: FeatUp(config, rngs=nnx.Rngs(0))  # noqa: E731
-        semantics = dino_forms.build(build, arrays, featup_tables.table(stages=4))
+        semantics = dino_forms.build(build, arrays, featup_tables.table(config))
     else:
         semantics = dino_forms.build_vit(tensors, dino_tables.hf())
     points = dust3r_forms.build(dust3r_forms.tensors_of(geometry), dust3r_forms.LINEAR)
