@@ -124,12 +124,6 @@ def _write(writer, size: int) -> None:
     from tqdm import tqdm
 
     logging.set_verbosity(logging.ERROR)  # Orbax warns of what is meant
-    try:
-        writer.final.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"--out: {writer.final.parent} cannot be made ({error.strerror}); give another folder"
-        ) from None
     with tqdm(total=size, unit="B", unit_scale=True, desc=writer.plan.part.name, mininterval=1, disable=None) as bar:
         writer.advance = bar.update
         written = writer.run()

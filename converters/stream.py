@@ -5,7 +5,6 @@ the disk; the same command again skips them. One thread reads ahead, this one ch
 and one more hashes what was read.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -25,7 +24,7 @@ from converters.rules import Move
 from converters.sources.folder import Opened
 from converters.sources.tensors import Source
 from reangle_jax.data import safetensors, weights_folder
-from reangle_jax.data.files import fsync, lock
+from reangle_jax.data.files import LOCK, fsync, own_folder
 from reangle_jax.data.safetensors import DTYPES, Tensor
 from reangle_jax.data.weights_folder import CONFIG, MANIFEST, PARAMS
 from reangle_jax.errors import InputError
@@ -90,7 +89,7 @@ class Writer:
             self._check_final()
             return False
         sources = self._sources()
-        with self._locked():
+        with own_folder(self.partial, "--out"):
             done = self._resume(sources)
             self._check_room(done)
             hashes = self._write(done)
@@ -142,16 +141,6 @@ class Writer:
             )
         self.say(f"{self.final} is finished already")
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.partial.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(lock(self.partial / "lock"))
-            except BlockingIOError:
-                raise InputError(f"--out: another process is converting into {self.partial}; wait for it") from None
-            yield
-
     def _resume(self, sources: list[dict[str, Any]]) -> set[str]:
         """Names of the tensors that are on the disk; an unfinished conversion of anything else is removed."""
         journal = self.partial / JOURNAL
@@ -170,7 +159,7 @@ class Writer:
                 return set(lines[1:])
             self.say("the source, model or dtype is another one than before: starting again")
         for entry in self.partial.iterdir():
-            if entry.name != "lock":
+            if entry.name != LOCK:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         journal.write_text(json.dumps(identity) + "\n", encoding="utf-8")
         return set()
@@ -273,7 +262,7 @@ class Writer:
         weights_folder.save_config(self.partial, self.config)
         weights_folder.save_manifest(self.partial, self._manifest(sources))
         (self.partial / JOURNAL).unlink()
-        (self.partial / "lock").unlink()
+        (self.partial / LOCK).unlink()
         fsync(self.partial)
         os.rename(self.partial, self.final)
         fsync(self.final.parent)

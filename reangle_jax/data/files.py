@@ -26,6 +26,7 @@ import numpy as np
 
 from reangle_jax.errors import InputError
 
+LOCK = ".lock"  # in a folder that one process holds
 _TEMPORARY = re.compile(r"\..+\.[0-9]+(\.old)?\.tmp")
 
 _log = logging.getLogger(__name__)
@@ -94,6 +95,37 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # and with it the lock
+
+
+@contextlib.contextmanager
+def own_folder(folder: Path, flag: str) -> Iterator[None]:
+    """Makes a folder, which a flag named, and holds it for this process alone.
+
+    Raises:
+        InputError: it cannot be written, or another process works in it.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(lock(folder / LOCK))
+        except BlockingIOError:
+            words = "is in use by another process: wait for it, or choose another folder"
+            raise InputError(f"{flag} {folder} {words}") from None
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            why = _why_no_folder(folder) or error.strerror
+            raise InputError(f"{flag} {folder} cannot be written ({why}): choose another folder") from None
+        yield
+
+
+def _why_no_folder(folder: Path) -> str | None:
+    for path in reversed((folder, *folder.parents)):
+        if path.is_symlink() and not path.exists():
+            return f"{path} is a link to {os.readlink(path)}, which does not exist"
+        if path.exists() and not path.is_dir():
+            return f"{path} is no folder"
+    return None
 
 
 def _remove(path: Path) -> None:

@@ -1,10 +1,9 @@
 """The command: measures what a manifest lists, and writes the tables; or writes a manifest of runs."""
 
 import argparse
-import contextlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +166,8 @@ def _measure(arguments: argparse.Namespace, found: Manifest) -> None:
     note = Notes()
     figures = _chosen(arguments.metrics, found, options, note)
     out = Path(arguments.out)
-    with _opened(out):
+    with files.own_folder(out, "--out"):
+        files.remove_leftovers(out)
         compilation_cache.use()
         rows: dict[Output, Any] = {}
         features: dict[Output, Any] = {}
@@ -214,18 +214,3 @@ def _chosen(metrics: str | None, found: Manifest, options: Any, note: Notes) -> 
     if options.weights == networks.resolve(networks.TINY) and {"met3r_input", "met3r_frames"} & chosen.keys():
         note("MEt3R is by this package's small networks: compare it with figures by them alone")
     return chosen
-
-
-@contextlib.contextmanager
-def _opened(out: Path) -> Iterator[None]:
-    """Makes and locks the folder."""
-    with contextlib.ExitStack() as stack:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(files.lock(out / ".lock"))
-        except BlockingIOError:
-            raise InputError(f"--out {out} is in use by another process: wait for it, or choose another") from None
-        except OSError as error:
-            raise InputError(f"--out {out} cannot be written ({error.strerror}): choose another folder") from None
-        files.remove_leftovers(out)
-        yield

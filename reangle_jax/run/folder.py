@@ -1,10 +1,8 @@
 """The run's folder: one process at a time works in it, and what a killed one left half-written is cleared."""
 
 import contextlib
-import errno
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,32 +24,11 @@ def opened(root: Path) -> Iterator[None]:
     Raises:
         InputError: it cannot be written, or another process works in it.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(files.lock(root / ".lock"))
-        except BlockingIOError:
-            raise InputError(
-                f"--workdir {root} is in use by another run: wait for it, or choose another folder"
-            ) from None
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            why = _why_no_folder(root) or error.strerror
-            raise InputError(f"--workdir {root} cannot be written ({why}): choose another folder") from None
+    with files.own_folder(root, "--workdir"):
         for folder in (root, root / "input", *root.glob("views/*")):
             for path in files.remove_leftovers(folder):
                 _log.info("removed the unfinished %s", path)
         yield
-
-
-def _why_no_folder(root: Path) -> str | None:
-    for path in reversed((root, *root.parents)):
-        if path.is_symlink() and not path.exists():
-            return f"{path} is a link to {os.readlink(path)}, which does not exist"
-        if path.exists() and not path.is_dir():
-            return f"{path} is no folder"
-    return None
 
 
 def read_record(root: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from converters import check, command, hashing, registry, stream
 from converters.sources.folder import open_part
 from converters.tables.common import rotated
 from reangle_jax import checkpoints
-from reangle_jax.data import chunks, weights_folder
+from reangle_jax.data import chunks, files, weights_folder
 from reangle_jax.errors import InputError
 from tests import networks
 from tests.published import shard, write_small
@@ -271,7 +271,7 @@ def test_full_disk(published, tmp_path, monkeypatch, capsys):
 def test_two_at_once(published, tmp_path):
     source, _ = published
     second = writer(source, tmp_path / "out")
-    with writer(source, tmp_path / "out")._locked(), pytest.raises(InputError, match="another process is converting"):
+    with files.own_folder(second.partial, "--out"), pytest.raises(InputError, match="in use by another process"):
         second.run()
 
 

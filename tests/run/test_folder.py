@@ -18,7 +18,7 @@ def test_one_process_at_a_time(tmp_path):
     settings = make_settings(tmp_path)
     with (
         Ledger.opened(tmp_path / "run", settings),
-        pytest.raises(InputError, match=r"--workdir .*run is in use by another run"),
+        pytest.raises(InputError, match=r"--workdir .*run is in use by another process"),
         Ledger.opened(tmp_path / "run", settings),
     ):
         pass
