@@ -37,12 +37,8 @@ def _parser() -> commands.Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code, as `commands.answer` has them."""
-    return commands.answer(lambda stop: _dispatch(list(argv)), explain=_explain)
-
-
-def _explain(error: Exception) -> str | None:
-    why = faults.cannot_write(error)
-    return why and f"--out cannot be written ({why}): mend that, and the same command continues"
+    explain = faults.explained(then="and the same command continues")
+    return commands.answer(lambda stop: _dispatch(list(argv)), explain=explain)
 
 
 def _dispatch(argv: list[str]) -> int:

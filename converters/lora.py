@@ -25,7 +25,7 @@ def import_command(args: list[str]) -> int:
         InputError: the file is missing or damaged, or fits no transformer; the folder exists.
     """
     parser = commands.Parser(
-        "python -m converters lora-import",
+        prog="python -m converters lora-import",
         description="A LoRA of another program to what a run keeps as lora/, for --config.loras.",
     )
     parser.add_argument("--source", required=True, help="a LoRA of diffusers, PEFT or kohya: a file, or its folder")
@@ -53,7 +53,7 @@ def export_command(args: list[str]) -> int:
         InputError: the source has no LoRA, or a damaged one; the file cannot be written.
     """
     parser = commands.Parser(
-        "python -m converters lora-export",
+        prog="python -m converters lora-export",
         description="A run's LoRA to the file that diffusers' load_lora_weights reads.",
     )
     parser.add_argument("--source", required=True, help="a run's lora/, or the run")

@@ -5,7 +5,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from reangle_jax import stopping
 from reangle_jax.errors import InputError, NotFiniteError
@@ -16,7 +16,10 @@ CONTINUES = "the same command continues"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, but that a mistake is an `InputError`: one line, as any other."""
+    """argparse's, but that a mistake is an `InputError`: one line, as any other; texts keep their lines."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
@@ -25,7 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser(doc: str | None) -> Parser:
     """The flags of a command, whose help is its module's docstring."""
-    return Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(description=doc)
 
 
 def whole(least: int, most: float = math.inf) -> Callable[[str], int]:

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from reangle_jax import measure
@@ -74,6 +74,27 @@ def out_of_memory(error: BaseException) -> str | None:
             words = f"{_human(*asked.groups())} were asked for at once" if asked else "more was asked for than is left"
             return words + (f", of {measure.human_bytes(limit)} in all" if limit else "")
     return None
+
+
+def explained(
+    out: str = "--out", *, less: str = "", then: str = "or choose another"
+) -> Callable[[Exception], str | None]:
+    """What `commands.answer` is to say of the machine's faults in a command's work.
+
+    Args:
+        out: the flag that names what is written.
+        less: what helps where memory is short; empty where the work needs little.
+        then: what to do beside mending what keeps it from being written.
+    """
+
+    def explain(error: Exception) -> str | None:
+        words = out_of_memory(error) if less else None
+        if words is not None:
+            return f"out of memory: {words}; what helps: {less}"
+        why = cannot_write(error)
+        return why and f"{out} cannot be written ({why}): mend that, {then}"
+
+    return explain
 
 
 def _human(number: str, unit: str) -> str:

@@ -39,12 +39,7 @@ class _Like:
 
 
 def _parser() -> commands.Parser:
-    parser = commands.Parser(
-        prog="python -m reangle_jax.cameras",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.Parser(prog="python -m reangle_jax.cameras", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("file", metavar="FILE", help="a camera file, or a folder with COLMAP's text model")
     parser.add_argument(
         "--like", metavar="RUN", help="the folder of a run (--preview is enough): its size, scene, settings"

@@ -27,12 +27,7 @@ What each figure is: docs/evaluation.md.
 
 
 def _parser() -> commands.Parser:
-    parser = commands.Parser(
-        prog=PROGRAM,
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.Parser(prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG)
     positive = commands.positive
     parser.add_argument("manifest", nargs="?", metavar="MANIFEST", help="a JSON file: clips, views, outputs")
     parser.add_argument("--out", metavar="DIR", help="the folder of the results, made if need be")
@@ -71,21 +66,14 @@ def _manifest_parser() -> commands.Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code, as `commands.answer` has them."""
+    explain = faults.explained(less="a smaller --size, fewer --metrics at a time")
     if argv[:1] == ["manifest"]:
         return commands.answer(
             lambda stop: _write_manifest(_manifest_parser().parse_args(argv[1:])),
             stopped="nothing was written",
-            explain=_explain,
+            explain=explain,
         )
-    return commands.answer(lambda stop: _run(_parser().parse_args(argv)), explain=_explain)
-
-
-def _explain(error: Exception) -> str | None:
-    words = faults.out_of_memory(error)
-    if words is not None:
-        return f"out of memory: {words}; what helps: a smaller --size, fewer --metrics at a time"
-    why = faults.cannot_write(error)
-    return why and f"--out cannot be written ({why}): mend that, or choose another"
+    return commands.answer(lambda stop: _run(_parser().parse_args(argv)), explain=explain)
 
 
 def _write_manifest(arguments: argparse.Namespace) -> None:

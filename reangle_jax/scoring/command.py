@@ -32,12 +32,7 @@ changes), of each at its own size.
 
 
 def _parser() -> commands.Parser:
-    parser = commands.Parser(
-        prog="python -m reangle_jax.scoring",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.Parser(prog="python -m reangle_jax.scoring", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("pictures", nargs="*", metavar="PICTURE", help="two or more pictures of one moment")
     parser.add_argument("--video", nargs="+", metavar="FILE", help="two or more videos (or folders of frames) instead")
     parser.add_argument(
@@ -73,17 +68,10 @@ def _parser() -> commands.Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code, as `commands.answer` has them."""
+    explain = faults.explained("what --out or --save-maps names", less="a smaller --size, fewer inputs, shorter videos")
     return commands.answer(
-        lambda stop: _run(_parser().parse_args(argv)), stopped="no report was written", explain=_explain
+        lambda stop: _run(_parser().parse_args(argv)), stopped="no report was written", explain=explain
     )
-
-
-def _explain(error: Exception) -> str | None:
-    words = faults.out_of_memory(error)
-    if words is not None:
-        return f"out of memory: {words}; what helps: a smaller --size, fewer inputs at a time, shorter videos"
-    why = faults.cannot_write(error)
-    return why and f"cannot write ({why}): mend that, or choose another --out or --save-maps"
 
 
 def _run(arguments: argparse.Namespace) -> None:
