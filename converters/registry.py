@@ -21,19 +21,12 @@ FAMILIES = ("cogvideox", "flux", "depth_anything", "dust3r", "dino", "lpips", "c
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """One way in which a part is published.
+    """One way in which a part is published."""
 
-    Attributes:
-        name: what the report calls it.
-        table: the rules, given the model's config.
-        mark: a tensor that this layout has and no other layout of the part.
-        dtype: of the published tensors.
-    """
-
-    name: str
-    table: Callable[[Any], Table]
-    mark: str
-    dtype: str = "float32"
+    name: str  # what the report calls it
+    table: Callable[[Any], Table]  # the rules, given the model's config
+    mark: str  # a tensor that this layout has and no other layout of the part
+    dtype: str = "float32"  # of the published tensors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,21 +87,13 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A published checkpoint.
+    """A published checkpoint."""
 
-    Attributes:
-        name: NAME on the command line.
-        repo: where it is published: a repo id of the Hub, or an address from which no download is offered.
-        licence: of its weights.
-        parts: its networks.
-        source: what ``--source`` is, where the address does not tell.
-    """
-
-    name: str
-    repo: str
-    licence: str
-    parts: tuple[Part, ...]
-    source: str = ""
+    name: str  # NAME on the command line
+    repo: str  # where it is published: a repo id of the Hub, or an address from which no download is offered
+    licence: str  # of its weights
+    parts: tuple[Part, ...]  # its networks
+    source: str = ""  # what ``--source`` is, where the address does not tell
 
     @property
     def address(self) -> str:

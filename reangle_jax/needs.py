@@ -22,19 +22,12 @@ class Needs:
 
 
 class Shares(NamedTuple):
-    """Over how many devices work is divided, of which one's share is counted (`reangle_jax.mesh.shares`).
+    """Over how many devices work is divided, of which one's share is counted (`reangle_jax.mesh.shares`)."""
 
-    Attributes:
-        videos: of a batch.
-        rows: of frames.
-        columns: of frames.
-        base_whole: whether each device has a denoiser's frozen parameters whole.
-    """
-
-    videos: int = 1
-    rows: int = 1
-    columns: int = 1
-    base_whole: bool = False
+    videos: int = 1  # of a batch
+    rows: int = 1  # of frames
+    columns: int = 1  # of frames
+    base_whole: bool = False  # whether each device has a denoiser's frozen parameters whole
 
     @property
     def video(self) -> int:

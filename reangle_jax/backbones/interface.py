@@ -38,19 +38,12 @@ class Demand(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How videos are sampled.
+    """How videos are sampled."""
 
-    Attributes:
-        steps: of denoising.
-        guidance_scale: classifier-free guidance; 1 and less is none.
-        dynamic_guidance: the guidance follows a cosine over the steps.
-        sampler: one that the family knows.
-    """
-
-    steps: int
-    guidance_scale: float
-    dynamic_guidance: bool
-    sampler: str
+    steps: int  # of denoising
+    guidance_scale: float  # classifier-free guidance; 1 and less is none
+    dynamic_guidance: bool  # the guidance follows a cosine over the steps
+    sampler: str  # one that the family knows
 
 
 @runtime_checkable
@@ -103,24 +96,15 @@ class Sampler(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Backbone(abc.ABC):
-    """A video model for clips of one size, with room for adapters.
+    """A video model for clips of one size, with room for adapters."""
 
-    Attributes:
-        name: of the model, as `config.model` has it.
-        folders: of its parts' weights.
-        clip: the clips' size.
-        rank: of the adapters.
-        alpha: their strength.
-        choice: how the networks are computed.
-        base_dtype: how the denoiser's frozen parameters are kept: bfloat16, int8, or as they are stored (auto).
-    """
-
-    name: str
-    folders: Mapping[str, Path]
-    clip: registry.Clip
-    rank: int
-    alpha: float
-    choice: Choice = AUTO
+    name: str  # of the model, as `config.model` has it
+    folders: Mapping[str, Path]  # of its parts' weights
+    clip: registry.Clip  # the clips' size
+    rank: int  # of the adapters
+    alpha: float  # their strength
+    choice: Choice = AUTO  # how the networks are computed
+    # How the denoiser's frozen parameters are kept: bfloat16, int8, or as they are stored (auto).
     base_dtype: str = "auto"
 
     @property

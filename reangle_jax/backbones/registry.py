@@ -11,17 +11,11 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """How a clip lies on a model's latent grid: the first frame alone, then groups of frames, each cell a square.
+    """How a clip lies on a model's latent grid: the first frame alone, then groups of frames, each cell a square."""
 
-    Attributes:
-        frames: of the video in one latent frame, after the first.
-        pixels: along a side of a latent's cell.
-        multiple: of pixels, that height and width must be.
-    """
-
-    frames: int
-    pixels: int
-    multiple: int
+    frames: int  # of the video in one latent frame, after the first
+    pixels: int  # along a side of a latent's cell
+    multiple: int  # of pixels, that height and width must be
 
     def latents(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Latent frames, rows and columns of a clip."""

@@ -14,30 +14,20 @@ from reangle_jax.geometry.cameras import LARGEST
 
 @dataclasses.dataclass(frozen=True)
 class CameraFile:
-    """What a file says.
+    """What a file says."""
 
-    Attributes:
-        path: of the file or folder.
-        format: its name.
-        convention: what its numbers are, in words.
-        count: how many cameras it holds; None: as many as are asked for.
-        poses: ``(num_frames, pivot)`` to camera to world, ``[num_frames, 4, 4]``, in the file's unit; the pivot's
-            distance is in that unit too. Files with a count give their own number.
-        about_source: whether the world is the source's first camera, so that `camera_frame` has nothing to move.
-        in_pivots: whether its unit is the pivot's distance, whatever `camera_scale` says.
-        K: intrinsics in pixels, ``[count, 3, 3]``; None: it names none.
-        sizes: width and height that they are for, ``[count, 2]``.
-    """
-
-    path: Path
-    format: str
-    convention: str
-    count: int | None
+    path: Path  # of the file or folder
+    format: str  # its name
+    convention: str  # what its numbers are, in words
+    count: int | None  # how many cameras it holds; None: as many as are asked for
+    # ``(num_frames, pivot)`` to camera to world, ``[num_frames, 4, 4]``, in the file's unit; the pivot's distance is in
+    # that unit too. Files with a count give their own number.
     poses: Callable[[int, float], Float[np.ndarray, "_ 4 4"]]
+    # Whether the world is the source's first camera, so that `camera_frame` has nothing to move.
     about_source: bool = False
-    in_pivots: bool = False
-    K: Float[np.ndarray, "_ 3 3"] | None = None
-    sizes: Float[np.ndarray, "_ 2"] | None = None
+    in_pivots: bool = False  # whether its unit is the pivot's distance, whatever `camera_scale` says
+    K: Float[np.ndarray, "_ 3 3"] | None = None  # intrinsics in pixels, ``[count, 3, 3]``; None: it names none
+    sizes: Float[np.ndarray, "_ 2"] | None = None  # width and height that they are for, ``[count, 2]``
 
 
 def listed(

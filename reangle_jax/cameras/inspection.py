@@ -15,23 +15,14 @@ _POINTS = 20_000
 
 
 class Path(NamedTuple):
-    """What cameras do.
+    """What cameras do."""
 
-    Attributes:
-        extent: from end to end along x, y and z, scene units.
-        farthest: the largest distance from the first camera.
-        largest_turn: the largest angle between the first camera and another, degrees.
-        steps: distance between each camera and the next.
-        turns: angle between each and the next, degrees.
-        motion: which of the six motions the path is most like; empty: of none.
-    """
-
-    extent: Float[np.ndarray, "3"]
-    farthest: float
-    largest_turn: float
-    steps: Float[np.ndarray, " n"]
-    turns: Float[np.ndarray, " n"]
-    motion: str
+    extent: Float[np.ndarray, "3"]  # from end to end along x, y and z, scene units
+    farthest: float  # the largest distance from the first camera
+    largest_turn: float  # the largest angle between the first camera and another, degrees
+    steps: Float[np.ndarray, " n"]  # distance between each camera and the next
+    turns: Float[np.ndarray, " n"]  # angle between each and the next, degrees
+    motion: str  # which of the six motions the path is most like; empty: of none
 
 
 def describe(cameras: Cameras, pivot: float) -> Path:

@@ -11,17 +11,11 @@ _MOST = 10**9
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A bound of a setting's value.
+    """A bound of a setting's value."""
 
-    Attributes:
-        words: what is allowed, after "it must be".
-        holds: whether a value, of the setting's type, is allowed.
-        mend: what to add in an error about a value.
-    """
-
-    words: str
-    holds: Callable[[Any], bool]
-    mend: Callable[[Any], str] = lambda value: ""
+    words: str  # what is allowed, after "it must be"
+    holds: Callable[[Any], bool]  # whether a value, of the setting's type, is allowed
+    mend: Callable[[Any], str] = lambda value: ""  # what to add in an error about a value
 
 
 def at_least(low: float) -> Rule:

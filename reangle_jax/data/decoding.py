@@ -43,20 +43,14 @@ _WIDEST_PIXEL = 8.0  # beyond it, the aspect is taken for a mistake
 
 
 class Decoded(NamedTuple):
-    """One decoded frame.
+    """One decoded frame."""
 
-    Attributes:
-        seconds: when it is shown; never decreases.
-        duration: for how long, in seconds.
-        damaged: what the decoder made up for lost data is in it, or in a frame that it was predicted from, as far as
-            the decoder notices: H.264's nearly always does, HEVC's seldom.
-        picture: makes its picture; may be called once, before or after the next frame is decoded.
-    """
-
-    seconds: float
-    duration: float
+    seconds: float  # when it is shown; never decreases
+    duration: float  # for how long, in seconds
+    # What the decoder made up for lost data is in it, or in a frame that it was predicted from, as far as the decoder
+    # notices: H.264's nearly always does, HEVC's seldom.
     damaged: bool
-    picture: Callable[[], "Upright"]
+    picture: Callable[[], "Upright"]  # makes its picture; may be called once, before or after the next frame is decoded
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,21 +28,13 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A clip in memory.
+    """A clip in memory."""
 
-    Attributes:
-        frames: uint8 [T, H, W, 3], RGB.
-        fps: frames per second.
-        indices: which frame of the source each one is.
-        source_size: rows and columns of the source's frames, turned upright.
-        pixel_aspect: a source pixel's width over its height.
-    """
-
-    frames: UInt8[np.ndarray, "T H W 3"]
-    fps: float
-    indices: Int[np.ndarray, " T"]
-    source_size: tuple[int, int]
-    pixel_aspect: float = 1.0
+    frames: UInt8[np.ndarray, "T H W 3"]  # uint8 [T, H, W, 3], RGB
+    fps: float  # frames per second
+    indices: Int[np.ndarray, " T"]  # which frame of the source each one is
+    source_size: tuple[int, int]  # rows and columns of the source's frames, turned upright
+    pixel_aspect: float = 1.0  # a source pixel's width over its height
 
 
 def covering_size(rows: int, columns: int, height: int, width: int, aspect: float = 1.0) -> tuple[int, int]:

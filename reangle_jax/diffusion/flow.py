@@ -23,19 +23,12 @@ QUIET = 2
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """How times are shifted towards the noise, the more the larger a picture is: FLUX.1-dev's numbers by default.
+    """How times are shifted towards the noise, the more the larger a picture is: FLUX.1-dev's numbers by default."""
 
-    Attributes:
-        base_tokens: of the smallest picture.
-        max_tokens: of the largest.
-        base: exponent for the smallest; linear between.
-        max: exponent for the largest.
-    """
-
-    base_tokens: int = 256
-    max_tokens: int = 4096
-    base: float = 0.5
-    max: float = 1.15
+    base_tokens: int = 256  # of the smallest picture
+    max_tokens: int = 4096  # of the largest
+    base: float = 0.5  # exponent for the smallest; linear between
+    max: float = 1.15  # exponent for the largest
 
     def exponent(self, tokens: int) -> float:
         """The exponent, mu, for a picture of so many tokens."""
@@ -69,23 +62,14 @@ def noise_levels(
 
 
 class Coefficients(NamedTuple):
-    """Of one step, scalars; or of all steps, [steps] each, float64.
+    """Of one step, scalars; or of all steps, [steps] each, float64."""
 
-    Attributes:
-        time: t.
-        after: t'.
-        span: t' - t.
-        rest: 1 - t.
-        pull: sqrt(t'^2 - s^2) - t', what the noise estimate gives way to fresh noise.
-        noise: s.
-    """
-
-    time: Any
-    after: Any
-    span: Any
-    rest: Any
-    pull: Any
-    noise: Any
+    time: Any  # t
+    after: Any  # t'
+    span: Any  # t' - t
+    rest: Any  # 1 - t
+    pull: Any  # sqrt(t'^2 - s^2) - t', what the noise estimate gives way to fresh noise
+    noise: Any  # s
 
     @classmethod
     def of(cls, times: Float64[np.ndarray, " _"], noise: Float64[np.ndarray, " _"]) -> "Coefficients":

@@ -51,23 +51,15 @@ class Schedule:
 
     It holds numbers only, so that it is hashable and can be a static argument of ``jax.jit``; the tables are float64
     on the host and are rounded to float32 where they meet arrays.
-
-    Attributes:
-        beta_start: the first beta.
-        beta_end: the last beta.
-        snr_shift_scale: divides the signal-to-noise ratio; 1 leaves it as it is.
-        train_steps: how many times there are.
-        spacing: which times a sampler visits (:meth:`timesteps`), one of SPACINGS.
-        steps_offset: added to the times of "leading" spacing.
-        ends_clean: a step past time 0 lands on the clean latents; otherwise on time 0, which has a little noise.
     """
 
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    snr_shift_scale: float = 1.0
-    train_steps: int = 1000
-    spacing: str = "trailing"
-    steps_offset: int = 0
+    beta_start: float = 0.00085  # the first beta
+    beta_end: float = 0.012  # the last beta
+    snr_shift_scale: float = 1.0  # divides the signal-to-noise ratio; 1 leaves it as it is
+    train_steps: int = 1000  # how many times there are
+    spacing: str = "trailing"  # which times a sampler visits (:meth:`timesteps`), one of SPACINGS
+    steps_offset: int = 0  # added to the times of "leading" spacing
+    # A step past time 0 lands on the clean latents; otherwise on time 0, which has a little noise.
     ends_clean: bool = True
 
     def __post_init__(self):

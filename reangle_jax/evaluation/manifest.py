@@ -38,33 +38,19 @@ _FRAMES = '"frames" is {"start": 0, "step": 1} or a list of indices'
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """One method's video of one view of one clip.
+    """One method's video of one view of one clip."""
 
-    Attributes:
-        clip: name of what was filmed.
-        view: name of the camera path, or camera, that it is seen by.
-        method: name of what made it.
-        file: a video, a folder of frames, or an .npz with ``frames``.
-        input: the clip itself, likewise.
-        start: the input's frame that the first frame is of the same moment as.
-        step: frames of the input from one frame to the next.
-        listed: in place of both, the input's frame for each frame.
-        reference: what the view truly looks like, frame k at the moment of the input's frame k.
-        cameras: of the view, camera k at the moment of the input's frame k, or one for all.
-        input_cameras: of the input, likewise, in the same world.
-    """
-
-    clip: str
-    view: str
-    method: str
-    file: Path
-    input: Path
-    start: int = 0
-    step: int = 1
-    listed: tuple[int, ...] | None = None
-    reference: Path | None = None
-    cameras: Path | None = None
-    input_cameras: Path | None = None
+    clip: str  # name of what was filmed
+    view: str  # name of the camera path, or camera, that it is seen by
+    method: str  # name of what made it
+    file: Path  # a video, a folder of frames, or an .npz with ``frames``
+    input: Path  # the clip itself, likewise
+    start: int = 0  # the input's frame that the first frame is of the same moment as
+    step: int = 1  # frames of the input from one frame to the next
+    listed: tuple[int, ...] | None = None  # in place of both, the input's frame for each frame
+    reference: Path | None = None  # what the view truly looks like, frame k at the moment of the input's frame k
+    cameras: Path | None = None  # of the view, camera k at the moment of the input's frame k, or one for all
+    input_cameras: Path | None = None  # of the input, likewise, in the same world
 
     @property
     def item(self) -> tuple[str, str]:

@@ -21,25 +21,15 @@ Features = dict[str, np.ndarray]  # "outputs" and "inputs", a clip a row
 
 
 class Options(NamedTuple):
-    """How it is measured.
+    """How it is measured."""
 
-    Attributes:
-        weights: the folder of converted weights; None without.
-        features: of MEt3R, one of `networks.FEATURES`.
-        size: pixels a side of what MEt3R compares.
-        step: of ``met3r_frames``, how many frames apart.
-        min_matches: T_matches of TSED.
-        max_error: T_error of TSED, pixels of `PUBLISHED`.
-        clip: frames of FVD's clips.
-    """
-
-    weights: Path | None = None
-    features: str = "featup"
-    size: int = 256
-    step: int = 1
-    min_matches: int = epipolar.MIN_MATCHES
-    max_error: float = epipolar.MAX_ERROR
-    clip: int = fvd.FRAMES
+    weights: Path | None = None  # the folder of converted weights; None without
+    features: str = "featup"  # of MEt3R, one of `networks.FEATURES`
+    size: int = 256  # pixels a side of what MEt3R compares
+    step: int = 1  # of ``met3r_frames``, how many frames apart
+    min_matches: int = epipolar.MIN_MATCHES  # T_matches of TSED
+    max_error: float = epipolar.MAX_ERROR  # T_error of TSED, pixels of `PUBLISHED`
+    clip: int = fvd.FRAMES  # frames of FVD's clips
 
 
 class Figure(NamedTuple):
@@ -50,25 +40,16 @@ class Figure(NamedTuple):
 
 
 class Part(NamedTuple):
-    """What is computed together.
+    """What is computed together."""
 
-    Attributes:
-        figures: by name.
-        measure: the `Figures` of one output, or its `Features`.
-        lacks: what an output or the options lack for it, in words; None: nothing.
-        reads: which of an `Output`'s files it reads beside ``file``.
-        settings: which of the `Options` it depends on.
-        weights: names of the folders of weights that it loads.
-        version: raised where its figures of equal files change.
-    """
-
-    figures: dict[str, Figure]
-    measure: Callable[[Item, Options], Any]
+    figures: dict[str, Figure]  # by name
+    measure: Callable[[Item, Options], Any]  # the `Figures` of one output, or its `Features`
+    # What an output or the options lack for it, in words; None: nothing.
     lacks: Callable[[Output, Options], str | None] = lambda output, options: None
-    reads: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
-    weights: Callable[[Options], tuple[str, ...]] = lambda options: ()
-    version: int = 1
+    reads: tuple[str, ...] = ()  # which of an `Output`'s files it reads beside ``file``
+    settings: tuple[str, ...] = ()  # which of the `Options` it depends on
+    weights: Callable[[Options], tuple[str, ...]] = lambda options: ()  # names of the folders of weights that it loads
+    version: int = 1  # raised where its figures of equal files change
 
 
 def _flickering(item: Item, options: Options) -> Figures:

@@ -44,24 +44,15 @@ class Track:
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A run's views.
+    """A run's views."""
 
-    Attributes:
-        run: its folder.
-        caption: what it shows.
-        fps: frames per second.
-        source: the input, and `z`, its depth.
-        tracks: what is exported; with the input first, if it is wanted.
-        record: what run.json holds.
-    """
-
-    run: Path
-    caption: str
-    fps: float
-    source: Track
+    run: Path  # its folder
+    caption: str  # what it shows
+    fps: float  # frames per second
+    source: Track  # the input, and `z`, its depth
     z: Float[np.ndarray, "T H W"]
-    tracks: tuple[Track, ...]
-    record: dict[str, Any]
+    tracks: tuple[Track, ...]  # what is exported; with the input first, if it is wanted
+    record: dict[str, Any]  # what run.json holds
 
     @property
     def size(self) -> tuple[int, int, int]:

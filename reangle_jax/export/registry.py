@@ -7,21 +7,13 @@ from reangle_jax.export.formats import colmap, dnerf, dycheck, multipleview, ner
 
 
 class Format(NamedTuple):
-    """A layout.
+    """A layout."""
 
-    Attributes:
-        write: fills an empty folder: ``(root, clip, options)``, of tfds with all clips.
-        read_by: what reads it.
-        masks: whether it has masks.
-        test: whether a view may be held out.
-        several: whether several runs make one data set.
-    """
-
-    write: Callable[..., None]
-    read_by: str
-    masks: bool = False
-    test: bool = False
-    several: bool = False
+    write: Callable[..., None]  # fills an empty folder: ``(root, clip, options)``, of tfds with all clips
+    read_by: str  # what reads it
+    masks: bool = False  # whether it has masks
+    test: bool = False  # whether a view may be held out
+    several: bool = False  # whether several runs make one data set
 
 
 FORMATS = {

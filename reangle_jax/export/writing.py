@@ -15,23 +15,14 @@ from reangle_jax.export.clip import Clip, Track
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the user wants of a layout.
+    """What the user wants of a layout."""
 
-    Attributes:
-        masks: what the input saw, where the layout has masks.
-        frames: the time steps, where each has a folder of its own, or a cloud.
-        test: the track held out for evaluation; None: none is, and the first stands in.
-        fused: one cloud of all frames, in place of one a time step.
-        shards: files that records are spread over.
-        square: the middle square of the pictures alone.
-    """
-
-    masks: bool
-    frames: tuple[int, ...]
-    test: Track | None
-    fused: bool
-    shards: int
-    square: bool
+    masks: bool  # what the input saw, where the layout has masks
+    frames: tuple[int, ...]  # the time steps, where each has a folder of its own, or a cloud
+    test: Track | None  # the track held out for evaluation; None: none is, and the first stands in
+    fused: bool  # one cloud of all frames, in place of one a time step
+    shards: int  # files that records are spread over
+    square: bool  # the middle square of the pictures alone
 
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 97, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]

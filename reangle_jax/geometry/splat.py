@@ -45,17 +45,11 @@ _TORN_GAP = 0.5
 
 
 class Splat(NamedTuple):
-    """What the target camera sees.
+    """What the target camera sees."""
 
-    Attributes:
-        image: colours, ``[H, W, C]``; 0 where nothing reliable is seen.
-        visible: ``[H, W]``, True where the colour can be relied on.
-        depth: z of the nearest point in the target camera, ``[H, W]``; infinite where there is none.
-    """
-
-    image: Float[Array, "H W C"]
-    visible: Bool[Array, "H W"]
-    depth: Float[Array, "H W"]
+    image: Float[Array, "H W C"]  # colours, ``[H, W, C]``; 0 where nothing reliable is seen
+    visible: Bool[Array, "H W"]  # ``[H, W]``, True where the colour can be relied on
+    depth: Float[Array, "H W"]  # z of the nearest point in the target camera, ``[H, W]``; infinite where there is none
 
 
 def splat(

@@ -27,34 +27,21 @@ POS_INTERPOLATIONS = ("authors", "hf")
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Every number of the transformer.
+    """Every number of the transformer."""
 
-    Attributes:
-        width: token width.
-        depth: number of blocks.
-        heads: attention heads.
-        patch_size: pixels per token and side.
-        native_grid: tokens per side that the position table was made for.
-        layer_scale: whether each branch is scaled by a learned vector (DINOv2 yes, DINO no).
-        mlp_ratio: hidden width of the feed-forward part over ``width``.
-        epsilon: of the layer norms.
-        quick_gelu: whether the feed-forward part has CLIP's approximate GELU, and not the exact one.
-        pos_interpolation: ``authors`` resizes the position table by the factor (n + 0.1) / native_grid, as the
-            published training code does; ``hf`` exactly to n, as transformers does.
-        param_dtype: what is stored.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    patch_size: int = 14
-    native_grid: int = 37
-    layer_scale: bool = True
-    mlp_ratio: int = 4
-    epsilon: float = 1e-6
-    quick_gelu: bool = False
+    width: int  # token width
+    depth: int  # number of blocks
+    heads: int  # attention heads
+    patch_size: int = 14  # pixels per token and side
+    native_grid: int = 37  # tokens per side that the position table was made for
+    layer_scale: bool = True  # whether each branch is scaled by a learned vector (DINOv2 yes, DINO no)
+    mlp_ratio: int = 4  # hidden width of the feed-forward part over ``width``
+    epsilon: float = 1e-6  # of the layer norms
+    quick_gelu: bool = False  # whether the feed-forward part has CLIP's approximate GELU, and not the exact one
+    # ``authors`` resizes the position table by the factor (n + 0.1) / native_grid, as the published training code does;
+    # ``hf`` exactly to n, as transformers does.
     pos_interpolation: str = "authors"
-    param_dtype: str = "float32"
+    param_dtype: str = "float32"  # what is stored
 
     def __post_init__(self):
         if self.pos_interpolation not in POS_INTERPOLATIONS:

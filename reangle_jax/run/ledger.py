@@ -18,18 +18,12 @@ from reangle_jax.run.stage import Stage, Unit
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What is to become of a unit.
+    """What is to become of a unit."""
 
-    Attributes:
-        unit: the unit.
-        depends: what it depends on and how that is now, as run.json keeps it.
-        reasons: why it must be done; empty if it is done and whole.
-        waits: inputs that earlier units are to make anew, with the name of each: it must be judged again after them.
-    """
-
-    unit: Unit
-    depends: dict[str, Any]
-    reasons: tuple[str, ...]
+    unit: Unit  # the unit
+    depends: dict[str, Any]  # what it depends on and how that is now, as run.json keeps it
+    reasons: tuple[str, ...]  # why it must be done; empty if it is done and whole
+    # Inputs that earlier units are to make anew, with the name of each: it must be judged again after them.
     waits: tuple[str, ...] = ()
 
     @property

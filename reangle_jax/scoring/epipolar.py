@@ -33,21 +33,13 @@ _NO_BASELINE = 1e-6
 
 
 class PairSed(NamedTuple):
-    """How one pair of images agrees with its cameras.
+    """How one pair of images agrees with its cameras."""
 
-    Attributes:
-        first: index of an image.
-        second: index of another.
-        matches: how many points were matched.
-        sed: median symmetric epipolar distance in pixels; None without a match or without a baseline.
-        has_baseline: whether the cameras stand at two places; without one the pair says nothing.
-    """
-
-    first: int
-    second: int
-    matches: int
-    sed: float | None
-    has_baseline: bool
+    first: int  # index of an image
+    second: int  # index of another
+    matches: int  # how many points were matched
+    sed: float | None  # median symmetric epipolar distance in pixels; None without a match or without a baseline
+    has_baseline: bool  # whether the cameras stand at two places; without one the pair says nothing
 
 
 class Tsed(NamedTuple):

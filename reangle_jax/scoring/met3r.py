@@ -64,22 +64,15 @@ class OneWay(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Met3r:
-    """The metric over two networks split for jit: arrays are arguments, this object is static.
+    """The metric over two networks split for jit: arrays are arguments, this object is static."""
 
-    Attributes:
-        dust3r: graph of a `Dust3r`.
-        features: graph of a `FeatUp`, or of a `VisionTransformer` whose features are upsampled bilinearly.
-        stride: pixels per rendered pixel and side: every stride-th point is rendered, with features of that
-            resolution, in a picture of that size whose discs cover as many of its pixels. 1 is the published metric.
-        both: compare in both images' cameras, as published, or in the first ones' only.
-        radius: of a point's disc, see `one_way`.
-    """
-
-    dust3r: nnx.GraphDef
-    features: nnx.GraphDef
+    dust3r: nnx.GraphDef  # graph of a `Dust3r`
+    features: nnx.GraphDef  # graph of a `FeatUp`, or of a `VisionTransformer` whose features are upsampled bilinearly
+    # Pixels per rendered pixel and side: every stride-th point is rendered, with features of that resolution, in a
+    # picture of that size whose discs cover as many of its pixels. 1 is the published metric.
     stride: int = 1
-    both: bool = True
-    radius: float = RADIUS
+    both: bool = True  # compare in both images' cameras, as published, or in the first ones' only
+    radius: float = RADIUS  # of a point's disc, see `one_way`
 
     def describe(self, states: tuple[Any, Any], images: Float[Array, "B H W 3"]) -> Described:
         """Tokens and features of images of values 0 to 1.

@@ -28,20 +28,13 @@ from reangle_jax.scoring.met3r import Described, Met3r, OneWay, Score, summarise
 
 
 class PairScore(NamedTuple):
-    """One pair of images.
+    """One pair of images."""
 
-    Attributes:
-        first: index of an image.
-        second: index of a later one.
-        met3r: 0 (consistent) to 2; None where nothing is in common.
-        overlap: share of pixels that both are seen in.
-        ways: renderings in the first image's camera and in the second's, unbatched; None unless asked for.
-    """
-
-    first: int
-    second: int
-    met3r: float | None
-    overlap: float
+    first: int  # index of an image
+    second: int  # index of a later one
+    met3r: float | None  # 0 (consistent) to 2; None where nothing is in common
+    overlap: float  # share of pixels that both are seen in
+    # Renderings in the first image's camera and in the second's, unbatched; None unless asked for.
     ways: tuple[OneWay, OneWay] | None = None
 
 

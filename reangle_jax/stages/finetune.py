@@ -38,21 +38,14 @@ _log = logging.getLogger(__name__)
 
 
 class TrainingSet(NamedTuple):
-    """Everything constant, encoded once: the input video first, then its warps.
+    """Everything constant, encoded once: the input video first, then its warps."""
 
-    Attributes:
-        mean: of the posterior of every video's latents, unscaled [N, t, h, w, C].
-        logvar: its log variance.
-        mask: how much a latent counts [N, t, h, w]: 1 where it is to be learnt, else 0, without ``moving_weight``.
-        text: embeddings of the prompts [N, L, D].
-        first: first frames in bytes [N, H, W, 3]; they are noised and encoded at every step.
-    """
-
-    mean: Float[Array, "N t h w C"]
-    logvar: Float[Array, "N t h w C"]
+    mean: Float[Array, "N t h w C"]  # of the posterior of every video's latents, unscaled [N, t, h, w, C]
+    logvar: Float[Array, "N t h w C"]  # its log variance
+    # How much a latent counts [N, t, h, w]: 1 where it is to be learnt, else 0, without ``moving_weight``.
     mask: Float[Array, "N t h w"]
-    text: Float[Array, "N L D"]
-    first: Array
+    text: Float[Array, "N L D"]  # embeddings of the prompts [N, L, D]
+    first: Array  # first frames in bytes [N, H, W, 3]; they are noised and encoded at every step
 
 
 def units(settings: Settings) -> tuple[Unit, ...]:

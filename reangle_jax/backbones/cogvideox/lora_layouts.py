@@ -59,18 +59,12 @@ _SHOWN = 6  # faults in one message
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """One adapted layer of a file.
+    """One adapted layer of a file."""
 
-    Attributes:
-        a: [rank, in], and `b` [out, rank]: where they lie.
-        rank: its own.
-        alpha: what the file states, by which its scale is alpha / rank; None where it says nothing.
-    """
-
-    a: Tensor
+    a: Tensor  # [rank, in], and `b` [out, rank]: where they lie
     b: Tensor
-    rank: int
-    alpha: float | None
+    rank: int  # its own
+    alpha: float | None  # what the file states, by which its scale is alpha / rank; None where it says nothing
 
 
 def placed(names: Mapping[str, Tensor]) -> tuple[dict[tuple[int, str, str], list[Tensor]], list[str]]:

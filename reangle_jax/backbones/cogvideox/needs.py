@@ -27,26 +27,18 @@ from reangle_jax.nn.execution import Execution
 
 
 class Temporaries(NamedTuple):
-    """What is in memory beside parameters, results and what the backward pass needs, as XLA plans it (docs: scale).
+    """What is in memory beside parameters, results and what the backward pass needs, as XLA plans it (docs: scale)."""
 
-    Attributes:
-        encoding: float32 arrays as large as the autoencoder's finest level while frames are encoded; the second, where
-            frames are divided, as what neighbours hold comes beside a device's own.
-        decoding: the same while latents are decoded: nine frames of 480x720 take 10.6 GiB on a CPU.
-        training: arrays as large as what enters a block, in a block's two passes.
-        sampling: the same in one pass.
-        padded: more of them that each block keeps, as heads of 64 channels are filled up to 128.
-        gathered: blocks of a divided base that are whole at once.
-        transposed: part of a device's share of a divided base that is there a second time, in another order.
-    """
-
+    # Float32 arrays as large as the autoencoder's finest level while frames are encoded; the second, where frames are
+    # divided, as what neighbours hold comes beside a device's own.
     encoding: tuple[float, float] = (7.0, 14.0)
+    # The same while latents are decoded: nine frames of 480x720 take 10.6 GiB on a CPU.
     decoding: tuple[float, float] = (7.0, 14.0)
-    training: float = 20.0
-    sampling: float = 10.0
-    padded: float = 0.0
-    gathered: float = 2.0
-    transposed: float = 0.0
+    training: float = 20.0  # arrays as large as what enters a block, in a block's two passes
+    sampling: float = 10.0  # the same in one pass
+    padded: float = 0.0  # more of them that each block keeps, as heads of 64 channels are filled up to 128
+    gathered: float = 2.0  # blocks of a divided base that are whole at once
+    transposed: float = 0.0  # part of a device's share of a divided base that is there a second time, in another order
 
 
 _TEMPORARIES = {

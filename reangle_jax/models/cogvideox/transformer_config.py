@@ -7,59 +7,33 @@ from reangle_jax.nn.linear import LoRAConfig
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Everything that a transformer's shapes and numbers depend on; every field can be written as JSON.
+    """Everything that a transformer's shapes and numbers depend on; every field can be written as JSON."""
 
-    Attributes:
-        num_layers: blocks.
-        num_attention_heads: heads of each block.
-        attention_head_dim: width of a head, a multiple of 16 (rope splits it 1/4, 3/8, 3/8, each even).
-        in_channels: latent channels in, the image condition's included.
-        out_channels: latent channels out.
-        time_embed_dim: width of the time embedding that modulates every norm.
-        text_embed_dim: width of the text encoder's output.
-        max_text_seq_length: text tokens.
-        sample_frames: video frames (not latent frames) that the learned table was made for.
-        sample_height: its height in latent pixels; also the base grid of rope.
-        sample_width: its width in latent pixels.
-        patch_size: latent pixels a side of one token.
-        patch_size_t: latent frames of one token; None where tokens lie in one frame (all models before 1.5).
-        temporal_compression_ratio: video frames per latent frame.
-        spatial_interpolation_scale: divides the rows and columns of the sincos table.
-        temporal_interpolation_scale: divides its frames.
-        use_rotary: rotate queries and keys of the video tokens.
-        use_learned: add a learned position table (image-to-video 1.0 has it beside rope).
-        ofs_embed_dim: width of the constant ``ofs`` embedding of image-to-video 1.5; None elsewhere.
-        norm_eps: epsilon of the norms over the width; those over a head have 1e-6.
-        lora_rank: rank of the adapters on to_q, to_k, to_v, to_out; 0 for none.
-        lora_alpha: their strength: they add ``alpha / rank`` times the low-rank product.
-        param_dtype: what the base's parameters are stored in; adapters are float32.
-        kernel_dtype: what the blocks' kernels are stored in: ``int8``, with a scale for each output channel; empty: in
-            ``param_dtype``.
-    """
-
-    num_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
-    in_channels: int
-    out_channels: int
-    time_embed_dim: int
-    text_embed_dim: int
-    max_text_seq_length: int
-    sample_frames: int
-    sample_height: int
-    sample_width: int
-    patch_size: int = 2
+    num_layers: int  # blocks
+    num_attention_heads: int  # heads of each block
+    attention_head_dim: int  # width of a head, a multiple of 16 (rope splits it 1/4, 3/8, 3/8, each even)
+    in_channels: int  # latent channels in, the image condition's included
+    out_channels: int  # latent channels out
+    time_embed_dim: int  # width of the time embedding that modulates every norm
+    text_embed_dim: int  # width of the text encoder's output
+    max_text_seq_length: int  # text tokens
+    sample_frames: int  # video frames (not latent frames) that the learned table was made for
+    sample_height: int  # its height in latent pixels; also the base grid of rope
+    sample_width: int  # its width in latent pixels
+    patch_size: int = 2  # latent pixels a side of one token
+    # Latent frames of one token; None where tokens lie in one frame (all models before 1.5).
     patch_size_t: int | None = None
-    temporal_compression_ratio: int = 4
-    spatial_interpolation_scale: float = 1.875
-    temporal_interpolation_scale: float = 1.0
-    use_rotary: bool = True
-    use_learned: bool = False
-    ofs_embed_dim: int | None = None
-    norm_eps: float = 1e-5
-    lora_rank: int = 0
-    lora_alpha: float = 0.0
-    param_dtype: str = "float32"
+    temporal_compression_ratio: int = 4  # video frames per latent frame
+    spatial_interpolation_scale: float = 1.875  # divides the rows and columns of the sincos table
+    temporal_interpolation_scale: float = 1.0  # divides its frames
+    use_rotary: bool = True  # rotate queries and keys of the video tokens
+    use_learned: bool = False  # add a learned position table (image-to-video 1.0 has it beside rope)
+    ofs_embed_dim: int | None = None  # width of the constant ``ofs`` embedding of image-to-video 1.5; None elsewhere
+    norm_eps: float = 1e-5  # epsilon of the norms over the width; those over a head have 1e-6
+    lora_rank: int = 0  # rank of the adapters on to_q, to_k, to_v, to_out; 0 for none
+    lora_alpha: float = 0.0  # their strength: they add ``alpha / rank`` times the low-rank product
+    param_dtype: str = "float32"  # what the base's parameters are stored in; adapters are float32
+    # What the blocks' kernels are stored in: ``int8``, with a scale for each output channel; empty: in ``param_dtype``.
     kernel_dtype: str = ""
 
     def __post_init__(self):

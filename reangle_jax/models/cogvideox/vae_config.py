@@ -5,38 +5,24 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Shape of the autoencoder; the defaults are those of CogVideoX-5B.
+    """Shape of the autoencoder; the defaults are those of CogVideoX-5B."""
 
-    Attributes:
-        block_out_channels: width at each resolution, finest first; every step but the last halves height and width.
-        layers_per_block: residual blocks per resolution in the encoder; the decoder has one more.
-        latent_channels: channels of a latent.
-        in_channels: channels of a frame.
-        norm_num_groups: groups of every normalisation; divides all widths.
-        temporal_compression_ratio: frames per latent, a power of two.
-        sample_height: native frame height in pixels.
-        sample_width: native frame width in pixels.
-        scaling_factor: what brings latents to about unit variance for the diffusion model.
-        invert_scale_latents: the image latent is divided by the factor, not multiplied (CogVideoX 1.5).
-        tile_sample: rows and columns, in pixels, of the tiles that larger frames are coded in (:meth:`tiled`); None
-            codes whole frames. Other tiles give slightly other values.
-        tile_overlap: share of a tile's rows and columns that overlaps its neighbour.
-        param_dtype: what is stored.
-    """
-
+    # Width at each resolution, finest first; every step but the last halves height and width.
     block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
-    layers_per_block: int = 3
-    latent_channels: int = 16
-    in_channels: int = 3
-    norm_num_groups: int = 32
-    temporal_compression_ratio: int = 4
-    sample_height: int = 480
-    sample_width: int = 720
-    scaling_factor: float = 0.7
-    invert_scale_latents: bool = False
+    layers_per_block: int = 3  # residual blocks per resolution in the encoder; the decoder has one more
+    latent_channels: int = 16  # channels of a latent
+    in_channels: int = 3  # channels of a frame
+    norm_num_groups: int = 32  # groups of every normalisation; divides all widths
+    temporal_compression_ratio: int = 4  # frames per latent, a power of two
+    sample_height: int = 480  # native frame height in pixels
+    sample_width: int = 720  # native frame width in pixels
+    scaling_factor: float = 0.7  # what brings latents to about unit variance for the diffusion model
+    invert_scale_latents: bool = False  # the image latent is divided by the factor, not multiplied (CogVideoX 1.5)
+    # Rows and columns, in pixels, of the tiles that larger frames are coded in (:meth:`tiled`); None codes whole
+    # frames. Other tiles give slightly other values.
     tile_sample: tuple[int, int] | None = None
-    tile_overlap: tuple[float, float] = (1 / 6, 1 / 5)
-    param_dtype: str = "float32"
+    tile_overlap: tuple[float, float] = (1 / 6, 1 / 5)  # share of a tile's rows and columns that overlaps its neighbour
+    param_dtype: str = "float32"  # what is stored
 
     def __post_init__(self):
         bad = [width for width in self.block_out_channels if width % self.norm_num_groups]

@@ -17,19 +17,12 @@ from reangle_jax.models.cogvideox.vae_config import VAEConfig
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How one axis is cut; ``tile`` and ``step`` count cells of the input, ``blend`` and ``keep`` of the output.
+    """How one axis is cut; ``tile`` and ``step`` count cells of the input, ``blend`` and ``keep`` of the output."""
 
-    Attributes:
-        tile: cells of a tile; the last ones on the axis are cut off by its end.
-        step: from one tile's start to the next.
-        blend: cells over which a tile is mixed with the one before it.
-        keep: cells of a tile that go into the result; the rest is the next tile's.
-    """
-
-    tile: int
-    step: int
-    blend: int
-    keep: int
+    tile: int  # cells of a tile; the last ones on the axis are cut off by its end
+    step: int  # from one tile's start to the next
+    blend: int  # cells over which a tile is mixed with the one before it
+    keep: int  # cells of a tile that go into the result; the rest is the next tile's
 
     def spans(self, size: int) -> list[tuple[int, int]]:
         """Start and length of every tile on an axis of ``size`` cells."""

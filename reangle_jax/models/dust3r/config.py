@@ -9,50 +9,32 @@ HEADS = ("linear", "dpt", "mast3r")
 
 @dataclasses.dataclass(frozen=True)
 class Dust3rConfig:
-    """Every number of the network; flat, so that it can be kept as JSON beside the weights.
+    """Every number of the network; flat, so that it can be kept as JSON beside the weights."""
 
-    Attributes:
-        encoder_width: token width of the encoder that both images share.
-        encoder_depth: its blocks.
-        encoder_heads: its attention heads.
-        decoder_width: token width of the two decoders.
-        decoder_depth: the blocks of each.
-        decoder_heads: the attention heads of each.
-        head: ``linear`` (one projection per patch), ``dpt`` (convolutions over four levels) or ``mast3r`` (``dpt``,
-            and a perceptron for descriptors).
-        image_size: the longer side that the network was trained at, pixels; 224 means squares of that size.
-        patch_size: pixels per token and side.
-        rope_theta: the longest wavelength of the rotary positions over 2 pi, in tokens.
-        absolute_positions: add sines and cosines of each token's place in the picture before encoder and decoders, as
-            the first CroCo does; no published DUSt3R has it. Rotary positions tell tokens only how far apart they are:
-            a large network finds out from that where the picture ends, a small one does not.
-        neck_widths: channels of the dense head's four levels before fusion.
-        fusion_width: its channels while fusing.
-        head_width: its channels after the first convolution behind fusion.
-        descriptor_width: channels of MASt3R's descriptors.
-        mlp_ratio: hidden width of the feed-forward parts over the token width.
-        epsilon: of the layer norms.
-        param_dtype: what is stored.
-    """
-
-    encoder_width: int
-    encoder_depth: int
-    encoder_heads: int
-    decoder_width: int
-    decoder_depth: int
-    decoder_heads: int
+    encoder_width: int  # token width of the encoder that both images share
+    encoder_depth: int  # its blocks
+    encoder_heads: int  # its attention heads
+    decoder_width: int  # token width of the two decoders
+    decoder_depth: int  # the blocks of each
+    decoder_heads: int  # the attention heads of each
+    # ``linear`` (one projection per patch), ``dpt`` (convolutions over four levels) or ``mast3r`` (``dpt``, and a
+    # perceptron for descriptors).
     head: str
-    image_size: int
-    patch_size: int = 16
-    rope_theta: float = 100.0
+    image_size: int  # the longer side that the network was trained at, pixels; 224 means squares of that size
+    patch_size: int = 16  # pixels per token and side
+    rope_theta: float = 100.0  # the longest wavelength of the rotary positions over 2 pi, in tokens
+    # Add sines and cosines of each token's place in the picture before encoder and decoders, as the first CroCo does;
+    # no published DUSt3R has it. Rotary positions tell tokens only how far apart they are: a large network finds out
+    # from that where the picture ends, a small one does not.
     absolute_positions: bool = False
+    # Channels of the dense head's four levels before fusion.
     neck_widths: tuple[int, int, int, int] = (96, 192, 384, 768)
-    fusion_width: int = 256
-    head_width: int = 128
-    descriptor_width: int = 24
-    mlp_ratio: int = 4
-    epsilon: float = 1e-6
-    param_dtype: str = "float32"
+    fusion_width: int = 256  # its channels while fusing
+    head_width: int = 128  # its channels after the first convolution behind fusion
+    descriptor_width: int = 24  # channels of MASt3R's descriptors
+    mlp_ratio: int = 4  # hidden width of the feed-forward parts over the token width
+    epsilon: float = 1e-6  # of the layer norms
+    param_dtype: str = "float32"  # what is stored
 
     def __post_init__(self):
         if self.head not in HEADS:

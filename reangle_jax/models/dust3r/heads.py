@@ -19,20 +19,13 @@ FLOAT32 = Execution()  # whatever the rest is computed in: point maps are expone
 
 
 class View(NamedTuple):
-    """What the network says of one image of a pair, pixel by pixel, in float32.
+    """What the network says of one image of a pair, pixel by pixel, in float32."""
 
-    Attributes:
-        points: in the first image's camera (x right, y down, z forward); the unit is unknown unless the weights are
-            metric.
-        confidence: at least 1.
-        descriptors: MASt3R's, of unit length; None without that head.
-        descriptor_confidence: above 0; None without that head.
-    """
-
+    # In the first image's camera (x right, y down, z forward); the unit is unknown unless the weights are metric.
     points: Float[Array, "B H W 3"]
-    confidence: Float[Array, "B H W"]
-    descriptors: Float[Array, "B H W D"] | None = None
-    descriptor_confidence: Float[Array, "B H W"] | None = None
+    confidence: Float[Array, "B H W"]  # at least 1
+    descriptors: Float[Array, "B H W D"] | None = None  # MASt3R's, of unit length; None without that head
+    descriptor_confidence: Float[Array, "B H W"] | None = None  # above 0; None without that head
 
 
 def to_points(raw: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:

@@ -34,41 +34,27 @@ def _joint_only(blocks: int) -> dict[str, Any]:
 class FluxConfig:
     """Everything that a transformer's shapes and numbers depend on; every field can be written as JSON.
 
-    Attributes:
-        num_layers: joint blocks, in which text and picture have weights of their own.
-        num_single_layers: single blocks after them, which treat all tokens alike.
-        num_attention_heads: heads of each block.
-        attention_head_dim: width of a head: the sum of ``axes_dims_rope``.
-        axes_dims_rope: channels of a head that turn with the first id (always 0 here), the row and the column; even.
-        text_embed_dim: width of the text tokens.
-        pooled_embed_dim: width of the vector that stands for the whole text.
-        in_channels: channels of a packed token: 64 of the noised latent; FLUX.1-Fill adds 64 of the masked picture's
-            and 256 of the mask.
-        out_channels: channels of a predicted token.
-        guidance_embeds: take the guidance as an input; off in FLUX.1-schnell's shape.
-        lora_rank: rank of the adapters on to_q, to_k, to_v, to_out of the picture's tokens; 0 for none.
-        lora_alpha: their strength: they add ``alpha / rank`` times the low-rank product.
-        param_dtype: what the base's parameters are stored in; adapters are float32.
-        kernel_dtype: what the blocks' kernels are stored in: ``int8``, with a scale for each output channel; empty: in
-            ``param_dtype``.
-
     Raises:
         ValueError: sizes that do not fit each other.
     """
 
-    num_layers: int
-    num_single_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
+    num_layers: int  # joint blocks, in which text and picture have weights of their own
+    num_single_layers: int  # single blocks after them, which treat all tokens alike
+    num_attention_heads: int  # heads of each block
+    attention_head_dim: int  # width of a head: the sum of ``axes_dims_rope``
+    # Channels of a head that turn with the first id (always 0 here), the row and the column; even.
     axes_dims_rope: tuple[int, ...]
-    text_embed_dim: int
-    pooled_embed_dim: int
+    text_embed_dim: int  # width of the text tokens
+    pooled_embed_dim: int  # width of the vector that stands for the whole text
+    # Channels of a packed token: 64 of the noised latent; FLUX.1-Fill adds 64 of the masked picture's and 256 of the
+    # mask.
     in_channels: int = 64
-    out_channels: int = 64
-    guidance_embeds: bool = True
-    lora_rank: int = 0
-    lora_alpha: float = 0.0
-    param_dtype: str = "float32"
+    out_channels: int = 64  # channels of a predicted token
+    guidance_embeds: bool = True  # take the guidance as an input; off in FLUX.1-schnell's shape
+    lora_rank: int = 0  # rank of the adapters on to_q, to_k, to_v, to_out of the picture's tokens; 0 for none
+    lora_alpha: float = 0.0  # their strength: they add ``alpha / rank`` times the low-rank product
+    param_dtype: str = "float32"  # what the base's parameters are stored in; adapters are float32
+    # What the blocks' kernels are stored in: ``int8``, with a scale for each output channel; empty: in ``param_dtype``.
     kernel_dtype: str = ""
 
     def __post_init__(self):

@@ -19,21 +19,14 @@ _MIXED: tuple[tuple[Mixed, ...], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class I3DConfig:
-    """Every number of the network.
+    """Every number of the network."""
 
-    Attributes:
-        stem: widths of the first three convolutions.
-        mixed: widths of the Inception modules, by the resolution at which they work.
-        classes: of Kinetics.
-        epsilon: of the batch norms.
-        param_dtype: what is stored.
-    """
-
-    stem: tuple[int, int, int] = (64, 64, 192)
+    stem: tuple[int, int, int] = (64, 64, 192)  # widths of the first three convolutions
+    # Widths of the Inception modules, by the resolution at which they work.
     mixed: tuple[tuple[Mixed, ...], ...] = _MIXED
-    classes: int = 400
-    epsilon: float = 1e-3
-    param_dtype: str = "float32"
+    classes: int = 400  # of Kinetics
+    epsilon: float = 1e-3  # of the batch norms
+    param_dtype: str = "float32"  # what is stored
 
     def __post_init__(self):
         # As JSON reads them.

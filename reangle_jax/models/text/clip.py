@@ -20,28 +20,18 @@ from reangle_jax.nn.vit import quick_gelu
 class CLIPConfig:
     """Everything that the tower's shapes and arithmetic depend on; the defaults are those of CLIP ViT-L/14.
 
-    Attributes:
-        vocab_size: rows of the token table; the last is the end token's.
-        max_length: rows of the position table: the longest text in tokens.
-        width: of the tokens.
-        mlp_width: between the feed-forward's two layers.
-        num_layers: blocks.
-        num_heads: heads of each block; divides the width.
-        norm_eps: epsilon of the norms.
-        param_dtype: what the parameters are stored in.
-
     Raises:
         ValueError: the heads do not divide the width.
     """
 
-    vocab_size: int = 49408
-    max_length: int = 77
-    width: int = 768
-    mlp_width: int = 3072
-    num_layers: int = 12
-    num_heads: int = 12
-    norm_eps: float = 1e-5
-    param_dtype: str = "float32"
+    vocab_size: int = 49408  # rows of the token table; the last is the end token's
+    max_length: int = 77  # rows of the position table: the longest text in tokens
+    width: int = 768  # of the tokens
+    mlp_width: int = 3072  # between the feed-forward's two layers
+    num_layers: int = 12  # blocks
+    num_heads: int = 12  # heads of each block; divides the width
+    norm_eps: float = 1e-5  # epsilon of the norms
+    param_dtype: str = "float32"  # what the parameters are stored in
 
     def __post_init__(self):
         if self.width % self.num_heads:

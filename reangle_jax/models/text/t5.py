@@ -18,31 +18,18 @@ from reangle_jax.nn.stack import Stack
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """Everything that the encoder's shapes and arithmetic depend on; every field can be written as JSON.
+    """Everything that the encoder's shapes and arithmetic depend on; every field can be written as JSON."""
 
-    Attributes:
-        vocab_size: rows of the token table.
-        d_model: width of the tokens.
-        d_kv: width of a head.
-        d_ff: width between the feed-forward's two layers.
-        num_layers: blocks.
-        num_heads: heads of each block; ``num_heads * d_kv`` need not be ``d_model``.
-        relative_buckets: distances told apart, half of them for each direction; even.
-        relative_max_distance: from this distance on all are one.
-        norm_eps: epsilon of the norms.
-        param_dtype: what the parameters are stored in.
-    """
-
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_heads: int
-    relative_buckets: int = 32
-    relative_max_distance: int = 128
-    norm_eps: float = 1e-6
-    param_dtype: str = "float32"
+    vocab_size: int  # rows of the token table
+    d_model: int  # width of the tokens
+    d_kv: int  # width of a head
+    d_ff: int  # width between the feed-forward's two layers
+    num_layers: int  # blocks
+    num_heads: int  # heads of each block; ``num_heads * d_kv`` need not be ``d_model``
+    relative_buckets: int = 32  # distances told apart, half of them for each direction; even
+    relative_max_distance: int = 128  # from this distance on all are one
+    norm_eps: float = 1e-6  # epsilon of the norms
+    param_dtype: str = "float32"  # what the parameters are stored in
 
     def __post_init__(self):
         if self.relative_buckets % 4 or self.relative_max_distance <= self.relative_buckets // 4:

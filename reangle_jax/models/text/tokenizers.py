@@ -46,17 +46,11 @@ def for_encoder(path: str | os.PathLike, vocab_size: int) -> "ByteTokenizer | Se
 
 
 class Tokenizer(abc.ABC):
-    """From texts to rows of tokens.
+    """From texts to rows of tokens."""
 
-    Attributes:
-        start: what a row begins with.
-        end: what follows its text, also one that is cut.
-        pad: what fills it up.
-    """
-
-    start: tuple[int, ...]
-    end: int
-    pad: int
+    start: tuple[int, ...]  # what a row begins with
+    end: int  # what follows its text, also one that is cut
+    pad: int  # what fills it up
 
     @property
     def marks(self) -> int:

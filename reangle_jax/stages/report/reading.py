@@ -25,25 +25,16 @@ OF_FIRST = ("first_warp.png", "first_frame.png", "first_frame.json")
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A view.
+    """A view."""
 
-    Attributes:
-        spelling: as the settings have it.
-        name: of its folder.
-        label: what to call it.
-        visible: the share of each frame that the input saw.
-        psnr: by variant, tuned or untuned, dB of each frame against the warp; None where it is infinite or unknown.
-        scores: what metrics.json says of it.
-        first: what first_frame.json says, if its first frame was painted.
-    """
-
-    spelling: str
-    name: str
-    label: str
-    visible: list[float]
+    spelling: str  # as the settings have it
+    name: str  # of its folder
+    label: str  # what to call it
+    visible: list[float]  # the share of each frame that the input saw
+    # By variant, tuned or untuned, dB of each frame against the warp; None where it is infinite or unknown.
     psnr: dict[str, list[float | None]]
-    scores: dict[str, Any]
-    first: dict[str, Any] | None
+    scores: dict[str, Any]  # what metrics.json says of it
+    first: dict[str, Any] | None  # what first_frame.json says, if its first frame was painted
 
     def file(self, name: str) -> str:
         """One of its files, relative to the run's folder."""
