@@ -31,46 +31,33 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One network of a checkpoint.
+    """One network of a checkpoint."""
 
-    Attributes:
-        name: its folder in our weights, one of `reangle_jax.chosen_models.parts` where a run reads it.
-        config: the published model's, which stands in where the source has no config.json.
-        network: its class, called with a config and `rngs`.
-        layouts: how it is published.
-        folder: its folder in the published pipeline.
-        stems: what the published files are called, without ``.safetensors``.
-        together: files that hold the part only together, without their endings; a published file may have more behind a
-            hyphen (``alexnet-7be5be79.pth``). Empty where the weights are one publication's.
-        pickled: whether a ``.ckpt`` of it is a pickle of arrays, and not PyTorch's.
-        kind: what of a config tells this model from its relatives: a source that differs there is another model.
-            Other fields (widths, layers) may differ, as in the small family.
-        read_config: the fields of our config that a published config.json gives; it may raise KeyError, TypeError or
-            ValueError.
-        write_config: the way back, for ``--to-torch``; None where that is not offered.
-        extras: files that go along: path under the pipeline's or the part's folder, and name in ours.
-        check_extras: refuses those that are damaged or do not go with a config, as InputError.
-        dtype: stored unless asked otherwise.
-        size: gigabytes of the published files.
-        licence: of its weights, where it is not the model's.
-    """
-
-    name: str
-    config: Any
-    network: Callable[..., nnx.Module]
-    layouts: Sequence[Layout]
-    folder: str = ""
+    name: str  # its folder in our weights, one of `reangle_jax.chosen_models.parts` where a run reads it
+    config: Any  # the published model's, which stands in where the source has no config.json
+    network: Callable[..., nnx.Module]  # its class, called with a config and `rngs`
+    layouts: Sequence[Layout]  # how it is published
+    folder: str = ""  # its folder in the published pipeline
+    # What the published files are called, without ``.safetensors``.
     stems: tuple[str, ...] = ("diffusion_pytorch_model", "model")
+    # Files that hold the part only together, without their endings; a published file may have more behind a hyphen
+    # (``alexnet-7be5be79.pth``). Empty where the weights are one publication's.
     together: tuple[str, ...] = ()
-    pickled: bool = False
+    pickled: bool = False  # whether a ``.ckpt`` of it is a pickle of arrays, and not PyTorch's
+    # What of a config tells this model from its relatives: a source that differs there is another model. Other fields
+    # (widths, layers) may differ, as in the small family.
     kind: Callable[[Any], Mapping[str, Any]] = lambda config: {}
+    # The fields of our config that a published config.json gives; it may raise KeyError, TypeError or ValueError.
     read_config: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda published: {}
+    # The way back, for ``--to-torch``; None where that is not offered.
     write_config: Callable[[Any], dict[str, Any]] | None = None
+    # Files that go along: path under the pipeline's or the part's folder, and name in ours.
     extras: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    # Refuses those that are damaged or do not go with a config, as InputError.
     check_extras: Callable[[Mapping[str, Path], Any], None] = lambda extras, config: None
-    dtype: str = "float32"
-    size: float = 0.0
-    licence: str = ""
+    dtype: str = "float32"  # stored unless asked otherwise
+    size: float = 0.0  # gigabytes of the published files
+    licence: str = ""  # of its weights, where it is not the model's
 
     def build(self, config: Any) -> nnx.Module:
         """The network of a config."""

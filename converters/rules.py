@@ -39,21 +39,15 @@ CONV3D = permute("conv3d", 2, 3, 4, 1, 0)  # [out, in, t, h, w] -> [t, h, w, in,
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One line of a table.
+    """One line of a table."""
 
-    Attributes:
-        source: template of the published name.
-        target: template of the parameter's path.
-        transform: the change of layout.
-        part: a fixed index after the placeholders' own, where several source tensors fill one stacked parameter.
-        rows: the first, the one past the last, and how many the source has, where several parameters share a source
-            tensor: each has a rule with the same template. The first layout of a part has none: it is also written.
-    """
-
-    source: str
-    target: str
-    transform: Transform = IDENTITY
+    source: str  # template of the published name
+    target: str  # template of the parameter's path
+    transform: Transform = IDENTITY  # the change of layout
+    # A fixed index after the placeholders' own, where several source tensors fill one stacked parameter.
     part: tuple[int, ...] = ()
+    # The first, the one past the last, and how many the source has, where several parameters share a source tensor:
+    # each has a rule with the same template. The first layout of a part has none: it is also written.
     rows: tuple[int, int, int] | None = None
 
     @functools.cached_property

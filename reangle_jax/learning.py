@@ -34,17 +34,12 @@ Write = Callable[[int, History], None]
 
 
 class State(NamedTuple):
-    """What a step changes.
+    """What a step changes."""
 
-    Attributes:
-        parameters: a pytree of arrays or variables.
-        optimiser: its state.
-        healthy: False from the first step on whose loss or gradient is not finite; that step and those after it change
-            nothing, so that the last good state is at hand when the numbers are looked at.
-    """
-
-    parameters: Any
-    optimiser: Any
+    parameters: Any  # a pytree of arrays or variables
+    optimiser: Any  # its state
+    # False from the first step on whose loss or gradient is not finite; that step and those after it change nothing, so
+    # that the last good state is at hand when the numbers are looked at.
     healthy: Bool[Array, ""]
 
 

@@ -33,17 +33,12 @@ class Clip(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A model.
+    """A model."""
 
-    Attributes:
-        grid: its latent grid.
-        parts: folders of its weights, and the class of the config.json in each; the one that has adapters first.
-        backbone: the class, or where it is, ``module:Class``: imported when it is first asked for.
-    """
-
-    grid: Grid
+    grid: Grid  # its latent grid
+    # Folders of its weights, and the class of the config.json in each; the one that has adapters first.
     parts: Mapping[str, str]
-    backbone: "type[Backbone] | str"
+    backbone: "type[Backbone] | str"  # the class, or where it is, ``module:Class``: imported when it is first asked for
 
     def load(self) -> "type[Backbone]":
         """The class."""

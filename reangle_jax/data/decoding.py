@@ -55,16 +55,11 @@ class Decoded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Upright:
-    """A frame's pixels, turned upright.
+    """A frame's pixels, turned upright."""
 
-    Attributes:
-        pixels: RGB, uint8, or uint16 where `finish` is to be called after resizing.
-        aspect: a pixel's width over its height.
-        finish: from `pixels`, resized or not, to uint8 in BT.709's colours.
-    """
-
-    pixels: Shaped[np.ndarray, "h w 3"]
-    aspect: float = 1.0
+    pixels: Shaped[np.ndarray, "h w 3"]  # RGB, uint8, or uint16 where `finish` is to be called after resizing
+    aspect: float = 1.0  # a pixel's width over its height
+    # From `pixels`, resized or not, to uint8 in BT.709's colours.
     finish: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 

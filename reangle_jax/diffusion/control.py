@@ -80,21 +80,16 @@ class Best(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Control:
-    """The compiled steps of a model. Make one for all pictures: the programs are this object's.
+    """The compiled steps of a model. Make one for all pictures: the programs are this object's."""
 
-    Attributes:
-        predict: ``(states [B, *s], time, arguments) -> velocities``, float32.
-        decode: ``(clean [B, *s], arguments) -> pictures``, for the scores.
-        settle: ``(states [B, *s], time, arguments) -> states``: what is done to next states before they are evaluated.
-        judge: makes of the scores what is called with their arguments and the pictures: how they are divided.
-        round_size: candidates that are evaluated at once. What is chosen does not depend on it, but for rounding where
-            the model's own bits do.
-    """
-
-    predict: Callable[[Array, Array, Any], Array]
-    decode: Callable[[Array, Any], Array]
+    predict: Callable[[Array, Array, Any], Array]  # ``(states [B, *s], time, arguments) -> velocities``, float32
+    decode: Callable[[Array, Any], Array]  # ``(clean [B, *s], arguments) -> pictures``, for the scores
+    # ``(states [B, *s], time, arguments) -> states``: what is done to next states before they are evaluated.
     settle: Callable[[Array, Array, Any], Array] = lambda states, time, arguments: states
+    # Makes of the scores what is called with their arguments and the pictures: how they are divided.
     judge: Callable[[Scores], Scores] = lambda scores: scores
+    # Candidates that are evaluated at once. What is chosen does not depend on it, but for rounding where the model's
+    # own bits do.
     round_size: int = 1
 
     @functools.cached_property

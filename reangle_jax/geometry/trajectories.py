@@ -54,15 +54,10 @@ class Motion:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A camera path relative to the source camera.
+    """A camera path relative to the source camera."""
 
-    Attributes:
-        spelling: as the user wrote it, such as ``left:10+up:5``.
-        parts: its motions, at most one along each of yaw, pitch and distance.
-    """
-
-    spelling: str
-    parts: tuple[Motion, ...]
+    spelling: str  # as the user wrote it, such as ``left:10+up:5``
+    parts: tuple[Motion, ...]  # its motions, at most one along each of yaw, pitch and distance
 
     @property
     def prompt_prefix(self) -> str:

@@ -12,18 +12,13 @@ PLATFORMS = {"cudnn": "gpu", "splash": "tpu"}
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The user's choice; ``auto`` leaves it to `reangle_jax.nn.execution`.
+    """The user's choice; ``auto`` leaves it to `reangle_jax.nn.execution`."""
 
-    Attributes:
-        attention: an implementation, or ``auto``: the platform's fused kernel if the dtype allows it, else ``mapped``,
-            since all heads' logits at once would fill any memory.
-        remat: one of ``REMATS``, or ``auto``: attention, where nobody has looked at the device's memory.
-        dtype: a dtype, or ``auto``: what the weights are stored in.
-    """
-
+    # An implementation, or ``auto``: the platform's fused kernel if the dtype allows it, else ``mapped``, since all
+    # heads' logits at once would fill any memory.
     attention: str = "auto"
-    remat: str = "auto"
-    dtype: str = "auto"
+    remat: str = "auto"  # one of ``REMATS``, or ``auto``: attention, where nobody has looked at the device's memory
+    dtype: str = "auto"  # a dtype, or ``auto``: what the weights are stored in
 
 
 AUTO = Choice()

@@ -19,52 +19,38 @@ class External:
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """The smallest part of a stage that is kept or redone as a whole.
+    """The smallest part of a stage that is kept or redone as a whole."""
 
-    Attributes:
-        name: unique in its stage; empty for a stage with one unit.
-        settings: dotted keys, or groups of keys, that the result depends on: ``sample.steps``, ``sample``.
-        inputs: paths in the run's folder whose content it depends on; earlier units of its stage may write them.
-        outputs: paths in the run's folder that it writes, files or folders, each whole or not at all.
-        external: files outside of the run's folder whose content it depends on.
-        weights: names and folders of the weights that it reads; see `chosen_models.folders`.
-        view: the view it makes, if it makes one.
-        unjudged: files in its outputs that are to look at alone: it is not redone for what becomes of them.
-    """
-
-    name: str = ""
+    name: str = ""  # unique in its stage; empty for a stage with one unit
+    # Dotted keys, or groups of keys, that the result depends on: ``sample.steps``, ``sample``.
     settings: tuple[str, ...] = ()
+    # Paths in the run's folder whose content it depends on; earlier units of its stage may write them.
     inputs: tuple[str, ...] = ()
+    # Paths in the run's folder that it writes, files or folders, each whole or not at all.
     outputs: tuple[str, ...] = ()
-    external: tuple[External, ...] = ()
+    external: tuple[External, ...] = ()  # files outside of the run's folder whose content it depends on
+    # Names and folders of the weights that it reads; see `chosen_models.folders`.
     weights: tuple[tuple[str, Path], ...] = ()
-    view: str = ""
+    view: str = ""  # the view it makes, if it makes one
+    # Files in its outputs that are to look at alone: it is not redone for what becomes of them.
     unjudged: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A stage.
+    """A stage."""
 
-    Attributes:
-        name: of the stage.
-        version: of its code's results.
-        units: its units for given settings, in order.
-        run: its function.
-        smaller: settings that lower the memory it needs, of `faults.SMALLER`.
-        together: whether several processes run it together, each on its devices; the others wait for process 0 if not.
-        arranged: in place of `units` where what earlier stages left in the run's folder decides on the units' order.
-        optional: whether a run is whole without it: its failure is logged, and the run goes on.
-    """
-
-    name: str
-    version: int
-    units: Callable[[Settings], tuple[Unit, ...]]
-    run: Callable[..., Any]
+    name: str  # of the stage
+    version: int  # of its code's results
+    units: Callable[[Settings], tuple[Unit, ...]]  # its units for given settings, in order
+    run: Callable[..., Any]  # its function
+    # Settings that lower the memory it needs, of `faults.SMALLER`.
     smaller: tuple[str, ...] = ("num_frames", "height", "width")
+    # Whether several processes run it together, each on its devices; the others wait for process 0 if not.
     together: bool = False
+    # In place of `units` where what earlier stages left in the run's folder decides on the units' order.
     arranged: Callable[[Settings, Path], tuple[Unit, ...]] | None = None
-    optional: bool = False
+    optional: bool = False  # whether a run is whole without it: its failure is logged, and the run goes on
 
     def units_in(self, settings: Settings, folder: Path) -> tuple[Unit, ...]:
         """Its units in a run's folder."""

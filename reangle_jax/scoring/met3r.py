@@ -39,15 +39,10 @@ class Described(NamedTuple):
 
 
 class Score(NamedTuple):
-    """Consistency of pairs.
+    """Consistency of pairs."""
 
-    Attributes:
-        met3r: 1 - mean similarity both ways; NaN where the images have nothing in common.
-        overlap: share of pixels that both are seen in, mean of both ways.
-    """
-
-    met3r: Float[Array, " B"]
-    overlap: Float[Array, " B"]
+    met3r: Float[Array, " B"]  # 1 - mean similarity both ways; NaN where the images have nothing in common
+    overlap: Float[Array, " B"]  # share of pixels that both are seen in, mean of both ways
 
 
 class OneWay(NamedTuple):

@@ -32,17 +32,12 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """Adapters of every target on the host: ``alpha / rank * (x @ a) @ b`` is added.
+    """Adapters of every target on the host: ``alpha / rank * (x @ a) @ b`` is added."""
 
-    Attributes:
-        arrays: path (``blocks.layers.attn.to_q.lora_a``) to float32, a [layers, in, rank], b [layers, rank, out].
-        rank: of all of them.
-        alpha: their strength.
-    """
-
+    # Path (``blocks.layers.attn.to_q.lora_a``) to float32, a [layers, in, rank], b [layers, rank, out].
     arrays: dict[str, np.ndarray]
-    rank: int
-    alpha: float
+    rank: int  # of all of them
+    alpha: float  # their strength
 
 
 def published_lora(adapters: Adapters, config: TransformerConfig) -> dict[str, np.ndarray]:

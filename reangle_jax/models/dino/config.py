@@ -49,19 +49,14 @@ class DinoConfig(ViTConfig):
 
 @dataclasses.dataclass(frozen=True)
 class FeatUpConfig(DinoConfig):
-    """A backbone's numbers and those of the upsampler behind it.
+    """A backbone's numbers and those of the upsampler behind it."""
 
-    Attributes:
-        key_width: channels in which colours are compared.
-        radius: of the neighbourhood that each pixel is averaged over, pixels.
-        stages: how many times the features are doubled; ``patch_size = 2**stages`` reaches the image's resolution.
-        use_norm: whether features are normalised over channels before they are upsampled, as the published
-            ``use_norm=True`` weights want.
-    """
-
-    key_width: int = 32
-    radius: int = 3
+    key_width: int = 32  # channels in which colours are compared
+    radius: int = 3  # of the neighbourhood that each pixel is averaged over, pixels
+    # How many times the features are doubled; ``patch_size = 2**stages`` reaches the image's resolution.
     stages: int = 4
+    # Whether features are normalised over channels before they are upsampled, as the published ``use_norm=True``
+    # weights want.
     use_norm: bool = True
 
     @classmethod

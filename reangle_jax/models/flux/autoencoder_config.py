@@ -7,28 +7,21 @@ import dataclasses
 class AutoencoderConfig:
     """Shape of the autoencoder; the defaults are those of FLUX.1.
 
-    Attributes:
-        block_out_channels: width at each resolution, finest first; every step but the last halves height and width.
-        layers_per_block: residual blocks per resolution in the encoder; the decoder has one more.
-        latent_channels: channels of a latent.
-        in_channels: channels of a picture.
-        norm_num_groups: groups of every normalisation; divides all widths.
-        scaling_factor: what brings latents, less the shift, to about unit variance for the diffusion model.
-        shift_factor: what is taken off latents before they are scaled.
-        param_dtype: what is stored.
-
     Raises:
         ValueError: the groups do not divide a width.
     """
 
+    # Width at each resolution, finest first; every step but the last halves height and width.
     block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 16
-    in_channels: int = 3
-    norm_num_groups: int = 32
+    layers_per_block: int = 2  # residual blocks per resolution in the encoder; the decoder has one more
+    latent_channels: int = 16  # channels of a latent
+    in_channels: int = 3  # channels of a picture
+    norm_num_groups: int = 32  # groups of every normalisation; divides all widths
+    # What brings latents, less the shift, to about unit variance for the diffusion model.
     scaling_factor: float = 0.3611
+    # What is taken off latents before they are scaled.
     shift_factor: float = dataclasses.field(default=0.1159, metadata={"signed": True})
-    param_dtype: str = "float32"
+    param_dtype: str = "float32"  # what is stored
 
     def __post_init__(self):
         bad = [width for width in self.block_out_channels if width % self.norm_num_groups]

@@ -69,19 +69,14 @@ _BACKBONES: dict[str, Stages] = {
 class LpipsConfig:
     """Which network, and how wide.
 
-    Attributes:
-        backbone: ``alex`` (AlexNet; the authors' choice for comparing images), ``vgg`` (VGG16) or ``squeeze``
-            (SqueezeNet 1.1).
-        divisor: of every layer's width; 1 is as published, 16 the smallest network there is.
-        param_dtype: what is stored.
-
     Raises:
         ValueError: there is no such backbone, or the divisor does not divide its widths.
     """
 
+    # ``alex`` (AlexNet; the authors' choice for comparing images), ``vgg`` (VGG16) or ``squeeze`` (SqueezeNet 1.1).
     backbone: str = "alex"
-    divisor: int = 1
-    param_dtype: str = "float32"
+    divisor: int = 1  # of every layer's width; 1 is as published, 16 the smallest network there is
+    param_dtype: str = "float32"  # what is stored
 
     def __post_init__(self):
         if self.backbone not in _BACKBONES:
