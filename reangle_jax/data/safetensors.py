@@ -66,18 +66,12 @@ def read(tensor: Tensor, index: tuple[Any, ...] = ()) -> np.ndarray:
     """
     if index and tensor.nbytes:
         return np.array(np.memmap(tensor.file, tensor.dtype, "r", tensor.offset, tensor.shape)[index])
-    out = np.empty(tensor.nbytes, np.uint8)
     try:
-        with open(tensor.file, "rb", buffering=0) as file:
-            file.seek(tensor.offset)
-            view, done = memoryview(out.data), 0
-            while done < len(view):
-                count = file.readinto(view[done:])
-                if not count:
-                    raise InputError(f"{tensor.file}: ends inside of {tensor.name}; download the file again")
-                done += count
+        out = np.fromfile(tensor.file, np.uint8, tensor.nbytes, offset=tensor.offset)
     except OSError as error:
         raise InputError(f"{tensor.file}: cannot be read ({error.strerror}); check the disk") from None
+    if len(out) < tensor.nbytes:
+        raise InputError(f"{tensor.file}: ends inside of {tensor.name}; download the file again")
     return out.view(tensor.dtype).reshape(tensor.shape)
 
 
