@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from converters.registry import INDEX_SUFFIX, Part
-from converters.sources.joined import JoinedSource
 from converters.sources.pickled import PickleSource
 from converters.sources.safetensors import SafetensorsSource, read_index
-from converters.sources.tensors import Source
+from converters.sources.tensors import JoinedSource, Source
 from converters.sources.torch_file import TorchSource
 from reangle_jax.errors import InputError
 
