@@ -44,8 +44,8 @@ from flax import nnx
 from benchmarks.diffusers_steps import GUIDANCE, SAMPLING_STEPS, Theirs
 from converters import command
 from reangle_jax import checkpoints, commands, config, learning, measure, mesh
-from reangle_jax.backbones.cogvideox import conditioning, networks
 from reangle_jax.backbones.cogvideox import lora as lora_file
+from reangle_jax.backbones.cogvideox import networks
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.backbones.registry import Clip
 from reangle_jax.diffusion import guidance, samplers
@@ -175,7 +175,7 @@ class Ours:
         backbone = CogVideoXBackbone.of_networks(self.transformer, self.vae, clip)
         self.step, schedule = finetune.make_step(backbone, case.options, optimiser), backbone.schedule
         scales = guidance.guidance_scales(schedule.timesteps(SAMPLING_STEPS), SAMPLING_STEPS, GUIDANCE, False)
-        denoise = guidance.guided(conditioning.predictor(self.transformer.graphdef), scales)
+        denoise = guidance.guided(networks.predictor(self.transformer.graphdef), scales)
         self.sampler = samplers.make_step(denoise, sampler="ddim", steps=SAMPLING_STEPS, schedule=schedule)
 
     def finetune(self, key: jax.Array) -> float:

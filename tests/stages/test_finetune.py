@@ -12,7 +12,6 @@ from flax import nnx
 
 from reangle_jax import config, learning
 from reangle_jax.arrays import to_unit
-from reangle_jax.backbones.cogvideox import conditioning
 from reangle_jax.backbones.cogvideox import networks as of_cogvideox
 from reangle_jax.backbones.cogvideox.backbone import CogVideoXBackbone
 from reangle_jax.config import Finetune
@@ -106,8 +105,8 @@ def test_fresh_adapters_change_no_bit(backbone, loaded, small_weights):
     latents, condition = (jax.random.normal(k, (1, 2, 16, 16, 4)) for k in keys[:2])
     text = jax.random.normal(keys[2], (1, TEXT_LENGTH, 16))
     t = jnp.array([500])
-    with_lora = conditioning.predictor(backbone.transformer.graphdef)(latents, t, lora, loaded[0], condition, text)
-    without = conditioning.predictor(plain.graphdef)(latents, t, nnx.State({}), plain.state, condition, text)
+    with_lora = of_cogvideox.predictor(backbone.transformer.graphdef)(latents, t, lora, loaded[0], condition, text)
+    without = of_cogvideox.predictor(plain.graphdef)(latents, t, nnx.State({}), plain.state, condition, text)
     np.testing.assert_array_equal(with_lora, without)
 
 
@@ -229,7 +228,7 @@ class Recorder(CogVideoXBackbone):
         return jnp.zeros_like(noised)
 
     def condition(self, coder, image, *, key):
-        return conditioning.image_condition(self._encoding(coder), image, 3 + self.front, key=key)
+        return of_cogvideox.image_condition(self._encoding(coder), image, 3 + self.front, key=key)
 
 
 def test_odd_clips_are_filled_up_in_front_for_tokens_of_two_frames(backbone, loaded, data):

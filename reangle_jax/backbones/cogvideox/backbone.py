@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from reangle_jax import checkpoints
 from reangle_jax.arrays import to_unit
-from reangle_jax.backbones.cogvideox import conditioning, lora, needs, networks
+from reangle_jax.backbones.cogvideox import lora, needs, networks
 from reangle_jax.backbones.cogvideox.pipeline import load_schedule
 from reangle_jax.backbones.cogvideox.sampling import Sampler, latent_frames
 from reangle_jax.backbones.interface import Backbone, Demand, Sampling
@@ -183,7 +183,7 @@ class CogVideoXBackbone(Backbone):
 
     def condition(self, coder: nnx.State, image: Float[Array, "B H W 3"], *, key: Array) -> Float[Array, "B t h w C"]:
         """See `Backbone.condition`."""
-        return conditioning.image_condition(self._encoding(coder), image, self._latent_frames[0], key=key)
+        return networks.image_condition(self._encoding(coder), image, self._latent_frames[0], key=key)
 
     def times(self, batch: int, *, key: Array) -> Int[Array, " B"]:
         """See `Backbone.times`."""
@@ -205,7 +205,7 @@ class CogVideoXBackbone(Backbone):
         t: Int[Array, " B"],
     ) -> Float[Array, "B t h w C"]:
         """See `Backbone.predict`."""
-        predict = conditioning.predictor(self.transformer.graphdef)
+        predict = networks.predictor(self.transformer.graphdef)
         return predict(noised.astype(self.dtype), t, adapters, base, condition, text)
 
     def sampler(self, options: Sampling) -> Sampler:

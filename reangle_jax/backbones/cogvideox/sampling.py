@@ -14,8 +14,7 @@ from jaxtyping import Array, Float, UInt8
 
 from reangle_jax import mesh
 from reangle_jax.arrays import to_bytes, to_unit
-from reangle_jax.backbones.cogvideox.conditioning import image_condition, predictor
-from reangle_jax.backbones.cogvideox.networks import Network, encoding
+from reangle_jax.backbones.cogvideox.networks import Network, encoding, image_condition, predictor
 from reangle_jax.backbones.interface import Sampling
 from reangle_jax.diffusion import guidance, samplers
 from reangle_jax.diffusion.schedule import Schedule
