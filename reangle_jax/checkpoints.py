@@ -82,23 +82,6 @@ def abstract(build: Callable[[], Model]) -> Model:
     return nnx.eval_shape(build)
 
 
-def fill(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
-    """Puts arrays into a model's base parameters by path, in the dtype of each parameter.
-
-    Raises:
-        ValueError: a path is missing or unknown, or a shape differs; all faults are listed.
-    """
-    state = base_parameters(model)
-    variables = parameter_paths(state)
-    faults = _misfits(variables, {path: tuple(array.shape) for path, array in arrays.items()})
-    if faults:
-        raise ValueError("; ".join(faults))
-    for path, variable in variables.items():
-        # In place: the state shares its variables with the model.
-        variable.set_value(jnp.asarray(arrays[path], variable.dtype))
-    nnx.update(model, state)
-
-
 def _misfits(variables: Mapping[str, nnx.Variable], found: Mapping[str, tuple[int, ...]]) -> list[str]:
     faults = [f"{path}: missing" for path in variables if path not in found]
     faults += [f"{path}: unknown" for path in found if path not in variables]

@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from converters.rules import Table, match, pieces
+from reangle_jax import checkpoints
 from reangle_jax.data.safetensors import Tensor
 
 
@@ -40,6 +43,17 @@ def revert(parameters: Mapping[str, np.ndarray], table: Table) -> dict[str, np.n
             else:
                 result[name] = np.ascontiguousarray(piece).reshape(piece.shape)
     return result
+
+
+def fill(model: nnx.Module, arrays: Mapping[str, Any]) -> None:
+    """Puts arrays into a model's base parameters by path, in the dtype of each parameter: every one, and no other."""
+    state = checkpoints.base_parameters(model)
+    variables = checkpoints.parameter_paths(state)
+    assert {path: tuple(x.shape) for path, x in arrays.items()} == {p: tuple(v.shape) for p, v in variables.items()}
+    for path, variable in variables.items():
+        # In place: the state shares its variables with the model.
+        variable.set_value(jnp.asarray(arrays[path], variable.dtype))
+    nnx.update(model, state)
 
 
 def dequantised(steps: Any, scale: Any) -> np.ndarray:

@@ -16,7 +16,7 @@ from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.quantised import quantise
-from tests.conversion import dequantised
+from tests.conversion import dequantised, fill
 from tests.networks import TRANSFORMER_SMALL, fill_randomly, write_forms
 
 CONFIG = dataclasses.replace(TRANSFORMER_SMALL, num_attention_heads=4, lora_rank=2, lora_alpha=2.0)
@@ -96,7 +96,7 @@ def test_adapters_train_through_it(model, folders):
         if path.startswith("blocks.") and path.endswith(".kernel"):
             steps, scale = quantise(arrays[path])
             arrays[path] = dequantised(steps, scale)
-    checkpoints.fill(rounded, arrays)
+    fill(rounded, arrays)
     nnx.update(rounded, adapters())
     want = loss_and_gradients(rounded)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(want[1]))

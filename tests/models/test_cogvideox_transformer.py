@@ -14,14 +14,14 @@ from safetensors import safe_open
 from converters.tables import cogvideox_transformer
 from reangle_jax.backbones.cogvideox import lora_layouts
 from reangle_jax.backbones.cogvideox.lora import export_lora_safetensors, from_state, published_lora
-from reangle_jax.checkpoints import abstract, fill, load_config, load_into, parameter_paths, save_model
+from reangle_jax.checkpoints import abstract, load_config, load_into, parameter_paths, save_model
 from reangle_jax.models.cogvideox.positions import crop_region
 from reangle_jax.models.cogvideox.transformer import Transformer, patchify, unpatchify
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.nn.channel_order import to_halves, to_pairs
 from reangle_jax.nn.execution import Execution
 from reangle_jax.nn.products import einsum
-from tests.conversion import tensor
+from tests.conversion import fill, tensor
 
 SMALL = TransformerConfig(
     num_layers=2,

@@ -10,9 +10,10 @@ from flax import nnx
 
 from converters.tables import dino as tables
 from converters.tables import featup as featup_tables
-from reangle_jax.checkpoints import abstract, fill, load_config, load_into, parameter_paths, save_model
+from reangle_jax.checkpoints import abstract, load_config, load_into, parameter_paths, save_model
 from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, JBUStage, VisionTransformer, normalise
 from reangle_jax.nn.execution import Execution
+from tests.conversion import fill
 from tests.manifests import manifest, table_faults
 
 SMALL = FeatUpConfig(width=16, depth=2, heads=2, native_grid=2, patch_size=4, key_width=4, radius=1, stages=2)

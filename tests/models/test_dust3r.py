@@ -9,10 +9,11 @@ import pytest
 from flax import nnx
 
 from converters.tables import dust3r as tables
-from reangle_jax.checkpoints import abstract, fill, load_config, load_into, parameter_paths, save_model
+from reangle_jax.checkpoints import abstract, load_config, load_into, parameter_paths, save_model
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, input_size, preprocess
 from reangle_jax.models.dust3r.heads import pixel_shuffle, to_points
 from reangle_jax.nn.execution import Execution
+from tests.conversion import fill
 from tests.manifests import manifest, table_faults
 
 PUBLISHED = {

@@ -8,7 +8,7 @@ from flax import nnx
 from manifests import manifest, table_faults
 
 from converters.tables.t5 import TABLE
-from reangle_jax.checkpoints import abstract, fill, load_config, load_into, parameter_paths, save_model
+from reangle_jax.checkpoints import abstract, load_config, load_into, parameter_paths, save_model
 from reangle_jax.errors import InputError
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder, relative_buckets
@@ -22,6 +22,7 @@ from reangle_jax.models.text.tokenizers import (
     warn_of_cuts,
 )
 from reangle_jax.nn.execution import Execution
+from tests.conversion import fill
 
 SMALL = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=3, num_heads=2)
 

@@ -8,11 +8,11 @@ from flax import nnx
 
 from converters.families.text_encoders import write_clip
 from converters.tables.clip import table
-from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
 from reangle_jax.models.text.clip_tokenizer import CLIPTokenizer
 from tests.clip_files import write_clip_tokenizer
-from tests.conversion import convert, revert
+from tests.conversion import convert, fill, revert
 from tests.parity.test_tokenizers import ODD
 
 pytestmark = pytest.mark.parity

@@ -16,11 +16,11 @@ from safetensors.numpy import save_file
 
 from converters.tables import cogvideox_transformer
 from reangle_jax.backbones.cogvideox import lora
-from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.cogvideox.positions import rope_table, sincos_table
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from tests.conversion import convert, revert
+from tests.conversion import convert, fill, revert
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -14,10 +14,10 @@ import pytest
 from flax import nnx
 
 from converters.tables.cogvideox_vae import TABLE
-from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.cogvideox.vae import VAE
 from reangle_jax.models.cogvideox.vae_config import VAEConfig
-from tests.conversion import convert, revert
+from tests.conversion import convert, fill, revert
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 
 from converters.tables import depth_anything as tables
-from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig
 from reangle_jax.nn.stack import Stack
 from reangle_jax.nn.vit import interpolate_positions
-from tests.conversion import convert, revert
+from tests.conversion import convert, fill, revert
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

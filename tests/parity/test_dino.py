@@ -11,9 +11,9 @@ from flax import nnx
 from converters import command
 from converters.tables import dino as tables
 from converters.tables import featup as featup_tables
-from reangle_jax.checkpoints import abstract, fill, load_config, load_into, parameter_paths
+from reangle_jax.checkpoints import abstract, load_config, load_into, parameter_paths
 from reangle_jax.models.dino import DinoConfig, FeatUp, FeatUpConfig, VisionTransformer
-from tests.conversion import convert, revert
+from tests.conversion import convert, fill, revert
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

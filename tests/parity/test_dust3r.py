@@ -17,9 +17,9 @@ import pytest
 from flax import nnx
 
 from converters.tables import dust3r as tables
-from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
-from tests.conversion import convert, revert
+from tests.conversion import convert, fill, revert
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*torch.cuda.amp:FutureWarning")]
 torch = pytest.importorskip("torch")

@@ -14,7 +14,7 @@ from flax import nnx
 
 from converters.families import text_encoders
 from converters.tables import clip, flux_autoencoder, flux_transformer, t5
-from reangle_jax.checkpoints import abstract, fill, parameter_paths, save_model
+from reangle_jax.checkpoints import abstract, parameter_paths, save_model
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.controlnet import FluxControlNet
@@ -25,7 +25,7 @@ from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from reangle_jax.painters.flux.painter import FluxPainter
 from reangle_jax.painters.interface import Painting
 from tests.clip_files import write_clip_tokenizer
-from tests.conversion import convert
+from tests.conversion import convert, fill
 from tests.parity import test_flux_transformer
 from tests.spiece import write_spiece
 

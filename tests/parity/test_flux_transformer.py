@@ -13,12 +13,12 @@ import pytest
 from flax import nnx
 
 from converters.tables import flux_transformer
-from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.flux.controlnet import FluxControlNet
 from reangle_jax.models.flux.tokens import pack, rope_table, unpack
 from reangle_jax.models.flux.transformer import FluxTransformer
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
-from tests.conversion import convert, revert
+from tests.conversion import convert, fill, revert
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -10,10 +10,10 @@ from flax import nnx
 
 from converters.sources.pickled import PickleSource
 from converters.tables import i3d
-from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.i3d import I3D, I3DConfig
 from reangle_jax.scoring import fvd
-from tests.conversion import convert, revert
+from tests.conversion import convert, fill, revert
 from tests.networks import fill_randomly
 
 pytestmark = pytest.mark.parity

@@ -17,10 +17,10 @@ import pytest
 from flax import nnx
 
 from converters import command, registry
-from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.lpips import Lpips, LpipsConfig
 from reangle_jax.scoring import perceptual
-from tests.conversion import convert
+from tests.conversion import convert, fill
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -7,13 +7,13 @@ import pytest
 from flax import nnx
 
 from converters.tables.cogvideox_transformer import table
-from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.diffusion.guidance import guidance_scales, guided
 from reangle_jax.diffusion.samplers import sample
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.models.cogvideox.transformer import Transformer
 from reangle_jax.models.cogvideox.transformer_config import TransformerConfig
-from tests.conversion import convert
+from tests.conversion import convert, fill
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from converters.tables.t5 import TABLE
-from reangle_jax.checkpoints import abstract, fill, parameter_paths
+from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.text.t5 import T5Config, T5Encoder, relative_buckets
-from tests.conversion import convert, revert
+from tests.conversion import convert, fill, revert
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -10,13 +10,13 @@ from flax import nnx
 
 from converters import command
 from converters.tables import clip_image
-from reangle_jax.checkpoints import fill, load, load_config, parameter_paths
+from reangle_jax.checkpoints import load, load_config, parameter_paths
 from reangle_jax.models.clip import ClipImage, ClipImageConfig
 from reangle_jax.models.dino import DinoConfig
 from reangle_jax.nn.colours import CLIP_COLOURS, IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.resize import bilinear_matrix
 from reangle_jax.scoring import vbench
-from tests.conversion import convert
+from tests.conversion import convert, fill
 from tests.parity.test_dino import CONFIG, authors_positions, original, tensors  # noqa: F401  (fixtures)
 
 pytestmark = pytest.mark.parity
