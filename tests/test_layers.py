@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "prompts": {"checkpoints", "mesh", "models", "nn"},
     "backbones": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn", "prompts"},
     "painters": {"checkpoints", "data", "diffusion", "mesh", "models", "needs", "nn", "prompts"},
-    "cameras": {"commands", "data", "geometry", "stopping"},
+    "cameras": {"commands", "data", "faults", "geometry", "stopping"},
     "config": {"backbones", "cameras", "data", "geometry", "mesh", "nn", "painters"},
     "command_line": {"config", "data"},
     "saved_states": {"mesh"},
@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
         "checkpoints", "commands", "compilation_cache", "data", "faults", "geometry", "models", "nn", "stopping", "tiny"
     },
     "evaluation": {
-        "cameras", "commands", "compilation_cache", "data", "export", "faults", "models", "nn", "run", "scoring",
+        "cameras", "commands", "compilation_cache", "data", "export", "faults", "models", "nn", "scoring",
         "stopping", "tiny",
     },
     "plan": {

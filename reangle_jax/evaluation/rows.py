@@ -7,11 +7,11 @@ from typing import Any
 
 from reangle_jax.cameras import registry
 from reangle_jax.data import files
+from reangle_jax.data.identity import Identities
 from reangle_jax.errors import InputError
 from reangle_jax.evaluation.item import Item
 from reangle_jax.evaluation.manifest import Output
 from reangle_jax.evaluation.parts import PARTS, SETS, Features, Figures, Options
-from reangle_jax.run.identity import Identities
 from reangle_jax.scoring.inputs import Note
 
 _CAMERAS = ("cameras", "input_cameras")

@@ -11,8 +11,8 @@ from typing import Any, Self
 from reangle_jax import config, measure
 from reangle_jax.config import Settings
 from reangle_jax.data import files
+from reangle_jax.data.identity import Identities
 from reangle_jax.run import folder as run_folder
-from reangle_jax.run.identity import Identities
 from reangle_jax.run.stage import Stage, Unit
 
 

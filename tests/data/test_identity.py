@@ -10,8 +10,8 @@ import pytest
 
 from reangle_jax import config, main
 from reangle_jax.data import files
+from reangle_jax.data.identity import Identities
 from reangle_jax.run import Ledger, run_stage
-from reangle_jax.run.identity import Identities
 from reangle_jax.stages import depth, evaluate, finetune, first_frames, generate, ingest, warp_views
 
 CHUNK = 16 << 20
