@@ -15,13 +15,8 @@ from reangle_jax.run import Stage, Unit, Work, view_file, view_paths
 _log = logging.getLogger(__name__)
 
 
-def all_views(settings: Settings) -> tuple[str, ...]:
-    """The views trained on, then those only generated."""
-    return tuple(dict.fromkeys((*settings.train_views, *settings.views)))
-
-
 def units(settings: Settings) -> tuple[Unit, ...]:
-    """One for each view."""
+    """One for each view: those trained on, then those only generated."""
     return tuple(
         Unit(
             view,
@@ -31,7 +26,7 @@ def units(settings: Settings) -> tuple[Unit, ...]:
             external=view_paths.external(settings, view),
             view=view,
         )
-        for view in all_views(settings)
+        for view in dict.fromkeys((*settings.train_views, *settings.views))
     )
 
 

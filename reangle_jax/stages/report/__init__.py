@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from reangle_jax.config import Settings
+from reangle_jax.config import Settings, defaults, flatten
 from reangle_jax.data import files
 from reangle_jax.run import Stage, Unit, Work
 from reangle_jax.stages.report import about, media, numbers, pictures, reading
@@ -50,7 +50,7 @@ def page(run: reading.Run, most_bytes: int = media.MOST_BYTES) -> str:
         numbers.learning(run),
         numbers.scores(run),
         numbers.cost(run),
-        about.made_of(run),
+        about.made_of(run, flatten(run.settings), defaults()),
         about.go_on(run),
     ]
     there = [section for section in shown if section]

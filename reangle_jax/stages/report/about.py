@@ -2,20 +2,19 @@
 
 from typing import Any
 
-from reangle_jax.config import Settings, flatten
 from reangle_jax.stages.report import licences
 from reangle_jax.stages.report.markup import Markup, join, section, table, tag
 from reangle_jax.stages.report.reading import Run
 
 
-def made_of(run: Run) -> Markup:
-    """Settings, versions and licences."""
+def made_of(run: Run, flat: dict[str, Any], usual: dict[str, Any]) -> Markup:
+    """Settings beside the usual ones, versions and licences."""
     versions = run.clip.record.get("versions", {}) | _devices(run)
     return section(
         "settings",
         "Settings",
         tag("p", "Bold: other than the default.", class_="quiet"),
-        _settings(run.settings),
+        _settings(flat, usual),
         tag("h2", "Versions and licences"),
         tag("h3", "Weights"),
         table(
@@ -37,13 +36,12 @@ def _devices(run: Run) -> dict[str, str]:
     return {"device": f"{found['count']} × {found['kind']} ({found['platform']})"} if found else {}
 
 
-def _settings(settings: Settings) -> Markup:
-    defaults = flatten(Settings())
+def _settings(flat: dict[str, Any], usual: dict[str, Any]) -> Markup:
     groups: dict[str, list[list[Any]]] = {}
     changed: dict[str, int] = {}
-    for key, value in flatten(settings).items():
+    for key, value in flat.items():
         group = key.partition(".")[0] if "." in key else "of the run"
-        other = value != defaults[key]
+        other = value != usual[key]
         changed[group] = changed.get(group, 0) + other
         name = tag("span", key, class_="mono changed" if other else "mono")
         groups.setdefault(group, []).append([name, _text(_spelt(value))])
