@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reangle_jax import commands
+from reangle_jax import commands, faults
 from reangle_jax.cameras import inspection, placing, registry
 from reangle_jax.cameras.formats.crafters import ORDERS
 from reangle_jax.data import files
@@ -56,7 +56,9 @@ def _parser() -> commands.Parser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs a command line and gives the exit code, as `commands.answer` has them."""
-    return commands.answer(lambda stop: _run(_parser().parse_args(argv)), stopped="nothing was written")
+    return commands.answer(
+        lambda stop: _run(_parser().parse_args(argv)), stopped="nothing was written", explain=faults.explained()
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -169,9 +171,6 @@ def _write(path: Path, found: cameras.Cameras, like: _Like) -> None:
     if path.is_dir():
         raise InputError(f"--out: {path} is a folder; give the name of a file")
     height, width = like.size
-    try:
-        with files.atomic_path(path) as temporary:
-            cameras.save_cameras(temporary, found, width, height, like.pivot)
-    except OSError as error:
-        raise InputError(f"--out: {path} cannot be written ({error.strerror}): choose another place") from None
+    with files.atomic_path(path) as temporary:
+        cameras.save_cameras(temporary, found, width, height, like.pivot)
     print(f"wrote {path}")

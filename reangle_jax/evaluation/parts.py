@@ -160,7 +160,8 @@ def _met3r(item: Item, options: Options) -> tuple[Any, Any]:
 def _met3r_input(item: Item, options: Options) -> Figures:
     pairs = zip(item.source, item.frames, strict=True)
     moments = ([square(picture, options.size) for picture in pair] for pair in pairs)
-    scores = [score for (score,) in video.score_videos(*_met3r(item, options), moments)]
+    metric = _met3r(item, options)
+    scores = [score for moment in moments for score in video.score_views(*metric, moment)]
     return {"met3r_input": _mean_score(item, scores)}
 
 

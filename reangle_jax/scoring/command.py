@@ -84,9 +84,11 @@ def _run(arguments: argparse.Namespace) -> None:
             "--weights is not set: give tiny, or the folder that `python -m converters` wrote dust3r/ and featup/, "
             "dino/ or dinov2/ to"
         )
-    maps = _made(arguments.save_maps, "--save-maps") if arguments.save_maps else None
+    maps = Path(arguments.save_maps) if arguments.save_maps else None
+    if maps:
+        maps.mkdir(parents=True, exist_ok=True)
     if arguments.out:
-        _made(str(Path(arguments.out).parent), "--out")
+        Path(arguments.out).parent.mkdir(parents=True, exist_ok=True)
         if Path(arguments.out).is_dir():
             raise InputError(f"--out: {arguments.out} is a folder; give the name of a file")
     compilation_cache.use()
@@ -161,14 +163,6 @@ def _likeness(arguments: argparse.Namespace, paths: list[str], note: Notes) -> d
     return {"file": arguments.reference, "likeness": rows}
 
 
-def _made(folder: str, flag: str) -> Path:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{flag}: {folder} cannot be made ({error.strerror}); give another folder") from None
-    return Path(folder)
-
-
 def _score_pictures(metric, states, paths: list[str], pictures: list[Picture], maps, note: Notes) -> dict[str, Any]:
     from reangle_jax.scoring import video
 
@@ -191,7 +185,8 @@ def _score_videos(metric, states, paths: list[str], size: int, maps, note: Notes
     scored = []
     saved: dict[tuple[int, int], list[str]] = {}
     squares = ([square(x, size) for x in frames] for frames in moments(paths, note))
-    for k, scores in enumerate(video.score_videos(metric, states, squares, keep_ways=maps is not None)):
+    for k, images in enumerate(squares):
+        scores = list(video.score_views(metric, states, images, keep_ways=maps is not None))
         for score in scores:
             if maps is not None:
                 saved.setdefault(score[:2], []).extend(_save_maps(maps, score, f"-frame{k:04d}"))

@@ -6,7 +6,7 @@ look alike in two images (SIFT; Lowe, 2004) should lie on each other's epipolar 
 The protocol:
 
 * The pairs of a video are its neighbours (0, 1), (1, 2), ..., as published; for views of one moment give all unordered
-  pairs (`all_pairs`).
+  pairs.
 * A pair's SED is the median over its matches of the mean of the two distances, in pixels.
 * A pair is consistent if it has at least `MIN_MATCHES` matches and an SED below `MAX_ERROR`; TSED is the share of
   consistent pairs. A pair with too few matches counts as inconsistent, as published.

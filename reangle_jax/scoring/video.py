@@ -58,18 +58,6 @@ def score_views(
         yield PairScore(i, j, known(float(score.met3r[0])), float(score.overlap[0]), ways)
 
 
-def score_videos(
-    metric: Met3r,
-    states: tuple[Any, Any],
-    moments: Iterable[Pictures],
-    *,
-    keep_ways: bool = False,
-) -> Iterator[list[PairScore]]:
-    """For each moment, of which the frame of every video is given, MEt3R of all unordered pairs; see `score_views`."""
-    for images in moments:
-        yield list(score_views(metric, states, images, keep_ways=keep_ways))
-
-
 def score_sequence(
     metric: Met3r, states: tuple[Any, Any], images: Iterable[Picture], step: int = 1
 ) -> Iterator[PairScore]:

@@ -160,7 +160,7 @@ def test_mistakes_of_the_command_that_writes_it(run, tmp_path, capsys):
     for arguments, words in (
         ([f"my method={run}", "--out", str(tmp_path / "a.json")], f"my method={run}: 'my method' is no plain name"),
         ([f"={run}", "--out", str(tmp_path / "a.json")], "'' is no plain name"),
-        ([str(run), "--out", str(tmp_path / "file/a.json")], "file/a.json cannot be written ("),
+        ([str(run), "--out", str(tmp_path / "file/a.json")], "--out cannot be written (File exists: "),
     ):
         assert main(["manifest", *arguments]) == 2
         said = capsys.readouterr().err

@@ -39,7 +39,7 @@ def test_met3r_in_two_readings(tmp_path, options):
     assert parts.PARTS["met3r_input"].measure(same, options)["met3r_input"] == pytest.approx(0, abs=1e-6)
     metric = networks.load(options.weights, "dino")
     pairs = [[a, b] for a, b in itertools.pairwise(frames)]
-    expected = video.mean_score(score for scores in video.score_videos(*metric, pairs) for score in scores)
+    expected = video.mean_score(score for pair in pairs for score in video.score_views(*metric, pair))
     assert expected > 1e-3
     assert parts.PARTS["met3r_input"].measure(late, options)["met3r_input"] == pytest.approx(expected, abs=1e-6)
     two = options._replace(step=2)

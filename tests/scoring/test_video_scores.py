@@ -10,7 +10,7 @@ import pytest
 
 from reangle_jax.scoring import maps, networks
 from reangle_jax.scoring.met3r import OneWay
-from reangle_jax.scoring.video import PairScore, mean_score, score_videos, score_views, temporal_flickering
+from reangle_jax.scoring.video import PairScore, mean_score, score_views, temporal_flickering
 from tests.scoring.small_scorer import SIZE
 
 
@@ -35,7 +35,7 @@ def test_views_are_all_unordered_pairs_and_equal_the_metric(scorer, rng):
 def test_videos_are_compared_moment_by_moment(scorer, rng):
     """Three videos that are one another's copies, frame by frame, and not moment against moment."""
     frames = rng.integers(0, 256, (2, SIZE, SIZE, 3), np.uint8)
-    moments = list(score_videos(*scorer, ([frame] * 3 for frame in frames)))
+    moments = [list(score_views(*scorer, [frame] * 3)) for frame in frames]
     assert len(moments) == 2
     assert all([(s.first, s.second) for s in scores] == [(0, 1), (0, 2), (1, 2)] for scores in moments)
     assert mean_score(itertools.chain(*moments)) == pytest.approx(0, abs=1e-6)
