@@ -170,7 +170,11 @@ def _depth(settings: Settings) -> Needs:
     backbone = depth.depth * 12 * depth.width**2
     return Needs(
         {"depth": backbone * 4 * 1.4 + 4 * per_frame * depth.patch_size**2 * depth.fusion_width * 4 * 2},
-        settings.num_frames * per_frame * (2 * backbone + 4 * depth.depth * per_frame * depth.width) * 2,
+        settings.num_frames
+        * (1 + settings.depth_mirrored)
+        * per_frame
+        * (2 * backbone + 4 * depth.depth * per_frame * depth.width)
+        * 2,
     )
 
 

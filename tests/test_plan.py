@@ -49,6 +49,12 @@ def test_plan_counts_guidance_as_sampling_does():
     assert flops[0.0] == flops[0.5] == flops[1.0] < 0.6 * flops[1.5]
 
 
+def test_plan_counts_the_mirror_images_depth():
+    values = config.get_default().to_dict() | {"video": "x"}
+    once, twice = (plan.estimate(config.parse(values | {"depth_mirrored": x}))["depth"] for x in (False, True))
+    assert (twice.flops, twice.phases) == (2 * once.flops, once.phases)
+
+
 def test_plan_adds_what_is_in_memory_at_once(monkeypatch):
     """At full size on a GPU, whose attention keeps no logits; GiB."""
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")

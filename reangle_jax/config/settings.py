@@ -203,6 +203,9 @@ class Settings:
     depth_kind: str = setting(
         "inverse", "what a depth file holds: inverse (any scale and shift) or metric (z)", one_of("inverse", "metric")
     )
+    depth_mirrored: bool = setting(
+        False, "depth=model: the mean of each frame's depth and its mirror image's, in twice the time"
+    )
     focal: str | float = setting("auto", "focal length in pixels of height x width", word_or_above(0, "auto"))
     pivot_depth: str | float = setting(
         "auto", "depth of the point that the cameras turn about; auto: the subject's", word_or_above(0, "auto")

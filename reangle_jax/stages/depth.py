@@ -21,7 +21,14 @@ def units(settings: Settings) -> tuple[Unit, ...]:
     """One for the whole clip: its frames share one scale."""
     if settings.depth == "model":
         networks = chosen_models.folders(settings, "depth")
-        return (Unit(inputs=("input/frames.npz",), weights=networks, outputs=("input/depth.npz",)),)
+        return (
+            Unit(
+                settings=("depth_mirrored",),
+                inputs=("input/frames.npz",),
+                weights=networks,
+                outputs=("input/depth.npz",),
+            ),
+        )
     return (
         Unit(
             settings=("depth_kind",),
@@ -43,7 +50,7 @@ def _depth(settings: Settings, folder: Path) -> None:
     shape = clip["frames"].shape[:3]
     if settings.depth == "model":
         with about(chosen_models.depth_key(settings)):
-            values, kind = _estimate(chosen_models.folder(settings, "depth"), clip["frames"])
+            values, kind = _estimate(chosen_models.folder(settings, "depth"), clip["frames"], settings.depth_mirrored)
         with about("config.depth=model: the network's depth of this video"):
             z = geometry.scene_depth(values, kind, expect_shape=shape)
     else:
@@ -58,13 +65,13 @@ def _depth(settings: Settings, folder: Path) -> None:
     files.atomic_savez(folder / "input/depth.npz", depth=z)
 
 
-def _estimate(weights: Path, frames: np.ndarray) -> tuple[np.ndarray, str]:
+def _estimate(weights: Path, frames: np.ndarray, mirrored: bool) -> tuple[np.ndarray, str]:
     """Depth by the network, and which kind it is."""
     from reangle_jax import checkpoints  # late: a run with a depth file needs no network
     from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 
     model = checkpoints.load(weights, DepthAnythingConfig, DepthAnything)
-    values = estimate_video_depth(model, frames, batch_size=BATCH)
+    values = estimate_video_depth(model, frames, batch_size=BATCH, mirrored=mirrored)
     return values, "inverse" if model.config.max_depth is None else "metric"
 
 

@@ -141,6 +141,15 @@ def test_short_side_is_a_choice(model, rng):
     assert np.abs(depth - estimate_video_depth(model, frames)).max() > 1e-6
 
 
+def test_the_mean_with_the_mirror_image_is_that_of_flipping_by_hand(model, rng):
+    model.head.conv3.bias.set_value(jnp.ones((1,)))
+    frames = rng.integers(0, 256, (3, 30, 44, 3), dtype=np.uint8)
+    plain, flipped = (estimate_video_depth(model, x) for x in (frames, np.ascontiguousarray(frames[:, :, ::-1])))
+    assert np.abs(plain - flipped[:, :, ::-1]).max() > 1e-3  # the network is not symmetric
+    both = estimate_video_depth(model, frames, batch_size=2, mirrored=True)
+    np.testing.assert_allclose(both, (plain + flipped[:, :, ::-1]) / 2, atol=1e-5)
+
+
 def test_metric_depth_stays_below_its_limit(rng):
     model = DepthAnything(SMALL.metric(20.0), rngs=nnx.Rngs(0))
     depth = apply(model, jnp.asarray(rng.normal(size=(1, 28, 28, 3)), jnp.float32))

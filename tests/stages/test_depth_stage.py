@@ -9,7 +9,7 @@ from flax import nnx
 from reangle_jax import checkpoints, config
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
-from reangle_jax.models.depth_anything import DepthAnything
+from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
 from reangle_jax.run import Ledger, run_stage
 from reangle_jax.stages import depth
 from tests.networks import DEPTH_SMALL, fill_randomly
@@ -28,9 +28,9 @@ def metric_weights(tmp_path_factory):
 
 @pytest.fixture
 def run_depth(tmp_path, rng):
-    def run_depth(folder):
+    def run_depth(folder, **changes):
         values = config.get_default().to_dict() | {"video": "x", "num_frames": 5, "height": 32, "width": 48}
-        settings = config.parse(values | {"depth_weights": str(folder)})
+        settings = config.parse(values | {"depth_weights": str(folder)} | changes)
         with Ledger.opened(tmp_path / "run", settings) as ledger:
             frames = rng.integers(0, 256, (5, 32, 48, 3)).astype(np.uint8)
             files.atomic_savez(ledger.root / "input/frames.npz", frames=frames, fps=8.0)
@@ -44,6 +44,14 @@ def test_depth_by_the_network(metric_weights, run_depth):
     z = run_depth(metric_weights)
     assert (z.shape, z.dtype) == ((5, 32, 48), np.float32)
     assert 0 < z.min() < z.max() <= 20.0
+
+
+def test_depth_of_the_mirror_images_too(metric_weights, run_depth, tmp_path):
+    plain, both = run_depth(metric_weights), run_depth(metric_weights, depth_mirrored=True)
+    model = checkpoints.load(metric_weights, DepthAnythingConfig, DepthAnything)
+    frames = files.load_npz(tmp_path / "run/input/frames.npz")["frames"]
+    np.testing.assert_allclose(both, estimate_video_depth(model, frames, mirrored=True), rtol=1e-5)
+    assert np.abs(both - plain).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -40,11 +40,14 @@ def preprocess(
     return ((np.stack(images) - IMAGENET_MEAN) / IMAGENET_STD).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "size"))
+@functools.partial(jax.jit, static_argnames=("graphdef", "size", "mirrored"))
 def _estimate(
-    graphdef: nnx.GraphDef, state: nnx.State, images: Float[Array, "B h w 3"], size: tuple[int, int]
+    graphdef: nnx.GraphDef, state: nnx.State, images: Float[Array, "B h w 3"], size: tuple[int, int], mirrored: bool
 ) -> Float[Array, "B H W"]:
-    depth = nnx.merge(graphdef, state)(images)
+    model = nnx.merge(graphdef, state)
+    depth = model(images)
+    if mirrored:
+        depth = 0.5 * (depth + model(images[:, :, ::-1])[:, :, ::-1])
     return resize_bilinear(depth[..., None], *size, align_corners=True)[..., 0]
 
 
@@ -54,11 +57,12 @@ def estimate_video_depth(
     *,
     batch_size: int = 4,
     short_side: int | None = None,
+    mirrored: bool = False,
 ) -> Float32[np.ndarray, "T H W"]:
     """Estimates the depth of every RGB frame at its own size, each by itself, as `DepthAnything` gives it.
 
-    The network sees the frames at this shorter side, pixels, by default the one it was trained at. The last batch is
-    padded, so that one program serves all.
+    The network sees the frames at this shorter side, pixels, by default the one it was trained at; mirrored: each
+    frame's mirror image too, and the mean of both counts. The last batch is padded, so that one program serves all.
 
     Raises:
         ValueError: there are no frames, they are not uint8 [T, H, W, 3], or ``batch_size`` is not positive.
@@ -78,5 +82,7 @@ def estimate_video_depth(
         count = len(batch)
         images = preprocess(batch, short_side=short_side, multiple=config.patch_size)
         images = np.concatenate([images, np.repeat(images[-1:], batch_size - count, axis=0)])
-        depth[first : first + count] = np.asarray(_estimate(graphdef, state, jnp.asarray(images), size))[:count]
+        depth[first : first + count] = np.asarray(_estimate(graphdef, state, jnp.asarray(images), size, mirrored))[
+            :count
+        ]
     return depth
