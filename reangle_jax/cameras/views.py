@@ -52,19 +52,21 @@ def read_prompts(prompts: Sequence[str], views: Sequence[str]) -> dict[str, str]
 
 
 def prompt(spelling: str, cameras: Path, caption: str, mode: str, prompts: dict[str, str]) -> str:
-    """What the model is told of a video of a view, in training and in sampling alike; see `trajectories.View.prompt`.
+    """What the model is told of a video of a view, in training and in sampling alike.
 
-    In dynamic mode a path from a file gets the words of the motion that it is most like (`inspection.main_motion`), or
-    none where it is like none: its cameras.json in the run's folder is read. The user's prompts, by view, go before.
+    In dynamic mode the motion goes before the caption, for all views share a first frame; static views share one
+    prompt: there it is the first frame that tells them apart. A path from a file gets the words of the motion that it
+    is most like (`inspection.main_motion`), or none where it is like none: its cameras.json in the run's folder is
+    read. The user's prompts, by view, go before.
     """
     from reangle_jax.geometry import trajectories  # late: it brings jax
 
     if spelling in prompts:
         return prompts[spelling]
-    if not is_file(spelling):
-        return trajectories.parse_view(spelling).prompt(caption, mode)
     if mode != "dynamic":
         return caption
+    if not is_file(spelling):
+        return trajectories.parse_view(spelling).prompt_prefix + caption
     from reangle_jax.cameras import inspection
     from reangle_jax.geometry.cameras import load_cameras, load_pivot_depth
 

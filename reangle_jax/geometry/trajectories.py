@@ -68,14 +68,6 @@ class View:
         """
         return prompt_prefix(*(part.name for part in self.parts))
 
-    def prompt(self, caption: str, mode: str) -> str:
-        """What the model is told of a video of this view, in training and in sampling alike.
-
-        In dynamic mode the motion goes before the caption, for all views share a first frame; static views share one
-        prompt: there it is the first frame that tells them apart.
-        """
-        return (self.prompt_prefix if mode == "dynamic" else "") + caption
-
     def along(self, axis: str) -> float:
         """The signed amount along ``yaw`` or ``pitch`` (degrees, left and up positive) or ``distance`` (a fraction)."""
         return sum(_KINDS[p.name].sign * p.amount for p in self.parts if _KINDS[p.name].axis == axis)
@@ -150,15 +142,11 @@ def view_cameras(
     if mode not in MODES:
         raise InputError(f"mode: {mode!r} is unknown; use {' or '.join(MODES)}")
     progress = np.linspace(0.0, 1.0, num_frames) if mode == "dynamic" else np.ones(num_frames)
-    poses = np.stack([_orbit(view, float(share), float(pivot_depth)) for share in progress])
+    yaw, pitch, distance = (view.along(axis) for axis in ("yaw", "pitch", "distance"))
+    pivot = float(pivot_depth)
+    poses = np.stack([orbit(k * yaw, k * pitch, pivot * (1.0 + k * distance), pivot) for k in progress.tolist()])
     K = jnp.asarray(K, jnp.float32)
     return Cameras(K=jnp.broadcast_to(K[None], (num_frames, 3, 3)), camera_to_world=jnp.asarray(poses, jnp.float32))
-
-
-def _orbit(view: View, share: float, pivot_depth: float) -> Float[np.ndarray, "4 4"]:
-    """The pose at a share of the view's amounts."""
-    yaw, pitch, distance = (share * view.along(axis) for axis in ("yaw", "pitch", "distance"))
-    return orbit(yaw, pitch, pivot_depth * (1.0 + distance), pivot_depth)
 
 
 def orbit(yaw: float, pitch: float, distance: float, pivot_depth: float) -> Float[np.ndarray, "4 4"]:
