@@ -132,8 +132,8 @@ def demand(settings: Settings) -> "Demand":
         sampling_steps=settings.sample.steps,
         guided=is_guided(settings.sample.guidance_scale),
         variants=2 if settings.evaluate.untuned else 1,
-        training=_shares(settings, "finetune"),
-        sampling=_shares(settings, "generate"),
+        training=_shares(lambda: _laid_out(settings, "finetune")),
+        sampling=_shares(lambda: _laid_out(settings, "generate")),
     )
 
 
@@ -166,12 +166,13 @@ def _laid_out(settings: Settings, stage: str) -> "tuple[Mesh, str]":
     return made, mesh.base_layout(settings.base_layout, made, size, _limit())
 
 
-def _shares(settings: Settings, stage: str) -> "Shares":
+def _shares(laid_out: "Callable[[], tuple[Mesh, str]]") -> "Shares":
+    """The devices that divide work on a mesh, and how its base lies there; one where that is not possible."""
     from reangle_jax import mesh  # late: they bring jax
     from reangle_jax.needs import ALONE
 
     try:
-        return mesh.shares(*_laid_out(settings, stage))
+        return mesh.shares(*laid_out())
     except InputError:  # one of the checks says it
         return ALONE
 
@@ -244,13 +245,7 @@ def painters_mesh(settings: Settings) -> "Mesh":
 
 def painters_shares(settings: Settings) -> "Shares":
     """The devices that divide painting; one where the setting is impossible, of which a check tells."""
-    from reangle_jax import mesh  # late: they bring jax
-    from reangle_jax.needs import ALONE
-
-    try:
-        return mesh.shares(painters_mesh(settings), settings.base_layout)
-    except InputError:
-        return ALONE
+    return _shares(lambda: (painters_mesh(settings), settings.base_layout))
 
 
 def check_painter(settings: Settings) -> None:
