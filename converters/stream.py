@@ -24,7 +24,7 @@ from converters.rules import Move
 from converters.sources.folder import Opened
 from converters.sources.tensors import Source
 from reangle_jax.data import safetensors, weights_folder
-from reangle_jax.data.files import LOCK, fsync, own_folder
+from reangle_jax.data.files import LOCK, fsync, hash_file, own_folder
 from reangle_jax.data.safetensors import DTYPES, Tensor
 from reangle_jax.data.weights_folder import CONFIG, MANIFEST, PARAMS
 from reangle_jax.errors import InputError
@@ -61,15 +61,13 @@ class Hasher:
     def result(self) -> dict[Path, str]:
         """The hashes, in hexadecimal."""
         return {
-            file: digest.hexdigest() if self._ends[file] == os.stat(file).st_size else hash_file(file)
+            file: digest.hexdigest() if self._ends[file] == os.stat(file).st_size else _hash(file)
             for file, digest in self._digests.items()
         }
 
 
-def hash_file(file: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(file, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def _hash(file: Path) -> str:
+    return hash_file(file).removeprefix("sha256:")
 
 
 class Writer:
@@ -169,7 +167,7 @@ class Writer:
         same = weights_folder.architecture(config) == weights_folder.config_fields(self.config)
         same = same and [(name, size) for name, size, _ in recorded] == [(s["file"], s["size"]) for s in sources]
         if same and [entry.get("mtime_ns") for entry in manifest["sources"]] != [s["mtime_ns"] for s in sources]:
-            same = [sha for _, _, sha in recorded] == [hash_file(file) for file in self.opened.source.files]
+            same = [sha for _, _, sha in recorded] == [_hash(file) for file in self.opened.source.files]
         if not same:
             raise InputError(
                 f"--out: {self.final} is of another source, model or dtype; move it away, or give another folder"

@@ -219,8 +219,7 @@ class Settings:
     camera_frame: str = setting(
         "first",
         "a camera file's first camera is the source's first (first), or its world is that of source_cameras or, "
-        "without "
-        "these, the source's first camera (given)",
+        "without these, the source's first camera (given)",
         one_of("first", "given"),
     )
     camera_scale: str | float = setting(

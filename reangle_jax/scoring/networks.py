@@ -64,18 +64,13 @@ def load(folder: str | Path, features: str = PUBLISHED) -> tuple[Met3r, tuple[An
 def load_part(folder: Path, config_class: type, network: Callable[..., Any], converter: str = "--list") -> Any:
     """A network with its converted weights, WEIGHTS/PART, in either form of `checkpoints`.
 
-    Args:
-        folder: of the part.
-        config_class: what its config.json describes.
-        network: made of a config.
-        converter: of which model the converter makes it.
+    The converter makes it of the model that is named last.
 
     Raises:
         InputError: it is missing, damaged or of another kind.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is missing: convert it with --out of its parent (python -m converters {converter})")
-    check_whole(folder)
     return checkpoints.load(folder, config_class, network)
 
 
