@@ -59,10 +59,6 @@ class Part:
     size: float = 0.0  # gigabytes of the published files
     licence: str = ""  # of its weights, where it is not the model's
 
-    def build(self, config: Any) -> nnx.Module:
-        """The network of a config."""
-        return self.network(config, rngs=nnx.Rngs(0))
-
     @property
     def patterns(self) -> list[str]:
         """Which files of a repository the part needs."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from safetensors.numpy import save_file
 
 from converters import registry
@@ -54,7 +55,7 @@ def write_small(
         if part.name not in configs:
             continue
         config = configs[part.name]
-        network = checkpoints.abstract(lambda part=part, config=config: part.build(config))
+        network = checkpoints.abstract(lambda part=part, config=config: part.network(config, rngs=nnx.Rngs(0)))
         networks.fill_randomly(network)
         arrays = {path: np.asarray(variable[...]) for path, variable in checkpoints.parameter_paths(network).items()}
         inner = folder / part.folder

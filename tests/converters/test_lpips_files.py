@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import save_file
 
 from converters import check, command, registry
@@ -100,7 +101,7 @@ def part(backbone):
 @pytest.mark.parametrize("backbone", FILES)
 def test_published_names_fit(backbone):
     model = part(backbone)
-    abstracted = abstract(lambda: model.build(model.config))
+    abstracted = abstract(lambda: model.network(model.config, rngs=nnx.Rngs(0)))
     targets = {path: tuple(variable.shape) for path, variable in parameter_paths(abstracted).items()}
     features = torchvision_tensors(backbone)
     assert sum(np.prod(entry["shape"], dtype=int) for entry in features.values()) == PARAMETERS[backbone]
@@ -122,7 +123,7 @@ def test_two_files_are_one_source(backbone, tmp_path, capsys):
 def test_converted_and_loaded(whole, tmp_path, rng):
     """From two files, and from the module's own state_dict in one; what the rules put where is what is loaded."""
     model = part("squeeze")
-    network = abstract(lambda: model.build(model.config))
+    network = abstract(lambda: model.network(model.config, rngs=nnx.Rngs(0)))
     fill_randomly(network)
     wanted = {path: np.asarray(variable[...]) for path, variable in parameter_paths(network).items()}
     tensors = revert(wanted, model.layouts[whole].table(model.config))
@@ -188,7 +189,7 @@ def test_every_tensor_knows_its_file(tmp_path):
 def test_rules_are_their_own_inverse(rng):
     model = part("alex")
     config = LpipsConfig.small()
-    network = abstract(lambda: model.build(config))
+    network = abstract(lambda: model.network(config, rngs=nnx.Rngs(0)))
     fill_randomly(network)
     wanted = {path: np.asarray(variable[...]) for path, variable in parameter_paths(network).items()}
     for layout in model.layouts:

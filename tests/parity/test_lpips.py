@@ -117,7 +117,7 @@ def pair(request, package):
     """Their module with the published heads, and ours with its weights."""
     original = package.LPIPS(net=request.param, version="0.1", pnet_rand=True, verbose=False)
     (part,) = registry.find(f"lpips-{request.param}")[1]
-    model = abstract(lambda: part.build(part.config))
+    model = abstract(lambda: part.network(part.config, rngs=nnx.Rngs(0)))
     targets = {path: tuple(variable.shape) for path, variable in parameter_paths(model).items()}
     tensors = {name: value.numpy() for name, value in original.state_dict().items()}
     fill(model, convert(tensors, part.layouts[1].table(part.config), targets))
