@@ -37,10 +37,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from reangle_jax import commands, tiny
+from reangle_jax.config import get_tiny
 from reangle_jax.data import files
 from reangle_jax.errors import InputError
 from reangle_jax.evaluation.bootstrap import interval
-from reangle_jax.geometry.splat import splat
+from reangle_jax.geometry.splat import infill, splat
 from reangle_jax.painters import registry
 from reangle_jax.painters.flux.needs import planned
 from reangle_jax.painters.interface import Painting, Reward
@@ -174,9 +175,10 @@ class Bench:
         self.steps, self.every, self.seed = steps, every, seed
 
     def painting(self, arm: str) -> Painting:
-        """How an arm paints; guidance and the ControlNet's scale are the settings' defaults."""
-        base = {"steps": self.steps, "guidance_scale": 3.5, "control_scale": 0.9, "eta": 1.0, "noise": "ddim"}
-        return Painting(**{**base, "window": WINDOW, "every": self.every, "reimpose": False, **ARMS[arm]})
+        """How an arm paints; what is not said here is as the small family's settings have it."""
+        settings = get_tiny().first_frames
+        base = {name: settings[name] for name in Painting._fields if name != "window"}
+        return Painting(**{**base, "steps": self.steps, "window": WINDOW, "every": self.every, **ARMS[arm]})
 
     @functools.cached_property
     def _similarity(self) -> Callable[[Any, Any], Any]:
@@ -213,7 +215,7 @@ class Bench:
             made = self.painter.paint(
                 self.networks,
                 self.text,
-                shown,
+                infill(shown[None], visible[None])[0],
                 visible,
                 how,
                 key=named_key(self.seed, "stochastic_control", str(scene.number), str(number)),

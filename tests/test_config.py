@@ -141,6 +141,10 @@ def test_settings_are_frozen_and_typed():
             r"config\.edit\.caption: flux\.1-fill-dev only fills holes: set .*model to flux\.1-dev or tiny",
         ),
         (
+            {"first_frames__strength": 0.5},
+            r"config\.first_frames\.strength=0\.5 .* set config\.first_frames\.infill=True too",
+        ),
+        (
             {"first_frames__candidates": 5, "first_frames__fewest": 6},
             r"config\.first_frames\.fewest=6 .* at most config\.first_frames\.candidates=5, or 0",
         ),

@@ -27,6 +27,7 @@ from jaxtyping import Array
 from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.errors import InputError, about
+from reangle_jax.geometry.splat import infill
 from reangle_jax.models.dust3r import Dust3rConfig
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
@@ -139,7 +140,7 @@ def dust3r(args: Any) -> tuple[Callable, Any, Load, Callable]:
 
 
 def encoded(holes: dict[str, np.ndarray], folder: Path, count: int = 64) -> dict[str, np.ndarray]:
-    """Pictures with holes through an autoencoder: `train_flux.Latents`' fields, stacked."""
+    """Pictures with holes, which are filled, through an autoencoder: what `train_flux.loss` reads of them, stacked."""
     coder = checkpoints.load(folder, AutoencoderConfig, Autoencoder)
     graphdef, state = nnx.split(coder)
 
@@ -154,7 +155,8 @@ def encoded(holes: dict[str, np.ndarray], folder: Path, count: int = 64) -> dict
     parts = []
     for first in range(0, total, count):
         index = np.arange(first, first + count) % total  # the last part is as large as the others
-        parts.append(jax.device_get(encode(state, *(holes[name][index] for name in ("picture", "warp", "visible")))))
+        picture, warp, visible = (holes[name][index] for name in ("picture", "warp", "visible"))
+        parts.append(jax.device_get(encode(state, picture, infill(warp, visible), visible)))
     return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
 
 

@@ -1,11 +1,13 @@
 """Trains the small FLUX, transformer and ControlNet together, to paint the holes that warps leave.
 
-``python -m training.train_flux --workdir DIR --pictures DIR --held-out DIR [--minutes M] [--init FOLDER]``
+``python -m training.train_flux --workdir DIR --pictures DIR --held-out DIR [--minutes M] [--init FOLDER] [--look]``
 
-Published architectures, and the published objective: the velocity of a rectified flow at times from a logit-normal
-distribution, shifted as the sampler's. The ControlNet is given the picture with black holes and which cells are known.
-Known cells weigh a tenth: what is painted there is pasted over. Guidance is drawn at random and so ignored. Every
-picture (`training.holes`) is encoded once and kept in the workdir; steps see random windows of the latents.
+Published architectures; the objective is the velocity of a rectified flow. Painting begins at the picture with its
+holes filled (Telea), `STRENGTH` of it noise, and goes straight to the truth; the ControlNet is given that filling and
+which cells are known. Half of the times are where painting begins, the others logit-normal. Known cells weigh a tenth:
+what is painted there is pasted over. Guidance is drawn at random and so ignored. With ``--look`` the clean estimate is
+also decoded and compared with the truth in the holes, by its pixels and by the small DINO's features. Every picture
+(`training.holes`) is encoded once and kept in the workdir; steps see random windows of the latents.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,15 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float16
+from jaxtyping import Array, Bool, Float16, UInt8
 
 from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
+from reangle_jax.config import get_tiny
+from reangle_jax.diffusion import flow
 from reangle_jax.errors import about
+from reangle_jax.geometry.splat import infill
+from reangle_jax.models.dino import FeatUp, FeatUpConfig, normalise
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.controlnet import FluxControlNet
-from reangle_jax.models.flux.tokens import pack
+from reangle_jax.models.flux.tokens import pack, unpack
 from reangle_jax.models.flux.transformer import FluxTransformer
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.nn.execution import Execution
@@ -39,11 +45,15 @@ WEIGHTS = tiny.WEIGHTS / "flux_transformer"
 CONTROLNET = "flux_controlnet"
 # (pictures, rows, columns) in pixels, in turn; every further shape is a further program to compile.
 WINDOWS = ((8, 64, 96),)
-WHOLE = ((8, 64, 96), (8, 64, 96), (3, 128, 192))
+WHOLE = ((3, 128, 192),)
 TEXT_LENGTH = T5_LENGTH[TINY]
 KNOWN_WEIGHT = 0.1
 TIME_SHIFT, TIME_SPREAD = 0.5, 1.2  # of the times' logits
 TEXT_DROPOUT = 0.1
+# Of the noise, over the filled picture, that painting begins with.
+STRENGTH: float = get_tiny().to_dict()["first_frames"]["strength"]
+PIXEL_WEIGHT, FEATURE_WEIGHT = 1.0, 2.0  # of how the clean estimate looks, beside the velocity's error
+BEYOND = 1.05  # pixels of -1 to 1 are held to this: a little room, so that white and black are still learnt
 CONTROL_SCALE = (0.8, 1.1)
 GUIDANCE = (1.0, 8.0)
 EXECUTION = Execution("mapped")
@@ -56,15 +66,45 @@ class Latents(NamedTuple):
 
     Attributes:
         picture: of the truth.
-        warp: of what is known, black in the holes.
+        warp: of what is known, its holes filled.
         known: the cells of which every pixel is known.
+        truth: the picture itself.
+        shown: what is known of it, its holes filled.
+        visible: False in the holes.
         prompt: may be empty.
     """
 
     picture: Float16[np.ndarray, "h w C"]
     warp: Float16[np.ndarray, "h w C"]
     known: Bool[np.ndarray, "h w"]
+    truth: UInt8[np.ndarray, "H W 3"]
+    shown: UInt8[np.ndarray, "H W 3"]
+    visible: Bool[np.ndarray, "H W"]
     prompt: str
+
+
+PIXELS = ("truth", "shown", "visible")
+
+
+class Look(NamedTuple):
+    """What paintings are looked at by: each network's structure and parameters.
+
+    Attributes:
+        coder: the autoencoder, whose decoder makes pictures of latents.
+        describer: the small DINO (and FeatUp, which is not used).
+    """
+
+    coder: tuple[nnx.GraphDef, nnx.State]
+    describer: tuple[nnx.GraphDef, nnx.State]
+
+    @classmethod
+    def load(cls, autoencoder: str, featup: str) -> "Look":
+        """From their folders."""
+        with about("--autoencoder"):
+            coder = checkpoints.load(autoencoder, AutoencoderConfig, Autoencoder)
+        with about("--features"):
+            describer = checkpoints.load(featup, FeatUpConfig, FeatUp)
+        return cls(nnx.split(coder), nnx.split(describer))
 
 
 def encoded(folder: str, pictures: Sequence[Holes]) -> Iterator[Latents]:
@@ -81,9 +121,10 @@ def encoded(folder: str, pictures: Sequence[Holes]) -> Iterator[Latents]:
         return network.scale_latents(mean).astype(jnp.float16), known
 
     for holes in pictures:
-        latents, known = encode(state, jnp.stack([holes.picture, holes.warp]), holes.visible)
+        shown = infill(holes.warp[None], holes.visible[None])[0]
+        latents, known = encode(state, jnp.stack([holes.picture, shown]), holes.visible)
         picture, warp = np.asarray(latents)
-        yield Latents(picture, warp, np.asarray(known), holes.prompt)
+        yield Latents(picture, warp, np.asarray(known), holes.picture, shown, holes.visible, holes.prompt)
 
 
 def encode_all(autoencoder: str, pictures: str, folder: Path, parts: slice = slice(None)) -> None:
@@ -97,12 +138,12 @@ def encode_all(autoencoder: str, pictures: str, folder: Path, parts: slice = sli
 
 def load_latents(folder: Path, text_folder: str) -> dict[str, Any]:
     """Every encoded picture of a folder, and its prompt's embedding by the number of the prompt."""
-    picture, warp, known, texts = zip(*records.read(folder, Latents, "training.train_flux"), strict=True)
+    *arrays, texts = zip(*records.read(folder, Latents, "training.train_flux"), strict=True)
     unique = sorted({"", *texts})  # the empty one is first
     with about("--text"):
         tokens = embed_prompts(Path(text_folder), unique, TEXT_LENGTH).astype(np.float16)
     number = np.array([unique.index(text) for text in texts])
-    stacked = {"picture": np.stack(picture), "warp": np.stack(warp), "known": np.stack(known)}
+    stacked = {name: np.stack(values) for name, values in zip(Latents._fields, arrays, strict=False)}
     return stacked | {"number": number, "tokens": tokens}
 
 
@@ -117,7 +158,7 @@ def make_batch(
     """A batch of windows, each about a cell of a hole; some of their texts blanked."""
     size, rows, columns = windows[step % len(windows)]
     rows, columns = rows // ratio, columns // ratio
-    batch: dict[str, list[np.ndarray]] = {"picture": [], "warp": [], "known": []}
+    batch: dict[str, list[np.ndarray]] = {name: [] for name in Latents._fields if name in data}
     pick = rng.integers(len(data["picture"]), size=size)
     for k in pick:
         height, width = data["known"][k].shape
@@ -126,7 +167,8 @@ def make_batch(
         top = int(np.clip(y - rng.integers(rows), 0, height - rows))
         left = int(np.clip(x - rng.integers(columns), 0, width - columns))
         for name, values in batch.items():
-            values.append(data[name][k, top : top + rows, left : left + columns])
+            f = ratio if name in PIXELS else 1
+            values.append(data[name][k, f * top : f * (top + rows), f * left : f * (left + columns)])
     text = np.where(rng.random(size) < TEXT_DROPOUT, 0, data["number"][pick])
     return {name: np.stack(values) for name, values in batch.items()} | {"text": data["tokens"][text]}
 
@@ -155,8 +197,12 @@ def loss(
     key: Array,
     *,
     graphdefs: tuple[nnx.GraphDef, nnx.GraphDef],
+    look: Look | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """The weighted error of the velocity, and its mean in the holes alone."""
+    """The weighted error of the velocity, and its mean in the holes alone; with `looked_at` if there is a look.
+
+    Errors are those of what painting begins at less the truth: the velocity's times `STRENGTH`.
+    """
     keys = jax.random.split(key, 5)
     z, known = batch["picture"].astype(jnp.float32), batch["known"][..., None].astype(jnp.float32)
     text = batch["text"].astype(jnp.float32)
@@ -164,17 +210,43 @@ def loss(
     # One time from each of B equal slices: the loss varies less from step to step than with independent ones.
     share = (jnp.arange(size, dtype=jnp.float32) + jax.random.uniform(keys[0], (size,))) / size
     logits = TIME_SHIFT + TIME_SPREAD * jax.scipy.special.ndtri(jnp.clip(share, 1e-4, 1 - 1e-4))
-    t = jax.nn.sigmoid(logits)
+    # Half of them are where painting begins.
+    t = STRENGTH * jnp.where(jnp.arange(size) % 2 == 0, 1.0, jax.nn.sigmoid(logits))
     eps = jax.random.normal(keys[1], z.shape)
     at = t[:, None, None, None]
     guidance = jnp.exp(jax.random.uniform(keys[2], (size,), minval=np.log(GUIDANCE[0]), maxval=np.log(GUIDANCE[1])))
     scale = jax.random.uniform(keys[3], (), minval=CONTROL_SCALE[0], maxval=CONTROL_SCALE[1])
-    condition = pack(jnp.concatenate([batch["warp"].astype(jnp.float32), known], -1))
-    v = predict(graphdefs, parameters, (1 - at) * z + at * eps, condition, text, t, guidance, scale)
-    error = jnp.square(v - pack(eps - z))
+    warp = batch["warp"].astype(jnp.float32)
+    condition = pack(jnp.concatenate([warp, known], -1))
+    velocity = (flow.noised(warp, eps, STRENGTH) - z) / STRENGTH
+    x = z + at * velocity
+    v = predict(graphdefs, parameters, x, condition, text, t, guidance, scale)
+    error = jnp.square(STRENGTH * (v - pack(velocity)))
     hole = pack(jnp.broadcast_to(1 - known, z.shape))
     weights = KNOWN_WEIGHT + (1 - KNOWN_WEIGHT) * hole
-    return jnp.sum(weights * error) / jnp.sum(weights), {"in_holes": jnp.sum(hole * error) / jnp.sum(hole)}
+    value, more = jnp.sum(weights * error) / jnp.sum(weights), {"in_holes": jnp.sum(hole * error) / jnp.sum(hole)}
+    if look is None:
+        return value, more
+    grid = z.shape[1] // 2, z.shape[2] // 2
+    seen = looked_at(look, x - at * unpack(v, grid), batch)
+    return value + PIXEL_WEIGHT * seen["pixels"] + FEATURE_WEIGHT * seen["features"], more | seen
+
+
+def looked_at(look: Look, latents: Array, batch: dict[str, Array]) -> dict[str, Array]:
+    """How clean latents look in the holes, what is known pasted back: the absolute error, 1 less features' cosine."""
+    coder, describer = nnx.merge(*look.coder), nnx.merge(*look.describer)
+    hole = 1 - batch["visible"][..., None].astype(jnp.float32)
+    painted = jnp.clip(coder.decode(coder.unscale_latents(latents)), -BEYOND, BEYOND)
+    truth, shown = to_unit(batch["truth"]), to_unit(batch["shown"])
+    pasted = jnp.where(hole > 0, painted, shown)
+    found, there = (describer.features(normalise(0.5 * x + 0.5)) for x in (pasted, truth))
+    found, there = (x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6) for x in (found, there))
+    patch = describer.config.patch_size
+    share = hole.reshape(len(hole), hole.shape[1] // patch, patch, hole.shape[2] // patch, patch).mean((2, 4))
+    return {
+        "pixels": jnp.sum(hole * jnp.abs(pasted - truth)) / (3 * jnp.sum(hole)),
+        "features": jnp.sum(share * (1 - jnp.sum(found * there, -1))) / jnp.sum(share),
+    }
 
 
 def build(
@@ -195,7 +267,9 @@ def main() -> None:
     parser.add_argument("--autoencoder", default=str(WEIGHTS.with_name("flux_autoencoder")))
     parser.add_argument("--text", default=str(WEIGHTS.with_name("text_encoder")))
     parser.add_argument("--init", default=None, help="a transformer's folder to start from; its ControlNet lies beside")
-    parser.add_argument("--whole", action="store_true", help="every third step sees whole pictures")
+    parser.add_argument("--whole", action="store_true", help="steps see whole pictures")
+    parser.add_argument("--look", action="store_true", help="also learn how paintings look in the holes")
+    parser.add_argument("--features", default=str(WEIGHTS.with_name("featup")), help="the small DINO's folder")
     parser.add_argument("--encode-only", action="store_true", help="make the latents and stop")
     args = parser.parse_args()
     workdir = Path(args.workdir)
@@ -216,20 +290,21 @@ def main() -> None:
     (graphdef, transformer), (control_graphdef, controlnet) = (nnx.split(network) for network in networks)
     graphdefs = graphdef, control_graphdef
     batches = [make_batch(np.random.default_rng([2, k]), k, data=unseen, windows=WINDOWS) for k in range(6)]
-    measure = jax.jit(partial(loss, graphdefs=graphdefs))
+    look = Look.load(args.autoencoder, args.features) if args.look else None
+    measure = jax.jit(partial(loss, graphdefs=graphdefs, look=look))
 
     def evaluate(mean: dict[str, nnx.State]) -> dict[str, float]:
         values = [measure(mean, batch, jax.random.key(k)) for k, batch in enumerate(batches)]
         return {
             "heldout_loss": float(np.mean([float(value) for value, _ in values])),
-            "heldout_in_holes": float(np.mean([float(more["in_holes"]) for _, more in values])),
+            **{f"heldout_{name}": float(np.mean([float(more[name]) for _, more in values])) for name in values[0][1]},
         }
 
     mean = training.train(
-        partial(loss, graphdefs=graphdefs),
+        partial(loss, graphdefs=graphdefs, look=look),
         {"transformer": transformer, "controlnet": controlnet},
         partial(make_batch, data=data, windows=WHOLE if args.whole else WINDOWS),
-        training.TrainConfig.of(args, weight_decay=1e-2, adam=ADAM),
+        training.TrainConfig.of(args, save_every=240.0, weight_decay=1e-2, adam=ADAM),
         args.workdir,
         evaluate=evaluate,
     )

@@ -133,6 +133,16 @@ class FirstFrames:
     reimpose: bool = setting(
         False, "put what is known back into the latents at every step, beside the pixels at the end"
     )
+    infill: bool = setting(
+        False,
+        "fill the holes (Telea) of the warp that the painter is shown: how the small one was trained; false: they are "
+        "black, or grey for Fill, as published",
+    )
+    strength: float = setting(
+        1.0,
+        "the share of noise that painting begins with, over that filling; 1: noise alone, as published",
+        between(0.01, 1),
+    )
     given: str = setting(
         "",
         "first frames of your own: a folder of NAME.png (left_8.png), height x width, taken as they are; or one "

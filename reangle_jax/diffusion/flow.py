@@ -35,11 +35,19 @@ class Shift:
         return self.base + (self.max - self.base) * (tokens - self.base_tokens) / (self.max_tokens - self.base_tokens)
 
 
-def times(steps: int, tokens: int, shift: Shift | None = None) -> Float64[np.ndarray, " _"]:
-    """The times of a sampler, from noise (1) to clean (0), both ends included: ``steps`` + 1 of them."""
+def times(steps: int, tokens: int, shift: Shift | None = None, *, strength: float = 1.0) -> Float64[np.ndarray, " _"]:
+    """The times of a sampler, from noise (1) to clean (0), both ends included: ``steps`` + 1 of them.
+
+    All of them are multiplied by the ``strength``: less than 1 begins at something `noised` to that time.
+    """
     growth = np.exp((shift or Shift()).exponent(tokens))
     even = np.linspace(1.0, 1.0 / steps, steps)
-    return np.append(growth / (growth + 1.0 / even - 1.0), 0.0)
+    return strength * np.append(growth / (growth + 1.0 / even - 1.0), 0.0)
+
+
+def noised(clean: Float[Array, "*s"], noise: Float[Array, "*s"], time: Float[Array, ""] | float) -> Float[Array, "*s"]:
+    """Something clean as it is at a time."""
+    return (1 - time) * clean + time * noise
 
 
 def noise_levels(

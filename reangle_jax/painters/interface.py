@@ -32,6 +32,9 @@ class Painting(NamedTuple):
         window: the share of the steps that choose, from and to, of 0 to 1; see `reangle_jax.diffusion.control`.
         every: of these, each k-th.
         reimpose: whether what is known is put back into the latents at every step.
+        infill: whether the picture has its holes filled, and the model is shown that filling where it is otherwise
+            shown its own colour of holes.
+        strength: the share of noise, over the filled picture, that painting begins with; 1: nothing but noise.
         fewest: candidates of the last step that chooses, to which S falls evenly; 0 keeps S.
     """
 
@@ -44,6 +47,8 @@ class Painting(NamedTuple):
     window: tuple[float, float]
     every: int
     reimpose: bool
+    infill: bool = False
+    strength: float = 1.0
     fewest: int = 0
 
 
@@ -147,7 +152,7 @@ class Painter(abc.ABC):
         Args:
             networks: from `load`.
             text: from `embed`, of one prompt.
-            picture: what is known, of the painter's size; elsewhere anything.
+            picture: what is known, of the painter's size; elsewhere the filling, or anything without ``how.infill``.
             visible: where it is known.
             how: the options.
             key: of all randomness.

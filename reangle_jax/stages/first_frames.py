@@ -23,6 +23,7 @@ from reangle_jax.arrays import Picture
 from reangle_jax.config import AUTO, FirstFrames, Settings
 from reangle_jax.data import files, pictures
 from reangle_jax.errors import InputError, NotFiniteError, about
+from reangle_jax.geometry import splat
 from reangle_jax.painters.interface import Chosen, Reward
 from reangle_jax.progress import progress
 from reangle_jax.randomness import named_key
@@ -168,6 +169,7 @@ class Studio:
         if done:
             _log.info("%s goes on after step %d", unit.view, done)
         networks, text = self._networks
+        shown = splat.infill(warp[None], visible[None])[0] if how.infill else warp
         with (
             work.stop.at_safe_points() as stop,
             progress(how.steps, f"first_frames: {unit.view}", initial=done, unit="step") as bar,
@@ -188,7 +190,7 @@ class Studio:
             painted = self.painter.paint(
                 networks,
                 text,
-                warp,
+                shown,
                 visible,
                 how,
                 key=named_key(self.settings.seed, "first_frames", unit.view),

@@ -95,6 +95,17 @@ def test_a_candidate_keeps_the_marginal(rng):
     np.testing.assert_allclose(flow.clean(x, jnp.asarray(eps - clean, jnp.float32), c.time), clean, atol=1e-5)
 
 
+def test_what_begins_at_something_noised_goes_straight_to_what_is_clean(rng):
+    clean, near, eps = jnp.asarray(rng.normal(size=(3, 4, 8)), jnp.float32)
+    times = flow.times(6, 1350, strength=0.4)
+    np.testing.assert_allclose(times, 0.4 * flow.times(6, 1350))
+    begin = x = flow.noised(near, eps, 0.4)
+    np.testing.assert_allclose(begin, 0.6 * near + 0.4 * eps, rtol=1e-6)
+    for index in range(6):
+        x = flow.advance(x, (begin - clean) / 0.4, Coefficients.of(times, np.zeros(6)).step(index))
+    np.testing.assert_allclose(x, clean, atol=1e-5)
+
+
 def test_an_unknown_noise():
     with pytest.raises(ValueError, match="ddim, constant"):
         flow.noise_levels(flow.times(4, 256), 1.0, "pink")

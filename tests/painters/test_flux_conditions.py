@@ -63,6 +63,17 @@ def test_fills_condition(picture, visible):
     np.testing.assert_array_equal(tokens[..., 12:], packed)
 
 
+@pytest.mark.parametrize("told", [conditions.control_condition, conditions.fill_condition])
+def test_a_filled_picture_is_told_as_it_is_and_its_holes_are_told_all_the_same(picture, visible, told):
+    plain = told(Means(), picture, visible, key=None)
+    found = told(Means(), picture, visible, key=None, filled=True)
+    everywhere = told(Means(), picture, jnp.ones_like(visible), key=None)
+    size = 4 * 3  # of the latents in a token; the mask follows
+    np.testing.assert_array_equal(found[..., :size], everywhere[..., :size])
+    np.testing.assert_array_equal(found[..., size:], plain[..., size:])
+    assert np.abs(np.asarray(found - plain)[..., :size]).max() > 0.1
+
+
 def test_the_condition_is_drawn_by_key(picture, visible):
     draws = [conditions.control_condition(Means(), picture, visible, key=jax.random.key(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(draws[0], draws[1])

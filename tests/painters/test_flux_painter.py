@@ -114,6 +114,42 @@ def test_the_condition_and_its_scale_matter(small):
         assert np.abs(paint(small, HOW._replace(candidates=1, **change))[0] - base).max() > 1e-3
 
 
+@pytest.mark.parametrize("reimpose", [False, True])
+def test_what_holes_are_filled_with_is_shown_if_it_is_said_and_not_without(small, monkeypatch, reimpose):
+    picture, visible = flux_networks.picture()
+    how = HOW._replace(candidates=1, reimpose=reimpose)
+    made = {}
+    for colour in (40, 200):
+        filled = np.where(visible[..., None], picture, np.uint8(colour))
+        monkeypatch.setattr(flux_networks, "picture", lambda filled=filled: (filled, visible))
+        made[colour] = [paint(small, how._replace(infill=infill))[0] for infill in (False, True)]
+    np.testing.assert_array_equal(made[40][0], made[200][0])
+    assert np.abs(made[40][1] - made[200][1]).max() > 1e-3
+
+
+def test_painting_that_begins_at_the_noised_filling_is_written_out(small):
+    strength = 0.6
+    made, _ = paint(small, HOW._replace(candidates=1, infill=True, strength=strength))
+    networks, text = models(small), small[2]
+    picture, visible = flux_networks.picture()
+    vae, unit = networks["vae"], jnp.asarray(picture / np.float32(127.5) - 1)[None]
+    condition = jax.jit(
+        lambda: conditions.control_condition(vae, unit, jnp.asarray(visible)[None], key=None, filled=True)
+    )()
+    latents = jax.jit(lambda: conditions.picture_latents(vae, unit))()
+
+    @jax.jit
+    def velocity(x, now):
+        shared = (jnp.asarray(text.tokens), jnp.asarray(text.pooled), now[None], jnp.array([3.5]), GRID)
+        return networks["transformer"](x, *shared, networks["controlnet"](x, condition, *shared, 0.9))
+
+    noise = jax.random.normal(jax.random.split(KEY, 3)[0], (8, 12, 4))[None]
+    x = pack((1 - strength) * latents + strength * noise)
+    for now, after in itertools.pairwise(strength * flow.times(5, TOKENS)):
+        x = x + np.float32(after - now) * velocity(x, jnp.float32(now))
+    np.testing.assert_allclose(made, decoded(vae, unpack(x, GRID)), atol=2e-5)
+
+
 def test_candidates_raise_the_reward(small):
     plain, _ = paint(small, HOW._replace(candidates=1))
     made, seen = paint(small, HOW._replace(candidates=6))

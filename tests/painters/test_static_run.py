@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import jax
 import numpy as np
 import pytest
@@ -186,6 +187,33 @@ def test_order_reward_and_size_as_given(inputs, again, until):
     assert made.shape == small.shape
     inside = toy.far_from_holes(seen)
     assert np.abs(made[inside].astype(int) - small[inside]).mean() < 12  # of 100: what is known is where it was
+
+
+@pytest.mark.parametrize("infill", [False, True])
+def test_the_painter_is_shown_holes_filled_if_asked(inputs, again, until, monkeypatch, infill):
+    until("first_frames")
+    shown, paint = [], toy.ToyPainter.paint
+
+    def seen(self, networks, text, picture, visible, how, **options):
+        shown.append((picture, visible, how.infill))
+        return paint(self, networks, text, picture, visible, how, **options)
+
+    monkeypatch.setattr(toy.ToyPainter, "paint", seen)
+    assert call(inputs, again, "--config.first_frames.candidates=1", f"--config.first_frames.infill={infill}") == 0
+    assert len(shown) == len(VIEWS)
+    order = sorted(VIEWS.values(), key=lambda name: seen_of(again, name))
+    for name, (picture, visible, told) in zip(order, shown, strict=True):
+        warp, known = pictures.read_holes(again / "views" / name / "first_warp.png")
+        filled = cv2.inpaint(warp, (~known).astype(np.uint8), 3, cv2.INPAINT_TELEA)
+        np.testing.assert_array_equal(picture, filled if infill else warp)
+        np.testing.assert_array_equal(visible, known)
+        assert told is infill
+        assert (filled[~known] != warp[~known]).any()
+
+
+def seen_of(workdir, name):
+    """How little of a view is seen: views are painted in this order."""
+    return -pictures.read_holes(workdir / "views" / name / "first_warp.png")[1].mean()
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from flax import nnx
 
 from reangle_jax import checkpoints
+from reangle_jax.models.dino import FeatUp, FeatUpConfig
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.tokens import pack
@@ -30,7 +32,18 @@ def data():
     known[1, 20:23, 2:6] = False
     latents = rng.normal(size=(2, 2, *CELLS, 16)).astype(np.float16)
     tokens = rng.normal(size=(2, 5, 128)).astype(np.float16)
-    return {"picture": latents[0], "warp": latents[1], "known": known, "number": np.array([1, 1]), "tokens": tokens}
+    visible = known.repeat(4, 1).repeat(4, 2)
+    pixels = rng.integers(0, 256, (2, 2, *visible.shape[1:], 3), np.uint8)
+    return {
+        "picture": latents[0],
+        "warp": latents[1],
+        "known": known,
+        "truth": pixels[0],
+        "shown": np.where(visible[..., None], pixels[0], pixels[1]),
+        "visible": visible,
+        "number": np.array([1, 1]),
+        "tokens": tokens,
+    }
 
 
 def test_every_window_shows_a_hole_and_some_lose_their_text(data):
@@ -49,6 +62,9 @@ def test_a_window_is_cut_alike_from_all_that_belongs_together(data):
     marked = data | {"warp": data["picture"] + 1, "picture": data["picture"]}
     batch = train_flux.make_batch(np.random.default_rng(1), 0, data=marked, windows=((8, 64, 96),))
     np.testing.assert_allclose(batch["warp"] - batch["picture"], 1, atol=0.01)
+    np.testing.assert_array_equal(batch["visible"], batch["known"].repeat(4, 1).repeat(4, 2))
+    np.testing.assert_array_equal(batch["truth"][batch["visible"]], batch["shown"][batch["visible"]])
+    assert batch["truth"].shape == (8, 64, 96, 3)
 
 
 @pytest.mark.parametrize("where", ["holes", "known"])
@@ -56,12 +72,12 @@ def test_an_error_in_a_hole_weighs_ten_times_one_in_what_is_known(data, monkeypa
     batch = jax.tree.map(
         jnp.asarray, train_flux.make_batch(np.random.default_rng(0), 1, data=data, windows=((2, 128, 192),))
     )
-    batch["picture"] = jnp.zeros_like(batch["picture"])  # the velocity is then the noise, x / t
+    batch["picture"] = jnp.zeros_like(batch["picture"])  # the velocity is then x / t
     known = batch["known"][..., None].astype(jnp.float32)
     wrong = pack(jnp.broadcast_to(known if where == "known" else 1 - known, batch["picture"].shape))
 
     def predict(graphdefs, parameters, x, condition, text, t, guidance, scale):
-        return pack(x / t[:, None, None, None]) + wrong
+        return pack(x / t[:, None, None, None]) + wrong / train_flux.STRENGTH  # an error of 1 where painting begins
 
     monkeypatch.setattr(train_flux, "predict", predict)
     unused, _ = nnx.split(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
@@ -72,7 +88,39 @@ def test_an_error_in_a_hole_weighs_ten_times_one_in_what_is_known(data, monkeypa
     np.testing.assert_allclose(more["in_holes"], float(where == "holes"), atol=1e-4)
 
 
-def test_the_loss_teaches_both_networks(data):
+class Flat(nnx.Module):
+    """Decodes a cell to the colour that its first three channels are."""
+
+    def unscale_latents(self, latents):
+        return latents
+
+    def decode(self, latents):
+        return jnp.repeat(jnp.repeat(latents[..., :3], 4, 1), 4, 2)
+
+
+def small_look():
+    describer = FeatUp(FeatUpConfig(width=8, depth=1, heads=1, patch_size=8, native_grid=4, stages=1), rngs=nnx.Rngs(0))
+    return train_flux.Look(nnx.split(Flat()), nnx.split(describer))
+
+
+def test_paintings_are_looked_at_in_their_holes_alone(data):
+    look = small_look()
+    cells = np.random.default_rng(0).uniform(-0.8, 0.8, (2, *CELLS, 16)).astype(np.float32)
+    truth = np.round((cells[..., :3] + 1) * 127.5).astype(np.uint8).repeat(4, 1).repeat(4, 2)
+    batch = jax.tree.map(jnp.asarray, {"truth": truth, "shown": truth, "visible": data["visible"]})
+    seen = jax.jit(lambda latents: train_flux.looked_at(look, latents, batch))
+    hole = ~data["known"][..., None]
+    exact, elsewhere, wrong = (seen(jnp.asarray(x)) for x in (cells, np.where(hole, cells, 0.3), cells + 0.1 * hole))
+    for found in (exact, elsewhere):
+        assert found["pixels"] < 0.005  # colours are rounded to bytes
+        assert found["features"] < 0.005
+    assert float(wrong["pixels"]) == pytest.approx(0.1, abs=0.005)
+    far = seen(jnp.asarray(np.where(hole, -cells, cells)))
+    assert far["features"] > 10 * max(float(exact["features"]), 1e-4)
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_the_loss_teaches_both_networks(data, looked):
     config = dataclasses.replace(FluxConfig.tiny(), **SIZES, num_single_layers=1)
     control = dataclasses.replace(ControlNetConfig.tiny(), **SIZES, base_layers=1, axes_dims_rope=config.axes_dims_rope)
     networks = [nnx.split(network) for network in train_flux.build(config, control, 0)]
@@ -80,9 +128,19 @@ def test_the_loss_teaches_both_networks(data):
     parameters = {"transformer": networks[0][1], "controlnet": networks[1][1]}
     drawn = train_flux.make_batch(np.random.default_rng(0), 0, data=data, windows=((2, 16, 16),))
     batch = jax.tree.map(jnp.asarray, drawn)
-    both = jax.jit(jax.value_and_grad(lambda p: train_flux.loss(p, batch, jax.random.key(0), graphdefs=graphdefs)[0]))
-    value, gradient = both(parameters)
-    assert 1 < value < 4
+    rest = {"graphdefs": graphdefs, "look": small_look() if looked else None}
+
+    def value_of(p):
+        return train_flux.loss(p, batch, jax.random.key(0), **rest)
+
+    (value, more), gradient = jax.jit(jax.value_and_grad(value_of, has_aux=True))(parameters)
+    if looked:
+        added = train_flux.PIXEL_WEIGHT * more["pixels"] + train_flux.FEATURE_WEIGHT * more["features"]
+        assert added > 0.1
+        value -= added
+    # An untrained velocity is 0: what is missed is (1 - s) warp + s eps - z, all of unit variance.
+    s = train_flux.STRENGTH
+    assert value == pytest.approx((1 - s) ** 2 + s**2 + 1, rel=0.25)
     # A fresh ControlNet's last map is zero: it learns first.
     moved = {
         name: jax.tree.leaves(jax.tree.map(lambda g: float(jnp.abs(g).max()), gradient[name])) for name in gradient
@@ -101,8 +159,13 @@ def test_encoded_pictures_are_scaled_and_know_whole_cells_only(tmp_path):
     warp = np.where(visible[..., None], picture, np.uint8(0))
     (found,) = train_flux.encoded(str(tmp_path), [Holes(picture, warp, visible, "a prompt")])
     assert np.argwhere(~found.known).tolist() == [[1, 2]]
-    mean, _ = network.encode(jnp.asarray(picture[None], jnp.float32) / 127.5 - 1)
-    np.testing.assert_allclose(found.picture, 2 * (mean[0] - 0.5), atol=0.01)
+    filled = cv2.inpaint(warp, (~visible).astype(np.uint8), 3, cv2.INPAINT_TELEA)
+    assert (filled != warp).any()
+    for name, pixels in (("picture", picture), ("warp", filled)):
+        mean, _ = network.encode(jnp.asarray(pixels[None], jnp.float32) / 127.5 - 1)
+        np.testing.assert_allclose(getattr(found, name), 2 * (mean[0] - 0.5), atol=0.01)
+    np.testing.assert_array_equal(found.shown, filled)
+    np.testing.assert_array_equal(found.truth, picture)
     assert found.prompt == "a prompt"
 
 

@@ -32,16 +32,17 @@ def control_condition(
     visible: Bool[Array, "B H W"],
     *,
     key: Array | None,
+    filled: bool = False,
 ) -> Float[Array, "B N D"]:
     """The inpainting ControlNet's condition: latents of the picture with black holes, and which cells are known.
 
-    The picture is in [-1, 1], anything in its holes. The key is of the draw from the posterior, as published; None
-    takes its mean.
+    The picture is in [-1, 1], anything in its holes, which are left as they are if it is said to be ``filled``. The key
+    is of the draw from the posterior, as published; None takes its mean.
 
     Returns:
         Tokens of 4 (C + 1) features, 68 of FLUX.1's.
     """
-    latents = _encoded(vae, jnp.where(visible[..., None], picture, -1.0), key)
+    latents = _encoded(vae, holed(picture, visible, -1.0, filled), key)
     known = known_cells(visible, vae.config.spatial_compression_ratio)[..., None]
     return pack(jnp.concatenate([latents, known.astype(latents.dtype)], axis=-1))
 
@@ -52,6 +53,7 @@ def fill_condition(
     visible: Bool[Array, "B H W"],
     *,
     key: Array | None,
+    filled: bool = False,
 ) -> Float[Array, "B N D"]:
     """What Fill is given beside the noised latents: those of the picture with grey holes, and every pixel's mask.
 
@@ -60,9 +62,16 @@ def fill_condition(
     Returns:
         Tokens of 4 C + 4 ratio^2 features, 64 + 256 of FLUX.1's; 1 of the mask is a hole.
     """
-    latents = _encoded(vae, jnp.where(visible[..., None], picture, 0.0), key)
+    latents = _encoded(vae, holed(picture, visible, 0.0, filled), key)
     holes = _by_cell(~visible, vae.config.spatial_compression_ratio)
     return jnp.concatenate([pack(latents), pack(holes.astype(latents.dtype))], axis=-1)
+
+
+def holed(
+    picture: Float[Array, "*b H W 3"], visible: Bool[Array, "*b H W"], colour: float, filled: bool
+) -> Float[Array, "*b H W 3"]:
+    """A picture whose holes have a colour, or, if they are ``filled``, what the picture has there."""
+    return picture if filled else jnp.where(visible[..., None], picture, colour)
 
 
 def _encoded(vae: Autoencoder, picture: Array, key: Array | None) -> Array:

@@ -99,7 +99,7 @@ def _kept(role: str, network: Network, shares: Shares) -> float:
 def planned(how: Painting, tokens: int) -> control.Plan:
     """What each step of painting so many tokens does."""
     return control.plan(
-        flow.times(how.steps, tokens),
+        flow.times(how.steps, tokens, strength=how.strength),
         candidates=how.candidates,
         fewest=how.fewest or None,
         eta=how.eta,

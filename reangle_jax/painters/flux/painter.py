@@ -111,11 +111,14 @@ class FluxPainter(Painter):
         start, draw, choose = jax.random.split(key, 3)
         noise = jax.random.normal(start, self._latents, jnp.float32)
         shown, seen = jnp.asarray(picture), jnp.asarray(visible)
+        begin = noise
+        if how.strength < 1:
+            begin = flow.noised(self._encoded(networks.vae, to_unit(shown)), noise, how.strength)
         arguments = Arguments(
             networks,
             text,
-            self._told(networks.vae, shown, seen, draw),
-            self._known(networks.vae, shown, seen, noise) if how.reimpose else None,
+            self._told(networks.vae, shown, seen, draw, how.infill),
+            self._known(networks.vae, shown, seen, noise, how.infill) if how.reimpose else None,
             jnp.full((1,), how.guidance_scale, jnp.float32),
             jnp.float32(how.control_scale),
         )
@@ -125,7 +128,7 @@ class FluxPainter(Painter):
             on_step(record, None if table is None else Chosen(step, table, kept))
 
         end = self._control.sample(
-            noise,
+            begin,
             plan,
             arguments,
             key=choose,
@@ -192,7 +195,7 @@ class FluxPainter(Painter):
         known = arguments.known
         if known is None:
             return states
-        there = (1 - time) * known.latents + time * known.noise
+        there = flow.noised(known.latents, known.noise, time)
         return jnp.where(known.cells[None], there[None], states)
 
     def _autoencoder(self, parameters: nnx.State) -> Autoencoder:
@@ -215,22 +218,21 @@ class FluxPainter(Painter):
     def _told(self) -> Callable[..., Float[Array, "1 N D"]]:
         told = conditions.fill_condition if self.name == FILL else conditions.control_condition
 
-        @jax.jit
-        def condition(vae: nnx.State, picture: Array, visible: Array, key: Array) -> Array:
+        def condition(vae: nnx.State, picture: Array, visible: Array, key: Array, filled: bool) -> Array:
             drawn = None if self.name == TINY else key  # the small family was trained on means
-            return told(self._autoencoder(vae), to_unit(picture)[None], visible[None], key=drawn)
+            return told(self._autoencoder(vae), to_unit(picture)[None], visible[None], key=drawn, filled=filled)
 
-        return condition
+        return jax.jit(condition, static_argnums=4)
 
     @functools.cached_property
     def _encoded(self) -> Callable[[nnx.State, Array], Float[Array, "h w C"]]:
         return jax.jit(lambda vae, picture: conditions.picture_latents(self._autoencoder(vae), picture[None])[0])
 
-    def _known(self, vae: nnx.State, picture: Array, visible: Array, noise: Array) -> Known:
-        """What is known of a picture whose holes are grey; its noise is the one that painting begins with."""
+    def _known(self, vae: nnx.State, picture: Array, visible: Array, noise: Array, filled: bool) -> Known:
+        """What is known of a picture whose holes are grey or filled; its noise is what painting begins with."""
         cells = conditions.known_cells(visible[None], self.networks["vae"].config.spatial_compression_ratio)[0]
-        grey = jnp.where(visible[..., None], to_unit(picture), 0.0)
-        return Known(self._encoded(vae, grey), cells[..., None], noise)
+        whole = conditions.holed(to_unit(picture), visible, 0.0, filled)
+        return Known(self._encoded(vae, whole), cells[..., None], noise)
 
     @functools.cached_property
     def _edit(self) -> Callable[..., Float[Array, "h w C"]]:
