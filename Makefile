@@ -17,7 +17,7 @@ SHORT := --config.finetune.steps=4 --config.sample.steps=2 --config.views=left:1
   --config.evaluate.untuned=False
 PUBLISHED := build/published
 
-.PHONY: demo demo-static test test-fast published lint format docs bench clean
+.PHONY: demo demo-static test test-fast published wheel wheel-as-user lint format docs bench clean
 
 demo: $(VENV)/.runtime
 	$(PY) -m reangle_jax.main --config configs/demo.py --workdir $(DEMO) $(ARGS)
@@ -33,13 +33,21 @@ test: $(VENV)/.test
 test-fast: $(VENV)/.test
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not parity" $(ARGS)
 
-# The wheel is made from the sdist. Neither the repository nor an installed package is in its reach.
 published:
+	$(MAKE) wheel
+	$(MAKE) wheel-as-user
+
+# The wheel is made from the sdist.
+wheel:
 	rm -rf $(PUBLISHED)
 	$(PYTHON) -m venv $(PUBLISHED)/tools
 	$(PUBLISHED)/tools/bin/python -m pip install --quiet --disable-pip-version-check build twine
 	$(PUBLISHED)/tools/bin/python -m build --outdir $(PUBLISHED)/dist .
 	$(PUBLISHED)/tools/bin/python -m twine check --strict $(PUBLISHED)/dist/*
+
+# Neither the repository nor an installed package is in its reach.
+wheel-as-user:
+	rm -rf $(PUBLISHED)/user $(PUBLISHED)/run $(PUBLISHED)/set
 	$(PYTHON) -m venv $(PUBLISHED)/user
 	$(PUBLISHED)/user/bin/python -m pip install --quiet --disable-pip-version-check $(PUBLISHED)/dist/*.whl
 	cp -r configs assets $(PUBLISHED)
@@ -77,9 +85,14 @@ $(VENV)/.runtime: setup.py | $(PY)
 	@touch $@
 
 # The PyTorch originals, for parity, are pinned for Python 3.11; elsewhere everything else is tested.
-$(VENV)/.test: setup.py | $(PY)
+$(VENV)/.torch: setup.py | $(PY)
 	if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
-	  $(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0 && \
+	  $(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0; \
+	fi
+	@touch $@
+
+$(VENV)/.test: setup.py | $(VENV)/.torch
+	if $(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then \
 	  $(PY) -m pip install --quiet --disable-pip-version-check -e '.[test,parity]' && \
 	  $(PY) -m pip install --quiet --disable-pip-version-check --no-deps mini-dust3r==0.1.2 lpips==0.1.4; \
 	else \
