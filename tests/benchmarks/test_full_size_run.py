@@ -36,7 +36,7 @@ def on_host(monkeypatch):
 @pytest.mark.usefixtures("optax_promotion", "on_host")
 @pytest.mark.parametrize(("name", "base"), [("finetune", "int8"), ("sample", "auto"), ("decode", "auto")])
 def test_steps_are_taken_and_timed(name, base, monkeypatch, capsys):
-    monkeypatch.setattr(plan, "chip_peak", lambda: 1e9)
+    monkeypatch.setitem(plan.CHIPS, "cpu", (1e9, 1.0))
     case = Small(base, "matmuls", rank=4, short=True)
     prepared = full_size_run.prepare(name, case)
     said = capsys.readouterr().err.splitlines()  # at once: what comes next may take minutes
