@@ -3,9 +3,10 @@
 import gc
 import os
 
+from tests import quick_compilation
+
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-# Without LLVM's optimisation: most programs run once, and compiling them was half of the suite's time.
-os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] += f" {quick_compilation.FLAGS}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Compiled programs are kept between test runs, those of subprocesses too: most of the suite's time is compilation.

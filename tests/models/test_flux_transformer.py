@@ -14,6 +14,7 @@ from reangle_jax.models.flux.tokens import pack
 from reangle_jax.models.flux.transformer import FluxTransformer
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.nn.execution import Execution
+from tests import quick_compilation
 
 GRID = (2, 3)
 SMALL = dataclasses.replace(FluxConfig.tiny(), num_attention_heads=1, num_single_layers=1)
@@ -57,10 +58,12 @@ def test_a_fresh_controlnet_changes_nothing_and_a_trained_one_does(rng):
     model, control = FluxTransformer(SMALL, rngs=nnx.Rngs(0)), FluxControlNet(CONTROL, rngs=nnx.Rngs(1))
     args = inputs(rng, SMALL)
     condition = jnp.asarray(rng.normal(size=(2, GRID[0] * GRID[1], CONTROL.condition_channels)), jnp.float32)
+    call = jax.jit(lambda model, *rest: model(*args, GRID, *rest), compiler_options=quick_compilation.USERS_LOOPS)
     residuals = control(args[0], condition, *args[1:], GRID)
     assert not np.asarray(residuals).any()
-    assert np.array_equal(model(*args, GRID), model(*args, GRID, residuals))
-    assert not np.allclose(model(*args, GRID), model(*args, GRID, residuals + 1.0))
+    plain = call(model)
+    assert np.array_equal(plain, call(model, residuals))
+    assert not np.allclose(plain, call(model, residuals + 1.0))
 
 
 def test_rematerialising_and_attention_change_no_number(rng):

@@ -11,6 +11,7 @@ from converters.tables.clip import table
 from reangle_jax.checkpoints import abstract, parameter_paths
 from reangle_jax.models.text.clip import CLIPConfig, CLIPTextEncoder
 from reangle_jax.models.text.clip_tokenizer import CLIPTokenizer
+from tests import quick_compilation
 from tests.clip_files import write_clip_tokenizer
 from tests.conversion import convert, fill, revert
 from tests.parity.test_tokenizers import ODD
@@ -63,7 +64,8 @@ def test_tower(towers, rng, eos):
         row[end:] = SMALL.vocab_size - 1
     with torch.no_grad():
         expected = theirs(input_ids=torch.from_numpy(ids))
-    tokens, pooled = jax.jit(lambda model, ids: model(ids))(ours, jnp.asarray(ids, jnp.int32))
+    call = jax.jit(lambda model, ids: model(ids), compiler_options=quick_compilation.USERS_LOOPS)
+    tokens, pooled = call(ours, jnp.asarray(ids, jnp.int32))
     # Float32 on both sides, outputs of order 1 (they end in a norm); sums in another order.
     assert 0.3 < expected.last_hidden_state.std() < 3
     np.testing.assert_allclose(tokens, expected.last_hidden_state.numpy(), atol=2e-5)

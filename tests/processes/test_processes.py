@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from launch import local
 from reangle_jax.data import files
+from tests import quick_compilation
 from tests.processes.small import STEPS, write_inputs
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def start(config, workdir, *, processes=2, mesh="u:2", what="", flags=()):
     command += [f"--config.mesh={mesh}", *flags]
     own = local.environments(processes, 1, local.free_port()) if processes > 1 else [{}]
     # As in conftest.py, but for the devices.
-    common = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+    common = {"PYTHONPATH": str(ROOT), "XLA_FLAGS": quick_compilation.FLAGS, "JAX_PLATFORMS": "cpu"}
     pipe = subprocess.PIPE
     return [
         subprocess.Popen(command, env=os.environ | one | common, stdout=pipe, stderr=pipe, text=True) for one in own

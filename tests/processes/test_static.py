@@ -12,6 +12,7 @@ import pytest
 
 from launch import local
 from reangle_jax.data import files, pictures
+from tests import quick_compilation
 from tests.painters import static_inputs
 from tests.painters.static_inputs import HEIGHT, VIEWS, WIDTH
 
@@ -44,7 +45,7 @@ def run(inputs, workdir, *, processes, place="never"):
     ]
     command += [f"--workdir={workdir}", f"--config.first_frames.given={inputs / 'given'}"]
     command += [f"--config.mesh={'data:2,u:4' if processes > 1 else 'auto'}"]
-    common = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    common = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": quick_compilation.FLAGS, "JAX_PLATFORMS": "cpu"}
     own = local.environments(processes, 4, local.free_port()) if processes > 1 else [{}]
     pipe = subprocess.PIPE
     started = [subprocess.Popen(command, env=common | one, stdout=pipe, stderr=pipe, text=True) for one in own]
