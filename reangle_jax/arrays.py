@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num, UInt8
 
 AnyArray = jax.Array | np.ndarray
 """An array of JAX or NumPy: what pure functions take where both come."""
@@ -17,8 +17,8 @@ Pictures = Sequence[Picture] | UInt8[np.ndarray, "_ _ _ 3"]
 """Images, each of its own size, or a video's frames."""
 
 
-def to_unit(frames: UInt8[Array, "*s"]) -> Float[Array, "*s"]:
-    """Bytes to [-1, 1]."""
+def to_unit(frames: Num[Array, "*s"]) -> Float[Array, "*s"]:
+    """Levels of a byte, 0 to 255, to [-1, 1]."""
     return frames.astype(jnp.float32) / 127.5 - 1.0
 
 

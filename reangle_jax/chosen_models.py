@@ -298,7 +298,7 @@ def check(settings: Settings, names: Iterable[str]) -> None:
             `settings.model` or the clip's size (`Backbone.check`); its arrays are missing or truncated; a LoRA of
             `settings.loras` does not fit.
     """
-    classes, model = parts(settings), backbone(settings)
+    classes, model = parts(settings), _backbone(settings, settings.execution)
     for part in names:
         where = folder(settings, part)
         key = depth_key(settings) if part == "depth" else "config.weights"

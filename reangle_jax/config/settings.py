@@ -194,6 +194,10 @@ class Execution(Choice):
     )
 
 
+MODEL = "cogvideox-5b-i2v"  # the video model unless another is set
+_GRID = registry.ENTRIES[MODEL].grid
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """One run's settings, checked by `reangle_jax.config.parse`."""
@@ -201,9 +205,9 @@ class Settings:
     video: str = setting("", "a video file that FFmpeg reads, or a folder of frames; must be given", is_path=True)
     caption: str = setting("", "what the video shows; may be empty")
     start: int = setting(0, "first frame, in frames of the source", at_least(0))
-    num_frames: int = setting(49, "frames taken: 1 + 4k for CogVideoX")
+    num_frames: int = setting(49, f"frames taken: 1 + {_GRID.frames}k for {MODEL}")
     height: int = setting(
-        480, "in pixels, a multiple of 16 for CogVideoX; the video is resized to cover and centre-cropped"
+        480, f"in pixels, a multiple of {_GRID.multiple} for {MODEL}; the video is resized to cover and centre-cropped"
     )
     width: int = setting(720, "likewise")
     fps: float = setting(0.0, "resample to this rate; 0 keeps the source's", between(0, 1000))
@@ -260,7 +264,7 @@ class Settings:
     prompts: tuple[str, ...] = setting(
         (), "VIEW=PROMPT: what the model is told of a view, in place of its motion's words and the caption"
     )
-    model: str = setting("cogvideox-5b-i2v", "the video model", one_listed(registry.ENTRIES))
+    model: str = setting(MODEL, "the video model", one_listed(registry.ENTRIES))
     weights: str = setting(
         "",
         "folder of converted weights, with transformer/ vae/ text_encoder/; empty: weights/MODEL (tiny has its own)",

@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from reangle_jax.arrays import to_unit
 from reangle_jax.models.i3d import I3D, I3DConfig
 from reangle_jax.models.i3d.model import SIDE
 from reangle_jax.nn.resize import resize_bilinear
@@ -38,7 +39,7 @@ def describe_by(model: I3D) -> Describe:
     @jax.jit
     def run(state: Any, frames: Array) -> Array:
         images = resize_bilinear(frames.astype(jnp.float32), SIDE, SIDE, align_corners=False)
-        return nnx.merge(graphdef, state)(images[None] / 127.5 - 1.0)[0]
+        return nnx.merge(graphdef, state)(to_unit(images[None]))[0]
 
     return lambda frames: np.asarray(run(state, frames))
 
