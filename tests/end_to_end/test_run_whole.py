@@ -216,6 +216,7 @@ STATIC_ALONE = {
     "first_frames.caption": "a cat", "first_frames.candidates": 3, "first_frames.fewest": 2, "first_frames.eta": 0.5,
     "first_frames.noise": "constant", "first_frames.guided": "0.0:0.5", "first_frames.every": 2,
     "first_frames.order": "in:0.1,left:8", "first_frames.with_input": False, "first_frames.reimpose": True,
+    "first_frames.infill": True, "first_frames.strength": 0.6,
     "edit.source_caption": "a dog", "edit.steps": 9, "edit.skip": 2, "edit.guidance_scale": 2.5,
     "edit.source_guidance_scale": 1.0,
 }  # fmt: skip

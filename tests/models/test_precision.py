@@ -86,7 +86,7 @@ def test_float32_networks(name):
 def test_depth_of_a_video():
     graphdef, state = nnx.split(nnx.eval_shape(lambda: DepthAnything(DEPTH_SMALL, rngs=nnx.Rngs(0))))
     images = Shape((1, 70, 98, 3), jnp.float32)
-    assert_all_bits(lambda state, images: _estimate(graphdef, state, images, (64, 96)), state, images)
+    assert_all_bits(lambda state, images: _estimate(graphdef, state, images, (64, 96), False), state, images)
 
 
 def test_score():
