@@ -299,7 +299,7 @@ def _check_first_frames(s: Settings) -> None:
         words = f"it must be at most config.first_frames.candidates={s.first_frames.candidates}, or 0"
         raise InputError(f"config.first_frames.fewest={s.first_frames.fewest} is not possible: {words}")
     if s.first_frames.strength < 1 and not s.first_frames.infill:
-        words = "less than 1 begins at the filled warp: set config.first_frames.infill=True too"
+        words = "less than 1 begins at the filled warp: set config.first_frames.infill=True too, or 1 here"
         raise InputError(f"config.first_frames.strength={s.first_frames.strength:g} is not possible: {words}")
     if s.edit.caption and not painters.ENTRIES[s.first_frames.model].edits:
         able = " or ".join(name for name, entry in painters.ENTRIES.items() if entry.edits)
