@@ -101,7 +101,7 @@ def case(size: str) -> Case:
     transformer, vae = TransformerConfig.tiny(), VAEConfig.tiny()
     if size == "full":
         transformer = TransformerConfig.cogvideox_5b_i2v()
-        vae = dataclasses.replace(VAEConfig.cogvideox_5b(), param_dtype="bfloat16")
+        vae = VAEConfig(param_dtype="bfloat16")
     return Case(transformer, vae, 128 if size == "full" else 64)
 
 
@@ -152,7 +152,7 @@ def draws(case: Case, key: jax.Array) -> dict[str, jax.Array]:
         "pixels": jnp.exp(log_sigma) * jax.random.normal(keys[2], (batch, *case.pixels, 3)),
         "condition": jax.random.normal(keys[4], (batch, 1, *case.latents[1:])),
         "kept": jax.random.bernoulli(keys[5], 1.0 - case.options.condition_dropout, (batch, 1, 1, 1, 1)),
-        "t": jax.random.randint(keys[6], (batch,), 0, Schedule.cogvideox_5b().train_steps),
+        "t": jax.random.randint(keys[6], (batch,), 0, Schedule().train_steps),
         "eps": jax.random.normal(keys[7], shape),
     }
 

@@ -92,7 +92,7 @@ class Case(NamedTuple):
     @property
     def vae(self) -> VAEConfig:
         """Its autoencoder, as it is converted."""
-        config = dataclasses.replace(VAEConfig.cogvideox_5b(), param_dtype="bfloat16")
+        config = VAEConfig(param_dtype="bfloat16")
         return config.tiled(networks.TILE_SAMPLE) if self.tiles else config
 
     @property
@@ -170,7 +170,7 @@ def sampler(case: Case, mesh: Mesh) -> tuple[Sampler, networks.Network, networks
     """The sampler of 40 guided steps, the transformer, the autoencoder and the adapters."""
     transformer, vae, lora = video_networks(case, mesh)
     options = Sampling(40, guidance_scale=6.0, dynamic_guidance=True, sampler="ddim")
-    made = Sampler(transformer, vae, Schedule.cogvideox_5b(), options, num_frames=case.clip.num_frames)
+    made = Sampler(transformer, vae, Schedule(), options, num_frames=case.clip.num_frames)
     return made, transformer, vae, lora
 
 
@@ -238,7 +238,7 @@ def scoring(case: Case, mesh: Mesh) -> Program:
     """MEt3R of 25 candidates against up to six views of 256x256 (DUSt3R-512-DPT, FeatUp over DINO ViT-S/16)."""
     del case
     builds = (
-        lambda: Dust3r(Dust3rConfig.dpt_512(), rngs=nnx.Rngs(0)),
+        lambda: Dust3r(Dust3rConfig.large("dpt", 512), rngs=nnx.Rngs(0)),
         lambda: FeatUp(FeatUpConfig.vits16(), rngs=nnx.Rngs(0)),
     )
     graphs, states = zip(*(nnx.split(nnx.eval_shape(build)) for build in builds), strict=True)

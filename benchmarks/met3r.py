@@ -40,7 +40,7 @@ def random_networks(config: str, *, abstract: bool) -> tuple[Met3r, tuple[nnx.St
     scores 0, as it would if they were trained.
     """
     tiny = config == "tiny"
-    geometry = Dust3rConfig.tiny() if tiny else Dust3rConfig.linear_512()
+    geometry = Dust3rConfig.tiny() if tiny else Dust3rConfig.large("linear", 512)
     semantics = FeatUpConfig.tiny() if tiny else FeatUpConfig.vits16()
     rng = np.random.default_rng(0)
     graphs, states = [], []

@@ -49,7 +49,7 @@ def test_rows_are_divided_at_each_resolution_that_has_a_multiple(shares, part):
 def test_coding_takes_what_compilers_say(platform, decodes, shares, compiled, monkeypatch):
     """Of 49 frames of 480x720, nine at once, beside the parameters: v5e 2x4 and H100s, GiB."""
     monkeypatch.setattr("jax.default_backend", lambda: platform)
-    vae, clip = VAEConfig.cogvideox_5b(), Clip(49, 480, 720, "off")
+    vae, clip = VAEConfig(), Clip(49, 480, 720, "off")
     found = needs_of.coding_bytes(vae, clip, 9, shares, decodes=decodes) / GIB
     assert found == pytest.approx(compiled, rel=0.05)
     assert needs_of.coding_bytes(vae, clip._replace(tiles="on"), 9, shares, decodes=decodes) / GIB < 0.3 * found

@@ -39,7 +39,7 @@ from training.movers import moving_things
 from training.pool import ImagePool, load_pool
 
 WEIGHTS = tiny.WEIGHTS / "transformer"
-SCHEDULE = Schedule.cogvideox_5b()
+SCHEDULE = Schedule()
 TOKEN = 16  # pixels a side
 NOISED_IMAGES = 2  # noised first frames kept for each clip
 CONDITION_DROPOUT = 0.05

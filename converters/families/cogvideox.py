@@ -1,6 +1,5 @@
 """CogVideoX pipelines as diffusers keeps them: transformer, autoencoder, text encoder, tokenizer."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,19 +124,23 @@ MODELS = (
         "cogvideox-5b-i2v",
         "THUDM/CogVideoX-5b-I2V",
         LICENCE_5B,
-        (_transformer(TransformerConfig.cogvideox_5b_i2v(), 11.25), _vae(VAEConfig.cogvideox_5b()), TEXT_ENCODER),
+        (_transformer(TransformerConfig.cogvideox_5b_i2v(), 11.25), _vae(VAEConfig()), TEXT_ENCODER),
     ),
     Model(
         "cogvideox1.5-5b-i2v",
         "THUDM/CogVideoX1.5-5B-I2V",
         LICENCE_5B,
-        (_transformer(TransformerConfig.cogvideox1_5_5b_i2v(), 11.14), _vae(VAEConfig.cogvideox1_5_5b()), TEXT_ENCODER),
+        (
+            _transformer(TransformerConfig.cogvideox1_5_5b_i2v(), 11.14),
+            _vae(VAEConfig(invert_scale_latents=True)),
+            TEXT_ENCODER,
+        ),
     ),
     Model(
         "cogvideox-5b",
         "THUDM/CogVideoX-5b",
         LICENCE_5B,
-        (_transformer(TransformerConfig.cogvideox_5b(), 11.14), _vae(VAEConfig.cogvideox_5b()), TEXT_ENCODER),
+        (_transformer(TransformerConfig.cogvideox_5b(), 11.14), _vae(VAEConfig()), TEXT_ENCODER),
     ),
     Model(
         "cogvideox-2b",
@@ -145,7 +148,7 @@ MODELS = (
         "Apache-2.0",
         (
             _transformer(TransformerConfig.cogvideox_2b(), 3.39, "float16"),
-            _vae(dataclasses.replace(VAEConfig.cogvideox_5b(), scaling_factor=1.15258426)),
+            _vae(VAEConfig(scaling_factor=1.15258426)),
             TEXT_ENCODER,
         ),
     ),

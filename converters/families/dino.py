@@ -55,10 +55,11 @@ _DINOV2 = (
 
 MODELS = (
     _model("dino-vits16", _DINO, DinoConfig.vits16(), 0.09),
-    _model("dino-vitb16", _DINO, DinoConfig.vitb16(), 0.34, "dino_vitb16"),  # beside dino/, for another purpose
-    _model("dinov2-small", _DINOV2, DinoConfig.dinov2_vits14(), 0.09),
-    _model("dinov2-base", _DINOV2, DinoConfig.dinov2_vitb14(), 0.35),
-    _model("dinov2-large", _DINOV2, DinoConfig.dinov2_vitl14(), 1.22),
+    # Its folder lies beside dino/, for another purpose.
+    _model("dino-vitb16", _DINO, DinoConfig(width=768, depth=12, heads=12), 0.34, "dino_vitb16"),
+    _model("dinov2-small", _DINOV2, DinoConfig.dinov2(width=384, depth=12, heads=6), 0.09),
+    _model("dinov2-base", _DINOV2, DinoConfig.dinov2(width=768, depth=12, heads=12), 0.35),
+    _model("dinov2-large", _DINOV2, DinoConfig.dinov2(width=1024, depth=24, heads=16), 1.22),
     Model(
         "featup-dino16",
         "https://github.com/mhamilton723/FeatUp",

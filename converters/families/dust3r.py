@@ -46,8 +46,8 @@ def _model(name: str, repo: str, config: Dust3rConfig, gigabytes: float) -> Mode
 
 
 MODELS = (
-    _model("dust3r-512-dpt", "DUSt3R_ViTLarge_BaseDecoder_512_dpt", Dust3rConfig.dpt_512(), 2.28),
-    _model("dust3r-512-linear", "DUSt3R_ViTLarge_BaseDecoder_512_linear", Dust3rConfig.linear_512(), 2.13),
-    _model("dust3r-224-linear", "DUSt3R_ViTLarge_BaseDecoder_224_linear", Dust3rConfig.linear_224(), 2.13),
-    _model("mast3r-512", "MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric", Dust3rConfig.mast3r_512(), 2.75),
+    _model("dust3r-512-dpt", "DUSt3R_ViTLarge_BaseDecoder_512_dpt", Dust3rConfig.large("dpt", 512), 2.28),
+    _model("dust3r-512-linear", "DUSt3R_ViTLarge_BaseDecoder_512_linear", Dust3rConfig.large("linear", 512), 2.13),
+    _model("dust3r-224-linear", "DUSt3R_ViTLarge_BaseDecoder_224_linear", Dust3rConfig.large("linear", 224), 2.13),
+    _model("mast3r-512", "MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric", Dust3rConfig.large("mast3r", 512), 2.75),
 )

@@ -49,13 +49,15 @@ def look_up(table: Float[np.ndarray, " N"], t: Int[Array, " B"], ndim: int) -> F
 class Schedule:
     """Scaled-linear betas, shifted in signal-to-noise ratio, rescaled to zero terminal ratio.
 
+    The defaults are those of CogVideoX-5B, 5B-I2V and the 1.5 models.
+
     It holds numbers only, so that it is hashable and can be a static argument of ``jax.jit``; the tables are float64
     on the host and are rounded to float32 where they meet arrays.
     """
 
     beta_start: float = 0.00085  # the first beta
     beta_end: float = 0.012  # the last beta
-    snr_shift_scale: float = 1.0  # divides the signal-to-noise ratio; 1 leaves it as it is
+    snr_shift_scale: float = 1.0  # divides the signal-to-noise ratio; 1 leaves it as it is; 3 in CogVideoX-2B
     train_steps: int = 1000  # how many times there are
     spacing: str = "trailing"  # which times a sampler visits (:meth:`timesteps`), one of SPACINGS
     steps_offset: int = 0  # added to the times of "leading" spacing
@@ -65,16 +67,6 @@ class Schedule:
     def __post_init__(self):
         if self.spacing not in SPACINGS:
             raise InputError(f"timestep_spacing {self.spacing!r} is unknown: there are {', '.join(SPACINGS)}")
-
-    @classmethod
-    def cogvideox_5b(cls) -> "Schedule":
-        """CogVideoX-5B, 5B-I2V and the 1.5 models."""
-        return cls()
-
-    @classmethod
-    def cogvideox_2b(cls) -> "Schedule":
-        """CogVideoX-2B."""
-        return cls(snr_shift_scale=3.0)
 
     @classmethod
     def from_published(cls, fields: Mapping[str, Any]) -> "Schedule":

@@ -22,7 +22,7 @@ def of_choosing(folder: Path, height: int, width: int, finished: float, candidat
     Each of so many candidates is compared with the finished pictures. The published networks count while the folder has
     none.
     """
-    geometry = checkpoints.config_or(folder / networks.GEOMETRY, Dust3rConfig, Dust3rConfig.dpt_512)
+    geometry = checkpoints.config_or(folder / networks.GEOMETRY, Dust3rConfig, lambda: Dust3rConfig.large("dpt", 512))
     name = networks.features_in(folder) or networks.PUBLISHED
     semantics = checkpoints.config_or(folder / name, networks.FEATURES[name][0], FeatUpConfig.vits16)
     rows, columns = compared_size(height, width, geometry.patch_size)

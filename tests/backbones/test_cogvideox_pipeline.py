@@ -57,8 +57,8 @@ def test_wrong_arguments(model, arguments, message):
 
 
 def test_the_schedule_is_the_folders_or_the_kinds(tmp_path):
-    assert load_schedule(tmp_path, TransformerConfig.cogvideox_5b()) == Schedule.cogvideox_5b()
-    assert load_schedule(tmp_path, TransformerConfig.cogvideox_2b()) == Schedule.cogvideox_2b()
+    assert load_schedule(tmp_path, TransformerConfig.cogvideox_5b()) == Schedule()
+    assert load_schedule(tmp_path, TransformerConfig.cogvideox_2b()) == Schedule(snr_shift_scale=3.0)
     fields = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "clip_sample": False}
     (tmp_path / "scheduler_config.json").write_text(json.dumps(fields | {"snr_shift_scale": 2.0}))
     assert load_schedule(tmp_path, TransformerConfig.cogvideox_5b()).snr_shift_scale == 2.0

@@ -188,7 +188,7 @@ def test_every_tensor_knows_its_file(tmp_path):
 
 def test_rules_are_their_own_inverse(rng):
     model = part("alex")
-    config = LpipsConfig.small()
+    config = LpipsConfig(divisor=16)
     network = abstract(lambda: model.network(config, rngs=nnx.Rngs(0)))
     fill_randomly(network)
     wanted = {path: np.asarray(variable[...]) for path, variable in parameter_paths(network).items()}

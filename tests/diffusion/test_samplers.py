@@ -10,7 +10,7 @@ from reangle_jax.diffusion.samplers import SAMPLERS, coefficients, init_state, m
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.errors import InputError
 
-SCHEDULE = Schedule.cogvideox_5b()
+SCHEDULE = Schedule()
 SHAPE = (2, 2, 3, 3, 4)
 
 

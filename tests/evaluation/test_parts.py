@@ -51,7 +51,7 @@ def test_met3r_in_two_readings(tmp_path, options):
 
 
 def test_lpips_against_the_reference(tmp_path):
-    config = LpipsConfig.small("squeeze")
+    config = LpipsConfig("squeeze", divisor=16)
     network = random(lambda: Lpips(config, rngs=nnx.Rngs(0)), 0)
     checkpoints.save_model(tmp_path / "lpips", network, config)
     frames = moving(count=3, height=40, width=40)

@@ -147,7 +147,7 @@ def test_scaling():
     np.testing.assert_allclose(vae.scale_latents(z), 0.7)
     np.testing.assert_allclose(vae.scale_image_latents(z), 0.7)
     np.testing.assert_allclose(vae.unscale_latents(vae.scale_latents(z)), 1.0)
-    newer = dataclasses.replace(SMALL, invert_scale_latents=VAEConfig.cogvideox1_5_5b().invert_scale_latents)
+    newer = dataclasses.replace(SMALL, invert_scale_latents=VAEConfig(invert_scale_latents=True).invert_scale_latents)
     vae = checkpoints.abstract(lambda: VAE(newer, rngs=nnx.Rngs(0)))
     np.testing.assert_allclose(vae.scale_image_latents(z), 1 / 0.7, rtol=1e-6)
     np.testing.assert_allclose(vae.scale_latents(z), 0.7)
@@ -168,7 +168,7 @@ def test_computes_in_the_dtype_asked_for(rng):
 
 def test_published_checkpoint_fits():
     published = manifest("cogvideox-5b-i2v.vae")
-    model = checkpoints.abstract(lambda: VAE(VAEConfig.cogvideox_5b(), rngs=nnx.Rngs(0)))
+    model = checkpoints.abstract(lambda: VAE(VAEConfig(), rngs=nnx.Rngs(0)))
     paths = checkpoints.parameter_paths(model)
     targets = {path: tuple(variable.shape) for path, variable in paths.items()}
     assert table_faults(published["tensors"], TABLE, targets) == []
@@ -178,7 +178,7 @@ def test_published_checkpoint_fits():
 
 def test_published_config_fits():
     published = manifest("cogvideox-5b-i2v.vae")["config"]
-    config = VAEConfig.cogvideox_5b()
+    config = VAEConfig()
     for name in (
         "layers_per_block",
         "latent_channels",
@@ -194,7 +194,7 @@ def test_published_config_fits():
 
 
 def test_compression_of_the_small_one_and_of_the_published_one():
-    tiny, full = VAEConfig.tiny(), VAEConfig.cogvideox_5b()
+    tiny, full = VAEConfig.tiny(), VAEConfig()
     assert (tiny.spatial_compression_ratio, full.spatial_compression_ratio) == (4, 8)
     assert tiny.temporal_compression_ratio == full.temporal_compression_ratio == 4
     assert (tiny.latent_channels, full.latent_channels) == (12, 16)
@@ -225,7 +225,7 @@ def test_impossible_configs_are_refused(change, message):
 
 @pytest.mark.parametrize("size", [(480, 720), (768, 1360), (240, 360), (248, 96)], ids=str)
 def test_tiles_cover_the_published_sizes_with_four_programs_at_most(size):
-    config = VAEConfig.cogvideox_5b().tiled()
+    config = VAEConfig().tiled()
     vae = checkpoints.abstract(
         lambda: VAE(dataclasses.replace(WHOLE, tile_sample=config.tile_sample), rngs=nnx.Rngs(0))
     )

@@ -52,7 +52,9 @@ def test_published_files_fit(size, layout):
 
 
 def test_full_size_runs_abstractly():
-    model = abstract(lambda: DepthAnything(DepthAnythingConfig.large().metric(80.0), rngs=nnx.Rngs(0)))
+    model = abstract(
+        lambda: DepthAnything(dataclasses.replace(DepthAnythingConfig.large(), max_depth=80.0), rngs=nnx.Rngs(0))
+    )
     images = jax.ShapeDtypeStruct((1, 518, 784, 3), jnp.float32)
     depth = nnx.eval_shape(lambda model, images: model(images), model, images)
     assert depth.shape == (1, 518, 784)
@@ -151,7 +153,7 @@ def test_the_mean_with_the_mirror_image_is_that_of_flipping_by_hand(model, rng):
 
 
 def test_metric_depth_stays_below_its_limit(rng):
-    model = DepthAnything(SMALL.metric(20.0), rngs=nnx.Rngs(0))
+    model = DepthAnything(dataclasses.replace(SMALL, max_depth=20.0), rngs=nnx.Rngs(0))
     depth = apply(model, jnp.asarray(rng.normal(size=(1, 28, 28, 3)), jnp.float32))
     assert float(depth.min()) > 0
     assert float(depth.max()) < 20

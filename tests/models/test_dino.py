@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from converters import registry
 from converters.tables import dino as tables
 from converters.tables import featup as featup_tables
 from reangle_jax.checkpoints import abstract, load_config, load_into, parameter_paths, save_model
@@ -65,7 +66,7 @@ def test_published_featup_fits():
 @pytest.mark.parametrize("layout", ["hf", "pth"])
 def test_published_dinov2_fits(size, layout):
     """No manifest of its own: the depth network's files hold the same backbone under a prefix."""
-    config = getattr(DinoConfig, f"dinov2_vit{size[0]}14")()
+    config = next(part.config for part in registry.find(f"dinov2-{size}")[1])
     file, prefix, mask, table = {
         "hf": (f"{size}-hf", "backbone.", "embeddings.mask_token", tables.dinov2_hf()),
         "pth": (f"vit{size[0]}.pth", "pretrained.", "mask_token", tables.dinov2_pth()),

@@ -17,12 +17,12 @@ from tests.conversion import fill
 from tests.manifests import manifest, table_faults
 
 PUBLISHED = {
-    "dust3r-224-linear.hub": Dust3rConfig.linear_224,
-    "dust3r-512-linear.hub": Dust3rConfig.linear_512,
-    "dust3r-512-dpt.hub": Dust3rConfig.dpt_512,
-    "dust3r-512-dpt.pth": Dust3rConfig.dpt_512,
-    "mast3r-512-catmlpdpt-metric.hub": Dust3rConfig.mast3r_512,
-    "mast3r-512-catmlpdpt-metric.pth": Dust3rConfig.mast3r_512,
+    "dust3r-224-linear.hub": ("linear", 224),
+    "dust3r-512-linear.hub": ("linear", 512),
+    "dust3r-512-dpt.hub": ("dpt", 512),
+    "dust3r-512-dpt.pth": ("dpt", 512),
+    "mast3r-512-catmlpdpt-metric.hub": ("mast3r", 512),
+    "mast3r-512-catmlpdpt-metric.pth": ("mast3r", 512),
 }
 SMALL = Dust3rConfig(
     encoder_width=16, encoder_depth=1, encoder_heads=2, decoder_width=8, decoder_depth=2, decoder_heads=2,
@@ -63,7 +63,7 @@ def images_of(rng, *shape):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_files_fit(name):
-    facts, config = manifest(name), PUBLISHED[name]()
+    facts, config = manifest(name), Dust3rConfig.large(*PUBLISHED[name])
     table = tables.table(config.head)
     model = abstract(lambda: Dust3r(config, rngs=nnx.Rngs(0)))
     targets = {path: tuple(variable.shape) for path, variable in parameter_paths(model).items()}
@@ -76,7 +76,7 @@ def test_published_files_fit(name):
 
 def test_full_sizes_run_abstractly():
     images = jax.ShapeDtypeStruct((1, 384, 512, 3), jnp.float32)
-    full = abstract(lambda: Dust3r(Dust3rConfig.mast3r_512(), rngs=nnx.Rngs(0)))
+    full = abstract(lambda: Dust3r(Dust3rConfig.large("mast3r", 512), rngs=nnx.Rngs(0)))
     views = nnx.eval_shape(lambda net, x, y: net(x, y), full, images, images)
     for view in views:
         assert view.points.shape == (1, 384, 512, 3)

@@ -62,7 +62,7 @@ def test_taps_lie_where_torchvision_puts_them():
         "squeeze": [(31, 47), (15, 23), (7, 11), (3, 5), (3, 5), (3, 5), (3, 5)],
     }
     for backbone, expected in sides.items():
-        model = abstract(lambda backbone=backbone: Lpips(LpipsConfig.small(backbone), rngs=nnx.Rngs(0)))
+        model = abstract(lambda backbone=backbone: Lpips(LpipsConfig(backbone, divisor=16), rngs=nnx.Rngs(0)))
         images = jax.ShapeDtypeStruct((1, 64, 95, 3), jnp.float32)
         taps = nnx.eval_shape(lambda net, x: net.features(x), model, images)
         assert [tap.shape[1:3] for tap in taps] == expected
@@ -78,7 +78,7 @@ def test_a_pool_that_rounds_up_takes_what_is_left_over():
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_distance(backbone, rng):
-    model = build(LpipsConfig.small(backbone))
+    model = build(LpipsConfig(backbone, divisor=16))
     images = images_of(rng, 3, 40, 48)
     noise = jnp.asarray(rng.normal(size=images.shape), jnp.float32)
     near, far = (jnp.clip(images + s * noise, 0.0, 1.0) for s in (0.02, 0.3))
@@ -96,7 +96,7 @@ def test_a_distance(backbone, rng):
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_smallest_side(backbone):
-    config = LpipsConfig.small(backbone)
+    config = LpipsConfig(backbone, divisor=16)
     # torchvision's documentation says 17 for SqueezeNet, whose last tap its classifier reads.
     assert config.smallest_side == {"alex": 31, "vgg": 16, "squeeze": 17}[backbone]
     model = abstract(lambda: Lpips(config, rngs=nnx.Rngs(0)))
@@ -113,7 +113,7 @@ def test_smallest_side(backbone):
 
 def test_gradients(rng):
     """Finite, and every parameter has one."""
-    graphdef, state = nnx.split(build(LpipsConfig.small()))
+    graphdef, state = nnx.split(build(LpipsConfig(divisor=16)))
     images = images_of(rng, 2, 31, 36)
     loss = jax.jit(jax.grad(lambda state, x, y: jnp.sum(nnx.merge(graphdef, state)(x, y)), argnums=(0, 1)))
     by_state, by_image = loss(state, images, images[::-1])
@@ -131,7 +131,7 @@ def test_where_no_channel_responds_the_slope_is_finite():
 
 
 def test_bfloat16_computes_near_float32(rng):
-    config = LpipsConfig.small("vgg")
+    config = LpipsConfig("vgg", divisor=16)
     images, others = images_of(rng, 2, 32, 40), images_of(rng, 2, 32, 40)
     got = apply(build(config, Execution(dtype="bfloat16")), images, others)
     assert got.dtype == jnp.float32

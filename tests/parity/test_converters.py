@@ -4,6 +4,7 @@ Tolerance: largest difference relative to the largest value. Float32 on both sid
 order: below 1e-5 was measured for either network; the transformer's depth is given 3e-5.
 """
 
+import dataclasses
 import json
 import os
 
@@ -106,7 +107,7 @@ def test_sharded_folders_of_save_pretrained(tmp_path, part):
 def test_sharded_folder_of_depth_anything(tmp_path, metric):
     model = randomise(depth(metric))
     model.save_pretrained(tmp_path / "in", max_shard_size="60KB")
-    config = SMALL["depth"].metric(20.0) if metric else SMALL["depth"]
+    config = dataclasses.replace(SMALL["depth"], max_depth=20.0) if metric else SMALL["depth"]
     check_folder(tmp_path / "in", tmp_path / "out", "depth-anything-v2-small", config)
 
 

@@ -139,7 +139,7 @@ def test_metric(rng, original, tensors):
     ours, theirs = images_of(rng, NATIVE)
     with torch.no_grad():
         expected = metric(theirs).predicted_depth.numpy()
-    got = apply(build(tensors, tables.hf(), CONFIG.metric(20.0)), ours)
+    got = apply(build(tensors, tables.hf(), dataclasses.replace(CONFIG, max_depth=20.0)), ours)
     # Twenty times the tolerance of an output of order 1.
     np.testing.assert_allclose(got, expected, atol=20 * 1e-4)
 

@@ -263,7 +263,7 @@ def test_dinov2_as_transformers_saves_it_through_the_converter(rng, tmp_path):
     assert command.main(["dinov2-small", *arguments]) == 0
     folder = tmp_path / "weights" / "dinov2"
     ours_config = load_config(folder, DinoConfig)
-    assert ours_config == dataclasses.replace(DinoConfig.dinov2_vits14(), width=24, depth=2, heads=2, native_grid=4)
+    assert ours_config == dataclasses.replace(DinoConfig.dinov2(width=24, depth=2, heads=2), native_grid=4)
     ours = load_into(abstract(lambda: VisionTransformer(ours_config, rngs=nnx.Rngs(0))), folder)
     images, theirs = images_of(rng, (56, 56))
     with torch.no_grad():

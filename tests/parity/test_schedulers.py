@@ -12,7 +12,7 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-SCHEDULES = {1.0: Schedule.cogvideox_5b(), 3.0: Schedule.cogvideox_2b()}
+SCHEDULES = {1.0: Schedule(), 3.0: Schedule(snr_shift_scale=3.0)}
 CLASSES = {"ddim": diffusers.CogVideoXDDIMScheduler, "dpm": diffusers.CogVideoXDPMScheduler}
 SHAPE = (2, 3, 4, 4, 5)
 

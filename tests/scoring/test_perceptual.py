@@ -22,7 +22,7 @@ def build(config):
 
 
 def test_saved_loaded_and_measured(tmp_path, rng):
-    config = LpipsConfig.small("squeeze")
+    config = LpipsConfig("squeeze", divisor=16)
     model = build(config)
     save_model(tmp_path / "lpips", model, config)
     images, references = (rng.integers(0, 256, (2, 32, 40, 3), np.uint8) for _ in range(2))
@@ -35,7 +35,7 @@ def test_saved_loaded_and_measured(tmp_path, rng):
 def test_weights_that_cannot_be_used(tmp_path):
     with pytest.raises(InputError, match=r"^/.*lpips is missing"):
         perceptual.load(tmp_path / "lpips")
-    config = LpipsConfig.small()
+    config = LpipsConfig(divisor=16)
     save_model(tmp_path, build(config), config)
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"alex"', '"resnet"'))

@@ -328,7 +328,7 @@ def test_one_picture_against_a_reference_needs_no_weights(capsys, pictures, tmp_
 
 def test_lpips_and_consistency_beside_the_reference(capsys, weights, pictures, tmp_path):
     shutil.copytree(weights, tmp_path, dirs_exist_ok=True)
-    config = LpipsConfig.small()
+    config = LpipsConfig(divisor=16)
     model = Lpips(config, rngs=nnx.Rngs(4))
     checkpoints.save_model(tmp_path / "lpips", model, config)
     both = (pictures / "a.png", pictures / "b.png")

@@ -82,7 +82,7 @@ def finetuning_step(mesh, impl):
 def sampling_step(mesh, impl):
     transformer, vae, lora = networks(mesh, impl)
     options = Sampling(3, guidance_scale=6.0, dynamic_guidance=True, sampler="ddim")
-    sampler = Sampler(transformer, vae, Schedule.cogvideox_5b(), options, num_frames=FRAMES)
+    sampler = Sampler(transformer, vae, Schedule(), options, num_frames=FRAMES)
     state = jax.eval_shape(init_state, jax.ShapeDtypeStruct((1, *LATENTS[1:]), jnp.bfloat16))
     batch = jax.NamedSharding(mesh, jax.P(meshes.DATA))  # as denoise lays the two halves
     condition = jax.ShapeDtypeStruct(LATENTS, jnp.bfloat16, sharding=batch)

@@ -21,7 +21,7 @@ PARAMETERS = 569e6 + 21.8e6  # DUSt3R-512-DPT; DINO ViT-S/16 with FeatUp
 
 def test_each_device_scores_its_share_of_the_candidates():
     builds = (
-        lambda: Dust3r(Dust3rConfig.dpt_512(), rngs=nnx.Rngs(0)),
+        lambda: Dust3r(Dust3rConfig.large("dpt", 512), rngs=nnx.Rngs(0)),
         lambda: FeatUp(FeatUpConfig.vits16(), rngs=nnx.Rngs(0)),
     )
     graphs, states = zip(*(nnx.split(checkpoints.abstract(build)) for build in builds), strict=True)

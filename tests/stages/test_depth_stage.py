@@ -1,5 +1,6 @@
 """The depth stage with a small random network: what it writes, and weights that cannot be used."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.networks import DEPTH_SMALL, fill_randomly
 def metric_weights(tmp_path_factory):
     """Metric, since a random network's inverse depth may be zero everywhere."""
     folder = tmp_path_factory.mktemp("depth") / "depth"
-    small = DEPTH_SMALL.metric(20.0)
+    small = dataclasses.replace(DEPTH_SMALL, max_depth=20.0)
     model = checkpoints.abstract(lambda: DepthAnything(small, rngs=nnx.Rngs(0)))
     fill_randomly(model)
     checkpoints.save_model(folder, model, small)

@@ -41,7 +41,7 @@ class CogVideoXBackbone(Backbone):
         """One that lies in no folder: it computes, and loads nothing; the networks' parameters may be shapes."""
         rank, alpha = transformer.config.lora_rank, transformer.config.lora_alpha
         backbone = cls("cogvideox-5b-i2v", {}, clip, rank, alpha)
-        vars(backbone).update(transformer=transformer, vae=vae, schedule=Schedule.cogvideox_5b())
+        vars(backbone).update(transformer=transformer, vae=vae, schedule=Schedule())
         return backbone
 
     @functools.cached_property

@@ -55,7 +55,7 @@ _TEMPORARIES = {
 _KEPT = {"full": 1.0, "attention": 2.0, "matmuls": 9.2, "none": 48.0}
 PASSES = {"full": 3.6, "attention": 3.1, "matmuls": 2.8, "none": 2.75}
 _WITH_HEADS = ("attention", "matmuls")  # keep what attention gave, by heads
-_FULL = {"vae": VAEConfig.cogvideox_5b, "text_encoder": T5Config.t5_v1_1_xxl}
+_FULL = {"vae": VAEConfig, "text_encoder": T5Config.t5_v1_1_xxl}
 # What is published under each name.
 _PUBLISHED: dict[str, dict[str, Callable[[], Any]]] = {
     "tiny": {"transformer": TransformerConfig.tiny, "vae": VAEConfig.tiny, "text_encoder": T5Config.tiny},

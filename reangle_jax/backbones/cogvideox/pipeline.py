@@ -39,7 +39,7 @@ def load_schedule(folder: Path, config: TransformerConfig) -> Schedule:
     try:
         return Schedule.from_published(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return Schedule.cogvideox_5b() if config.use_rotary else Schedule.cogvideox_2b()
+        return Schedule() if config.use_rotary else Schedule(snr_shift_scale=3.0)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}); convert the weights again") from None
 

@@ -7,19 +7,22 @@ from reangle_jax.nn.linear import LoRAConfig
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Everything that a transformer's shapes and numbers depend on; every field can be written as JSON."""
+    """Everything that a transformer's shapes and numbers depend on; every field can be written as JSON.
+
+    The defaults are those of the models before 1.5, but that these are published in 16 bits.
+    """
 
     num_layers: int  # blocks
     num_attention_heads: int  # heads of each block
-    attention_head_dim: int  # width of a head, a multiple of 16 (rope splits it 1/4, 3/8, 3/8, each even)
-    in_channels: int  # latent channels in, the image condition's included
-    out_channels: int  # latent channels out
-    time_embed_dim: int  # width of the time embedding that modulates every norm
-    text_embed_dim: int  # width of the text encoder's output
-    max_text_seq_length: int  # text tokens
-    sample_frames: int  # video frames (not latent frames) that the learned table was made for
-    sample_height: int  # its height in latent pixels; also the base grid of rope
-    sample_width: int  # its width in latent pixels
+    attention_head_dim: int = 64  # width of a head, a multiple of 16 (rope splits it 1/4, 3/8, 3/8, each even)
+    in_channels: int = 16  # latent channels in, the image condition's included
+    out_channels: int = 16  # latent channels out
+    time_embed_dim: int = 512  # width of the time embedding that modulates every norm
+    text_embed_dim: int = 4096  # width of the text encoder's output
+    max_text_seq_length: int = 226  # text tokens
+    sample_frames: int = 49  # video frames (not latent frames) that the learned table was made for
+    sample_height: int = 60  # its height in latent pixels; also the base grid of rope
+    sample_width: int = 90  # its width in latent pixels
     patch_size: int = 2  # latent pixels a side of one token
     # Latent frames of one token; None where tokens lie in one frame (all models before 1.5).
     patch_size_t: int | None = None
@@ -68,39 +71,24 @@ class TransformerConfig:
         return -(-frames // (self.patch_size_t or 1)) * (height // self.patch_size) * (width // self.patch_size)
 
     @classmethod
-    def _published(cls, **fields) -> "TransformerConfig":
-        common = {
-            "attention_head_dim": 64,
-            "out_channels": 16,
-            "time_embed_dim": 512,
-            "text_embed_dim": 4096,
-            "max_text_seq_length": 226,
-            "sample_frames": 49,
-            "sample_height": 60,
-            "sample_width": 90,
-            "param_dtype": "bfloat16",
-        }
-        return cls(**{**common, **fields})
-
-    @classmethod
     def cogvideox_5b_i2v(cls) -> "TransformerConfig":
         """CogVideoX-5b-I2V: learned table and rope; half of the input channels are the image condition."""
-        return cls._published(num_layers=42, num_attention_heads=48, in_channels=32, use_learned=True)
+        return cls(num_layers=42, num_attention_heads=48, in_channels=32, use_learned=True, param_dtype="bfloat16")
 
     @classmethod
     def cogvideox_5b(cls) -> "TransformerConfig":
         """CogVideoX-5b, text to video: rope only."""
-        return cls._published(num_layers=42, num_attention_heads=48, in_channels=16)
+        return cls(num_layers=42, num_attention_heads=48, param_dtype="bfloat16")
 
     @classmethod
     def cogvideox_2b(cls) -> "TransformerConfig":
         """CogVideoX-2b, text to video: sincos table only; published in float16."""
-        return cls._published(num_layers=30, num_attention_heads=30, in_channels=16, use_rotary=False)
+        return cls(num_layers=30, num_attention_heads=30, use_rotary=False, param_dtype="bfloat16")
 
     @classmethod
     def cogvideox1_5_5b_i2v(cls) -> "TransformerConfig":
         """CogVideoX1.5-5B-I2V: tokens over two latent frames, rope on an unscaled grid, the ofs embedding."""
-        return cls._published(
+        return cls(
             num_layers=42,
             num_attention_heads=48,
             in_channels=32,
@@ -109,6 +97,7 @@ class TransformerConfig:
             sample_frames=81,
             sample_height=300,
             sample_width=300,
+            param_dtype="bfloat16",
         )
 
     @classmethod

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """Shape of the autoencoder; the defaults are those of CogVideoX-5B."""
+    """Shape of the autoencoder; the defaults are those of CogVideoX-5B and 5B-I2V."""
 
     # Width at each resolution, finest first; every step but the last halves height and width.
     block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
@@ -65,16 +65,6 @@ class VAEConfig:
     def spatial_compression_ratio(self) -> int:
         """Pixels per latent cell along height and width."""
         return 2 ** (len(self.block_out_channels) - 1)
-
-    @classmethod
-    def cogvideox_5b(cls) -> "VAEConfig":
-        """The published autoencoder of CogVideoX-5B and CogVideoX-5B-I2V."""
-        return cls()
-
-    @classmethod
-    def cogvideox1_5_5b(cls) -> "VAEConfig":
-        """The same tensors with CogVideoX 1.5's way of scaling the image latent."""
-        return cls(invert_scale_latents=True)
 
     @classmethod
     def tiny(cls) -> "VAEConfig":

@@ -19,7 +19,8 @@ class DepthAnythingConfig:
         head_width: channels before the last convolution.
         patch_size: pixels per token and side.
         native_grid: tokens per side that the position table was made for.
-        max_depth: None for relative inverse depth; else metres at which the metric variants saturate.
+        max_depth: None for relative inverse depth; else metres at which the metric variants saturate, 20 of the indoor
+            weights, 80 of the outdoor ones.
         pos_interpolation: how the position table is resized: ``authors`` (the .pth files' code) or ``hf``.
         param_dtype: what is stored.
     """
@@ -54,10 +55,6 @@ class DepthAnythingConfig:
             pos_interpolation=self.pos_interpolation,
             param_dtype=self.param_dtype,
         )
-
-    def metric(self, max_depth: float) -> "DepthAnythingConfig":
-        """The metric variant of this size: depth in metres up to ``max_depth`` (20 for indoor weights, 80 outdoor)."""
-        return dataclasses.replace(self, max_depth=max_depth)
 
     @classmethod
     def small(cls) -> "DepthAnythingConfig":

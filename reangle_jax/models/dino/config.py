@@ -18,28 +18,13 @@ class DinoConfig(ViTConfig):
 
     @classmethod
     def vits16(cls) -> "DinoConfig":
-        """DINO ViT-S/16, 21.7 million parameters."""
+        """DINO ViT-S/16, 21.7 million parameters; with FeatUp's upsampler 21.8."""
         return cls(width=384, depth=12, heads=6)
 
     @classmethod
-    def vitb16(cls) -> "DinoConfig":
-        """DINO ViT-B/16, 85.8 million parameters."""
-        return cls(width=768, depth=12, heads=12)
-
-    @classmethod
-    def dinov2_vits14(cls) -> "DinoConfig":
-        """DINOv2 ViT-S/14 without registers (Oquab et al., 2023, arXiv 2304.07193), 22.1 million parameters."""
-        return cls(width=384, depth=12, heads=6, patch_size=14, native_grid=37, layer_scale=True)
-
-    @classmethod
-    def dinov2_vitb14(cls) -> "DinoConfig":
-        """DINOv2 ViT-B/14 without registers, 86.6 million parameters."""
-        return cls(width=768, depth=12, heads=12, patch_size=14, native_grid=37, layer_scale=True)
-
-    @classmethod
-    def dinov2_vitl14(cls) -> "DinoConfig":
-        """DINOv2 ViT-L/14 without registers, 304.4 million parameters."""
-        return cls(width=1024, depth=24, heads=16, patch_size=14, native_grid=37, layer_scale=True)
+    def dinov2(cls, width: int, depth: int, heads: int) -> "DinoConfig":
+        """DINOv2 (Oquab et al., 2023, arXiv 2304.07193) without registers: S has 22, B 87, L 304 million parameters."""
+        return cls(width, depth, heads, patch_size=14, native_grid=37, layer_scale=True)
 
     @classmethod
     def tiny(cls) -> "DinoConfig":
@@ -58,11 +43,6 @@ class FeatUpConfig(DinoConfig):
     # Whether features are normalised over channels before they are upsampled, as the published ``use_norm=True``
     # weights want.
     use_norm: bool = True
-
-    @classmethod
-    def vits16(cls) -> "FeatUpConfig":
-        """FeatUp's joint bilateral upsampler of DINO ViT-S/16, 21.8 million parameters together."""
-        return cls(width=384, depth=12, heads=6)
 
     @classmethod
     def tiny(cls) -> "FeatUpConfig":

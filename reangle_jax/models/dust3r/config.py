@@ -70,8 +70,12 @@ class Dust3rConfig:
         )
 
     @classmethod
-    def _large(cls, head: str, image_size: int) -> "Dust3rConfig":
-        """A ViT-L encoder and two ViT-B decoders."""
+    def large(cls, head: str, image_size: int) -> "Dust3rConfig":
+        """A ViT-L encoder and two ViT-B decoders.
+
+        Published are linear 224 and 512 (532 million parameters), dpt 512 (569 million: the method's default) and
+        mast3r 512 (686 million).
+        """
         return cls(
             encoder_width=1024,
             encoder_depth=24,
@@ -82,26 +86,6 @@ class Dust3rConfig:
             head=head,
             image_size=image_size,
         )
-
-    @classmethod
-    def linear_224(cls) -> "Dust3rConfig":
-        """DUSt3R_ViTLarge_BaseDecoder_224_linear, 532 million parameters."""
-        return cls._large("linear", 224)
-
-    @classmethod
-    def linear_512(cls) -> "Dust3rConfig":
-        """DUSt3R_ViTLarge_BaseDecoder_512_linear, 532 million parameters."""
-        return cls._large("linear", 512)
-
-    @classmethod
-    def dpt_512(cls) -> "Dust3rConfig":
-        """DUSt3R_ViTLarge_BaseDecoder_512_dpt, 569 million parameters: the method's default."""
-        return cls._large("dpt", 512)
-
-    @classmethod
-    def mast3r_512(cls) -> "Dust3rConfig":
-        """MASt3R_ViTLarge_BaseDecoder_512_catmlpdpt_metric, 686 million parameters."""
-        return cls._large("mast3r", 512)
 
     @classmethod
     def tiny(cls) -> "Dust3rConfig":

@@ -84,11 +84,6 @@ class LpipsConfig:
         if self.divisor < 1 or 16 % self.divisor:
             raise ValueError(f"divisor={self.divisor}: must divide 16")
 
-    @classmethod
-    def small(cls, backbone: str = "alex") -> "LpipsConfig":
-        """For tests: a sixteenth of the published widths."""
-        return cls(backbone, divisor=16)
-
     @property
     def stages(self) -> Stages:
         """The layers from each tap to the next."""
@@ -97,10 +92,12 @@ class LpipsConfig:
     @property
     def smallest_side(self) -> int:
         """Pixels per side below which the last tap sees nothing."""
-        layers = [layer for stage in self.stages for layer in stage]
         side = 1
-        while not _reaches_the_end(side, layers):
-            side += 1
+        for layer in (layer for stage in reversed(self.stages) for layer in reversed(stage)):
+            if isinstance(layer, Convolution):
+                side = max(1, (side - 1) * layer.stride + layer.kernel - 2 * layer.padding)
+            elif isinstance(layer, Pooling):
+                side = 2 * (side - 1) + layer.window - layer.ceil
         return side
 
 
@@ -110,17 +107,6 @@ def _narrowed(layer: Layer, divisor: int) -> Layer:
     if isinstance(layer, Squeezing):
         return Squeezing(layer.squeezed // divisor, layer.expanded // divisor)
     return layer
-
-
-def _reaches_the_end(side: int, layers: list[Layer]) -> bool:
-    for layer in layers:
-        if isinstance(layer, Convolution):
-            side = (side + 2 * layer.padding - layer.kernel) // layer.stride + 1
-        elif isinstance(layer, Pooling):
-            side = windows(side, layer)
-        if side < 1:
-            return False
-    return True
 
 
 def windows(side: int, layer: Pooling) -> int:
