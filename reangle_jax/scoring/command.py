@@ -131,9 +131,9 @@ def _consistency(
         metric, states = networks.load(arguments.weights, arguments.features)
     check_size(size, networks.patch_multiple(metric, states))
     report = {"features": arguments.features, "size": [size] * 2}
-    if pictures is not None:
-        return report | _score_pictures(metric, states, paths, [square(x, size) for x in pictures], maps, note)
-    return report | _score_videos(metric, states, paths, size, maps, note)
+    shown = moments(paths, note) if pictures is None else [pictures]
+    squares = ([square(picture, size) for picture in images] for images in shown)
+    return report | _score(metric, states, paths, squares, maps, note, videos=pictures is None)
 
 
 def _likeness(arguments: argparse.Namespace, paths: list[str], note: Notes) -> dict[str, Any]:
@@ -163,49 +163,34 @@ def _likeness(arguments: argparse.Namespace, paths: list[str], note: Notes) -> d
     return {"file": arguments.reference, "likeness": rows}
 
 
-def _score_pictures(metric, states, paths: list[str], pictures: list[Picture], maps, note: Notes) -> dict[str, Any]:
+def _score(
+    metric, states, names: list[str], shown: Iterable[list[Picture]], maps: Path | None, note: Notes, *, videos: bool
+) -> dict[str, Any]:
+    """Scores all pairs of pictures, or of videos moment by moment; at each moment one picture of each is ``shown``."""
     from reangle_jax.scoring import video
 
-    scores, pairs = [], []
-    for score in video.score_views(metric, states, pictures, keep_ways=maps is not None):
-        entry: dict[str, Any] = {"first": paths[score.first], "second": paths[score.second]}
-        entry |= {"met3r": score.met3r, "overlap": score.overlap}
-        if score.met3r is None:
-            note(f"{entry['first']} and {entry['second']} show nothing in common: no score")
-        if maps is not None:
-            entry["maps"] = _save_maps(maps, score)
-        pairs.append(entry)
-        scores.append(score._replace(ways=None))
-    return {"met3r": video.mean_score(scores), "pairs": pairs}
-
-
-def _score_videos(metric, states, paths: list[str], size: int, maps, note: Notes) -> dict[str, Any]:
-    from reangle_jax.scoring import video
-
-    scored = []
+    scored: list[list[video.PairScore]] = []
     saved: dict[tuple[int, int], list[str]] = {}
-    squares = ([square(x, size) for x in frames] for frames in moments(paths, note))
-    for k, images in enumerate(squares):
-        scores = list(video.score_views(metric, states, images, keep_ways=maps is not None))
-        for score in scores:
+    for k, images in enumerate(shown):
+        scored.append([])
+        for score in video.score_views(metric, states, images, keep_ways=maps is not None):
             if maps is not None:
-                saved.setdefault(score[:2], []).extend(_save_maps(maps, score, f"-frame{k:04d}"))
-        scored.append([score._replace(ways=None) for score in scores])
+                saved.setdefault(score[:2], []).extend(_save_maps(maps, score, f"-frame{k:04d}" if videos else ""))
+            scored[-1].append(score._replace(ways=None))
     pairs = []
     for scores in zip(*scored, strict=True):
         i, j = scores[0][:2]
         undefined = sum(score.met3r is None for score in scores)
         if undefined:
-            note(f"{paths[i]} and {paths[j]} show nothing in common in {undefined} of {len(scores)} frames: no score")
-        entry: dict[str, Any] = {"first": paths[i], "second": paths[j], "met3r": video.mean_score(scores)}
-        entry |= {"overlap": statistics.fmean(s.overlap for s in scores), "per_frame": [s.met3r for s in scores]}
+            frames = f" in {undefined} of {len(scores)} frames" if videos else ""
+            note(f"{names[i]} and {names[j]} show nothing in common{frames}: no score")
+        entry: dict[str, Any] = {"first": names[i], "second": names[j], "met3r": video.mean_score(scores)}
+        entry |= {"overlap": statistics.fmean(s.overlap for s in scores)}
+        entry |= {"per_frame": [s.met3r for s in scores]} if videos else {}
         pairs.append(entry | ({"maps": saved[i, j]} if maps is not None else {}))
-    return {
-        "met3r": video.mean_score(score for scores in scored for score in scores),
-        "frames": len(scored),
-        "pairs": pairs,
-        "temporal_flickering": {path: _flickering(path, note) for path in paths},
-    }
+    report: dict[str, Any] = {"met3r": video.mean_score(score for scores in scored for score in scores)}
+    report |= {"frames": len(scored), "pairs": pairs} if videos else {"pairs": pairs}
+    return report | ({"temporal_flickering": {name: _flickering(name, note) for name in names}} if videos else {})
 
 
 def _flickering(path: str, note: Notes) -> float | None:
