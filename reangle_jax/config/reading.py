@@ -72,7 +72,9 @@ def parse(config: Mapping[str, Any] | ml_collections.ConfigDict) -> Settings:
     settings = _of_mode(settings)
     _check_cameras(settings)
     _check_first_frames(settings)
-    _check_devices(settings)
+    from reangle_jax import mesh  # late: it brings jax
+
+    mesh.parse(settings.mesh)
     for lora in settings.loras:
         lora_files.choice(lora)
     return settings
@@ -308,9 +310,3 @@ def _check_first_frames(s: Settings) -> None:
     if s.edit.skip >= s.edit.steps:
         words = f"it must be below config.edit.steps={s.edit.steps}"
         raise InputError(f"config.edit.skip={s.edit.skip} is not possible: {words}")
-
-
-def _check_devices(s: Settings) -> None:
-    from reangle_jax import mesh  # late: it brings jax
-
-    mesh.parse(s.mesh)

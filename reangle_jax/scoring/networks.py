@@ -48,17 +48,13 @@ def load(folder: str | Path, features: str = PUBLISHED) -> tuple[Met3r, tuple[An
         InputError: a part is missing, damaged or of another kind.
     """
     folder = resolve(folder)
-    metric, states = [], []
     parts = {GEOMETRY: (Dust3rConfig, Dust3r), features: FEATURES[features]}
     for name in parts:  # all of them, before the first is read
         if not (folder / name).is_dir():
             raise InputError(f"{folder / name} is missing: {_mend(folder, name, features)}")
         check_whole(folder / name)
-    for name, (config_class, network) in parts.items():
-        graphdef, state = nnx.split(load_part(folder / name, config_class, network))
-        metric.append(graphdef)
-        states.append(state)
-    return Met3r(*metric), (states[0], states[1])
+    geometry, semantics = (nnx.split(load_part(folder / name, *part)) for name, part in parts.items())
+    return Met3r(geometry[0], semantics[0]), (geometry[1], semantics[1])
 
 
 def load_part(folder: Path, config_class: type, network: Callable[..., Any], converter: str = "--list") -> Any:

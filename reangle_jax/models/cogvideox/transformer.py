@@ -28,10 +28,6 @@ OFS = 2.0
 Rope = tuple[Float[Array, "S half"], Float[Array, "S half"]]
 
 
-def _linear(config: TransformerConfig, execution: Execution, rngs: nnx.Rngs) -> Callable[..., Linear]:
-    return linear_builder(config.param_dtype, execution, rngs)
-
-
 def _block_linear(config: TransformerConfig, execution: Execution, rngs: nnx.Rngs) -> Callable[..., Linear]:
     return linear_builder(config.param_dtype, execution, rngs, kernel_dtype=config.kernel_dtype)
 
@@ -63,7 +59,7 @@ class PatchEmbed(nnx.Module):
     """Tokens of text and video, with their positions added where the model has a table."""
 
     def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
-        linear = _linear(config, execution, rngs)
+        linear = linear_builder(config.param_dtype, execution, rngs)
         patch_volume = config.patch_size**2 * (config.patch_size_t or 1)
         self.proj = linear(config.in_channels * patch_volume, config.inner_dim, (None, "embed"))
         self.text_proj = linear(config.text_embed_dim, config.inner_dim, (None, "embed"))
@@ -205,7 +201,7 @@ class Head(nnx.Module):
     """From the video tokens to patches of the prediction."""
 
     def __init__(self, config: TransformerConfig, execution: Execution, *, rngs: nnx.Rngs):
-        linear, width = _linear(config, execution, rngs), config.inner_dim
+        linear, width = linear_builder(config.param_dtype, execution, rngs), config.inner_dim
         out_features = config.out_channels * config.patch_size**2 * (config.patch_size_t or 1)
         self.norm_final = _layer_norm(width, config.norm_eps, config)
         self.linear = linear(config.time_embed_dim, 2 * width, (None, None), init_scale=SMALL_INIT)
@@ -223,7 +219,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: TransformerConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution.chosen(config.param_dtype)
-        linear = _linear(config, execution, rngs)
+        linear = linear_builder(config.param_dtype, execution, rngs)
         self.patch_embed = PatchEmbed(config, execution, rngs=rngs)
         self.time_embedding = TimestepMLP(config.inner_dim, config.time_embed_dim, linear)
         ofs_dim = config.ofs_embed_dim

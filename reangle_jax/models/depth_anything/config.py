@@ -7,36 +7,22 @@ from reangle_jax.nn.vit import ViTConfig
 
 @dataclasses.dataclass(frozen=True)
 class DepthAnythingConfig:
-    """Every number of the network; flat, so that it can be kept as JSON beside the weights.
+    """Every number of the network; flat, so that it can be kept as JSON beside the weights."""
 
-    Attributes:
-        width: the backbone's token width.
-        depth: its blocks.
-        heads: its attention heads.
-        taps: which blocks' outputs (counted from 1) feed the head, shallow to deep.
-        neck_widths: channels of the four levels before fusion.
-        fusion_width: channels while fusing.
-        head_width: channels before the last convolution.
-        patch_size: pixels per token and side.
-        native_grid: tokens per side that the position table was made for.
-        max_depth: None for relative inverse depth; else metres at which the metric variants saturate, 20 of the indoor
-            weights, 80 of the outdoor ones.
-        pos_interpolation: how the position table is resized: ``authors`` (the .pth files' code) or ``hf``.
-        param_dtype: what is stored.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    taps: tuple[int, int, int, int]
-    neck_widths: tuple[int, int, int, int]
-    fusion_width: int
-    head_width: int = 32
-    patch_size: int = 14
-    native_grid: int = 37
+    width: int  # the backbone's token width
+    depth: int  # its blocks
+    heads: int  # its attention heads
+    taps: tuple[int, int, int, int]  # which blocks' outputs (counted from 1) feed the head, shallow to deep
+    neck_widths: tuple[int, int, int, int]  # channels of the four levels before fusion
+    fusion_width: int  # channels while fusing
+    head_width: int = 32  # channels before the last convolution
+    patch_size: int = 14  # pixels per token and side
+    native_grid: int = 37  # tokens per side that the position table was made for
+    # None for relative inverse depth; else metres at which the metric variants saturate, 20 of the indoor weights, 80
+    # of the outdoor ones.
     max_depth: float | None = None
-    pos_interpolation: str = "authors"
-    param_dtype: str = "float32"
+    pos_interpolation: str = "authors"  # how the position table is resized: `ViTConfig` says
+    param_dtype: str = "float32"  # what is stored
 
     @property
     def short_side(self) -> int:
