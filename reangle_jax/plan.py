@@ -1,5 +1,6 @@
 """``--plan``: what each stage will need on this device, and what is done already. Estimates are arithmetic alone."""
 
+import dataclasses
 import os
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,14 +37,17 @@ _REASONS = 6  # of a stage, that are spelt out
 
 def table(ledger: Ledger, stages: Sequence[Stage], checks: Iterable[Callable[[], object]] = ()) -> str:
     """The plan as text: a line for each stage, why what is to be done is to be done, and which checks fail."""
-    settings = ledger.settings
+    remat, why = chosen_models.remat(ledger.settings)
+    # Decided here once: the backbone is not asked again what each way would need.
+    decided = dataclasses.replace(ledger.settings.execution, remat=remat)
+    settings = dataclasses.replace(ledger.settings, execution=decided)
     needs, layouts = estimate(settings), sharing(settings)
     device = measure.devices()
     limit, processors = measure.device_limit_bytes(), _processors(device)
     lines = [
         f"{ledger.root}: {settings.num_frames} frames of {settings.height}x{settings.width}, {settings.model}, on "
         f"{device['count']} x {device['kind']}" + (f" with {_memory(limit, device)}" if limit else ""),
-        "fine-tuning's backward pass: config.execution.remat={} ({})".format(*chosen_models.remat(settings)),
+        f"fine-tuning's backward pass: config.execution.remat={remat} ({why})",
         *(_layouts(settings, layouts, device["count"]) if device["count"] > 1 else []),
         "",
         f"{'stage':14}{'units':>7}{'done':>6}{'peak memory':>14}{'time':>18}  state",

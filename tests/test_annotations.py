@@ -7,7 +7,7 @@ from flax import nnx
 from jaxtyping import TypeCheckError
 
 from converters.sources.tensors import Tensor
-from reangle_jax.diffusion.losses import masked_v_loss
+from reangle_jax.diffusion.losses import masked_loss
 from reangle_jax.geometry.cameras import default_intrinsics, identity_cameras
 from reangle_jax.geometry.splat import warp_video
 from reangle_jax.nn.conv import Conv2D
@@ -21,7 +21,7 @@ def test_an_axis_too_few_is_refused():
 
 def test_shapes_that_do_not_agree_are_refused():
     with pytest.raises(TypeCheckError, match="v_true"):
-        masked_v_loss(jnp.zeros((1, 1, 2, 2, 3)), jnp.zeros((1, 1, 2, 3, 3)), None)
+        masked_loss(jnp.zeros((1, 1, 2, 2, 3)), jnp.zeros((1, 1, 2, 3, 3)), None)
 
 
 def test_another_dtype_is_refused():

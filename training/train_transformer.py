@@ -25,7 +25,7 @@ from jaxtyping import Float16, Float32, Int, UInt8
 from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.cogvideox import networks
-from reangle_jax.diffusion.losses import masked_v_loss
+from reangle_jax.diffusion.losses import masked_loss
 from reangle_jax.diffusion.schedule import Schedule
 from reangle_jax.errors import about, called
 from reangle_jax.models.cogvideox.transformer import Transformer
@@ -217,7 +217,7 @@ def loss(parameters: nnx.State, batch: dict[str, Any], key: jax.Array, *, graphd
     condition = jnp.zeros_like(z).at[:, 0].set(image)
     noised = jnp.concatenate([SCHEDULE.add_noise(z, eps, t), condition], axis=-1)
     v = nnx.merge(graphdef, parameters)(noised, batch["text"].astype(jnp.float32), t.astype(jnp.float32))
-    return masked_v_loss(v, SCHEDULE.velocity(z, eps, t), None), {}
+    return masked_loss(v, SCHEDULE.velocity(z, eps, t), None), {}
 
 
 def command_line() -> argparse.ArgumentParser:

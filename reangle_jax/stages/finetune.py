@@ -19,7 +19,7 @@ from reangle_jax.arrays import to_unit
 from reangle_jax.backbones.interface import Backbone
 from reangle_jax.config import Finetune, Settings
 from reangle_jax.data import files
-from reangle_jax.diffusion.losses import masked_v_loss
+from reangle_jax.diffusion.losses import masked_loss
 from reangle_jax.errors import NotFiniteError, wider
 from reangle_jax.geometry import cameras, masks
 from reangle_jax.progress import progress
@@ -286,7 +286,7 @@ def motion_loss(
     eps = jax.random.normal(next(keys), z.shape, z.dtype)
     noised, target = backbone.noised(z, eps, t)
     prediction = backbone.predict(adapters, base, noised, condition, data.text[pick], t)
-    return masked_v_loss(prediction, target, mask if options.masked or options.moving_weight else None)
+    return masked_loss(prediction, target, mask if options.masked or options.moving_weight else None)
 
 
 def make_step(

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reangle_jax.diffusion.losses import masked_v_loss
+from reangle_jax.diffusion.losses import masked_loss
 from reangle_jax.diffusion.schedule import Schedule, look_up
 
 SHAPE = (2, 3, 4, 5, 6)
@@ -21,7 +21,7 @@ def test_v_loss_equals_the_released_form(rng, times, masked):
     mask = jnp.asarray(rng.random(SHAPE[:-1]) < 0.6) if masked else None
     t = jnp.array(times, jnp.int32)
     z_t = schedule.add_noise(z0, eps, t)
-    ours = masked_v_loss(v_pred, schedule.velocity(z0, eps, t), mask)
+    ours = masked_loss(v_pred, schedule.velocity(z0, eps, t), mask)
     # As the released scripts write it: the mean of mask * (z0_hat - z0)^2 / (1 - abar).
     root = look_up((1.0 - schedule.alphas_cumprod) ** -0.5, t, z_t.ndim)
     signal, noise = (look_up(np.sqrt(a), t, z_t.ndim) for a in (schedule.alphas_cumprod, 1 - schedule.alphas_cumprod))
@@ -36,13 +36,13 @@ def test_mean_is_over_all_elements_not_the_visible_ones(rng):
     v_pred, v_true = _normal(rng), _normal(rng)
     mask = jnp.zeros(SHAPE[:-1]).at[0, 0, 0, 0].set(1.0)
     expected = np.sum(np.square(np.asarray(v_pred - v_true)[0, 0, 0, 0])) / np.prod(SHAPE)
-    np.testing.assert_allclose(masked_v_loss(v_pred, v_true, mask), expected, rtol=1e-6)
+    np.testing.assert_allclose(masked_loss(v_pred, v_true, mask), expected, rtol=1e-6)
 
 
 def test_no_gradient_reaches_hidden_latents(rng):
     v_pred, v_true = _normal(rng), _normal(rng)
     mask = jnp.asarray(rng.random(SHAPE[:-1]) < 0.5)
-    grad = jax.grad(masked_v_loss)(v_pred, v_true, mask)
+    grad = jax.grad(masked_loss)(v_pred, v_true, mask)
     hidden = np.broadcast_to(~np.asarray(mask)[..., None], SHAPE)
     assert (np.asarray(grad)[hidden] == 0).all()
     assert (np.asarray(grad)[~hidden] != 0).all()
@@ -51,6 +51,6 @@ def test_no_gradient_reaches_hidden_latents(rng):
 def test_half_precision_is_summed_in_float32(rng):
     v_pred, v_true = _normal(rng).astype(jnp.bfloat16), _normal(rng).astype(jnp.bfloat16)
     expected = np.mean(np.square(np.asarray(v_pred, np.float32) - np.asarray(v_true, np.float32)))
-    loss = masked_v_loss(v_pred, v_true, None)
+    loss = masked_loss(v_pred, v_true, None)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, expected, rtol=1e-6)

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from reangle_jax.diffusion.guidance import guidance_scales, guided
-from reangle_jax.diffusion.losses import masked_v_loss
+from reangle_jax.diffusion.losses import masked_loss
 from reangle_jax.diffusion.samplers import SAMPLERS, sample
 from reangle_jax.diffusion.schedule import Schedule
 
@@ -26,7 +26,7 @@ DENOISE = guided(predict, guidance_scales(SCHEDULE.timesteps(3), 3, 6.0, True))
 @jax.jit
 def loss(z, eps, t):
     z_t = SCHEDULE.add_noise(z, eps, t)
-    return masked_v_loss(predict(z_t, t), SCHEDULE.velocity(z, eps, t), None)
+    return masked_loss(predict(z_t, t), SCHEDULE.velocity(z, eps, t), None)
 
 
 def run(z, eps, t):
