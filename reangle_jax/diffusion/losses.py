@@ -9,8 +9,8 @@ def masked_loss(
 ) -> Float[Array, ""]:
     """Mean over ALL elements of ``mask * (v_pred - v_true)^2``, float32: it is not divided by the visible count.
 
-    ``v_true`` is what the model should predict: a velocity, the schedule's or flow matching's. The mask is 1 (or True) where the latent is
-    to be learnt; None for everywhere.
+    ``v_true`` is what the model should predict: a velocity, the schedule's or flow matching's. The mask is 1 (or True)
+    where the latent is to be learnt; None for everywhere.
     """
     square = jnp.square(v_pred.astype(jnp.float32) - v_true.astype(jnp.float32))
     if mask is not None:
