@@ -1,6 +1,7 @@
 """What the small depth network learns from: frames with inverse depth, rendered or labelled, in batches."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,14 +41,16 @@ def _random_poses(rng: np.random.Generator, count: int) -> Float32[np.ndarray, "
     return poses
 
 
-def render_scene(seed: int, number: int, pool: ImagePool, *, varied: bool = False) -> Frames:
-    """`VIEWS` frames of a random scene, at the size `STORED`; varied: half of them close, and any lens."""
+def render_scene(
+    seed: int, number: int, pool: ImagePool, *, varied: bool = False, size: tuple[int, int] = STORED
+) -> Frames:
+    """`VIEWS` frames of a random scene; varied: half of them close, and any lens."""
     rng = np.random.default_rng([seed, number])
     scene, _ = random_scene(rng, pool, close=varied and rng.random() < 0.5)
-    intrinsics, times = source_cameras(rng, VIEWS, *STORED).K, jnp.linspace(0.0, 1.0, VIEWS)
+    intrinsics, times = source_cameras(rng, VIEWS, *size).K, jnp.linspace(0.0, 1.0, VIEWS)
     if varied:
-        intrinsics[:, [0, 1], [0, 1]] = STORED[1] * np.exp(rng.uniform(*np.log(FOCALS)))
-    rgb, depth = render(scene, jnp.asarray(intrinsics), jnp.asarray(_random_poses(rng, VIEWS)), times, *STORED)
+        intrinsics[:, [0, 1], [0, 1]] = size[1] * np.exp(rng.uniform(*np.log(FOCALS)))
+    rgb, depth = render(scene, jnp.asarray(intrinsics), jnp.asarray(_random_poses(rng, VIEWS)), times, *size)
     images = (np.clip(np.asarray(rgb), 0, 1) * 255 + 0.5).astype(np.uint8)
     return Frames(images, (1 / np.asarray(depth)).astype(np.float16))
 
@@ -84,20 +87,29 @@ def clip_frames(folder: str | os.PathLike, count: int) -> Frames:
 
 
 def make_batch(
-    rng: np.random.Generator, step: int, *, scenes: Frames, real: Frames | None, count: int
+    rng: np.random.Generator,
+    step: int,
+    *,
+    scenes: Frames,
+    real: Frames | None,
+    count: int,
+    share: float = 1 / 3,
+    sizes: Sequence[tuple[int, int]] = (INPUT,),
 ) -> dict[str, np.ndarray]:
     """Frames as they are (`device_batches.altered` does the rest): ``images``, ``inverse_depth`` and ``exact``.
 
-    A third are ``real`` ones, if there are any, of the same size; ``exact`` says whose depth is the truth.
+    A ``share`` are ``real`` ones, if there are any, of the same size; ``exact`` says whose depth is the truth. The
+    shape of ``seen``, which holds nothing, is the size that the network is to see them at, one of ``sizes``.
     """
     del step
-    labelled = 0 if real is None else count // 3
+    labelled = 0 if real is None else int(count * share)
     chosen = [(scenes, count - labelled)] + ([(real, labelled)] if real is not None else [])
     picked = [(frames, rng.integers(len(frames.images), size=n)) for frames, n in chosen]
     return {
         "images": np.concatenate([frames.images[k] for frames, k in picked]),
         "inverse_depth": np.concatenate([frames.inverse_depth[k] for frames, k in picked]),
         "exact": np.arange(count) < count - labelled,
+        "seen": np.empty((*sizes[int(rng.integers(len(sizes)))], 0), np.uint8),
     }
 
 

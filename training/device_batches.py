@@ -27,7 +27,9 @@ def cut_out(stamps: UInt8[np.ndarray, "N S S 4"]) -> dict[str, np.ndarray]:
     return {"stamps": np.stack(cut), "ratios": np.array(ratios, np.float32)}
 
 
-def hats(start: Array, length: Array, size: int, out: int, *, inside: bool = True) -> Float[Array, "out size"]:
+def hats(
+    start: Array, length: Array, size: int, out: int, *, inside: bool = True, smooth: bool | Array = True
+) -> Float[Array, "out size"]:
     """Weights that resize a stretch of a line: triangles as wide as a pixel of the coarser of both.
 
     Args:
@@ -36,10 +38,11 @@ def hats(start: Array, length: Array, size: int, out: int, *, inside: bool = Tru
         size: pixels of the line.
         out: pixels of the result.
         inside: the stretch is all inside; else what lies outside is zero.
+        smooth: else they are never wider than a pixel of the line, as where a picture is shrunk without a filter.
     """
     place = start + (jnp.arange(out, dtype=jnp.float32) + 0.5) * (length / out) - 0.5
     place = jnp.clip(place, 0, size - 1) if inside else place
-    width = jnp.maximum(length / out, 1.0)
+    width = jnp.where(smooth, jnp.maximum(length / out, 1.0), 1.0)
     weight = jax.nn.relu(1.0 - jnp.abs(place[:, None] - jnp.arange(size, dtype=jnp.float32)[None, :]) / width)
     return weight / (jnp.sum(weight, 1, keepdims=True) if inside else width)
 
@@ -61,11 +64,12 @@ def depth_example(
 ) -> tuple[UInt8[Array, "h w 3"], Float[Array, "h w"]]:
     """A random crop of a frame, mirrored half of the time, with colours, blur and noise changed.
 
+    Half of the pictures, where they shrink, shrink as for the published network: without a filter (`preprocess`).
     Before half of them cut-outs stand upright, as a rule persons' shapes on the ground: the inverse depth is all over
     what the ground has where the foot is, and what is nearer hides them. That holds in any unit, and after any shift.
     Any colours will do, for the outline and the foot tell: some take ``other``'s.
     """
-    u = iter(jax.random.uniform(key, (16 + 12 * CUTOUTS,)))
+    u = iter(jax.random.uniform(key, (17 + 12 * CUTOUTS,)))
     height, width = image.shape[:2]
 
     def between(low: float, high: float) -> Array:
@@ -73,10 +77,15 @@ def depth_example(
 
     tall = height * between(0.5, 1.0)
     wide = jnp.minimum(tall / height * width * between(0.9, 1.0), width)
-    rows = hats(next(u) * (height - tall), tall, height, size[0])
-    columns = hats(next(u) * (width - wide), wide, width, size[1])
-    columns = jnp.where(next(u) < 0.5, columns[::-1], columns)
-    x = resampled(rows, columns, image.astype(jnp.float32))
+    lines = (next(u) * (height - tall), tall, height, size[0]), (next(u) * (width - wide), wide, width, size[1])
+    mirrored, smooth = next(u) < 0.5, next(u) < 0.5
+
+    def cropped(smooth: bool | Array) -> tuple[Array, Array]:
+        rows, columns = (hats(*line, smooth=smooth) for line in lines)
+        return rows, jnp.where(mirrored, columns[::-1], columns)
+
+    x = resampled(*cropped(smooth), image.astype(jnp.float32))
+    rows, columns = cropped(True)
     inverse = resampled(rows, columns, inverse.astype(jnp.float32)[..., None])[..., 0]
     paint = resampled(rows, columns, other.astype(jnp.float32))
     standing, how_many = next(u) < STANDING, 1 + jnp.floor(CUTOUTS * next(u))

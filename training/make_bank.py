@@ -75,16 +75,22 @@ def stacked(examples: Sequence[Any], fields: Sequence[str]) -> dict[str, np.ndar
 
 
 def worker(
-    number: int, out: str, cache: str, ends: float, part: int = PART, kinds: Sequence[str] = ("views", "holes")
+    number: int,
+    out: str,
+    cache: str,
+    ends: float,
+    part: int = PART,
+    kinds: Sequence[str] = ("views", "holes"),
+    size: tuple[int, int] = STORED,
 ) -> None:
-    """Renders and makes holes until the time ``ends``."""
+    """Renders and makes holes until the time ``ends``; ``size`` is the frames'."""
     cv2.setNumThreads(1)
     pool, turn = load_pool(cache).train, 0
     while time.time() < ends:
         first = number * STRIDE + turn * part
         name, numbers = f"{number}_{turn:05d}", range(first, first + part)
         if "frames" in kinds:
-            frames = [render_scene(FRAMES_SEED, k, pool, varied=k % 2 == 0) for k in numbers]
+            frames = [render_scene(FRAMES_SEED, k, pool, varied=k % 2 == 0, size=size) for k in numbers]
             joined = {field: np.concatenate([getattr(f, field) for f in frames]) for field in Frames._fields}
             write(Path(out), f"frames_{name}", joined)
         views = [render_views(k, pool, varied=k % 2 == 0) for k in numbers if {"views", "holes"} & set(kinds)]
@@ -96,16 +102,18 @@ def worker(
         turn += 1
 
 
-def labeller(number: int, out: str, cache: str, ends: float, teacher: str, part: int = 64) -> None:
+def labeller(
+    number: int, out: str, cache: str, ends: float, teacher: str, size: tuple[int, int] = STORED, part: int = 64
+) -> None:
     """Has a teacher label crops until the time ``ends``."""
     cv2.setNumThreads(1)
     label: Callable[[np.ndarray], np.ndarray] = importlib.import_module(teacher).label
     pool, turn = load_pool(cache).train, 0
     while time.time() < ends:
         rng = np.random.default_rng([17, number, turn])
-        large = np.stack([pool.random_crop(rng, 2 * STORED[0], 2 * STORED[1]) for _ in range(part)])
+        large = np.stack([pool.random_crop(rng, 2 * size[0], 2 * size[1]) for _ in range(part)])
         images, labels = (
-            np.stack([cv2.resize(x, STORED[::-1], interpolation=cv2.INTER_AREA) for x in many])
+            np.stack([cv2.resize(x, size[::-1], interpolation=cv2.INTER_AREA) for x in many])
             for many in (large, label(large).astype(np.float32))
         )
         arrays = {"images": images, "inverse_depth": labels.astype(np.float16)}
@@ -124,15 +132,19 @@ def main() -> None:
     parser.add_argument("--teacher", default=None, help="a module that labels pictures, in further processes")
     parser.add_argument("--labellers", type=commands.positive, default=2, help="how many label, with --teacher")
     parser.add_argument("--part", type=commands.positive, default=PART, help="scenes a file")
+    parser.add_argument(
+        "--size", type=commands.positive, nargs=2, default=STORED, help="height and width of frames and labelled crops"
+    )
     args = parser.parse_args()
     load_pool(args.cache)  # says what is missing, once
     Path(args.out).mkdir(parents=True, exist_ok=True)
     ends = time.time() + args.seconds
     spawn = multiprocessing.get_context("spawn")
-    rest = args.out, args.cache, ends, args.part, args.kinds
+    size = tuple(args.size)
+    rest = args.out, args.cache, ends, args.part, args.kinds, size
     jobs = [spawn.Process(target=worker, args=(n, *rest)) for n in range(args.workers)]
     if args.teacher:
-        labels = args.out, args.cache, ends, args.teacher
+        labels = args.out, args.cache, ends, args.teacher, size
         jobs += [spawn.Process(target=labeller, args=(n, *labels)) for n in range(args.labellers)]
     for job in jobs:
         job.start()

@@ -27,12 +27,14 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.data import weights_folder
 from reangle_jax.errors import about
-from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth
+from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth, input_size
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.embeddings import sincos_1d
-from training import training
+from reangle_jax.nn.vit import interpolate_positions
+from training import make_bank, training
 from training.depth_frames import (
     INPUT,
+    STORED,
     Frames,
     clip_frames,
     load_frames,
@@ -106,7 +108,8 @@ def loss(
 ) -> tuple[Array, dict]:
     """The loss of one batch; with cut-outs (`device_batches.cut_out`), of frames that are yet to be altered."""
     if cutouts is not None:
-        batch = altered(batch, key, cutouts, INPUT)
+        rows, columns, _ = batch["seen"].shape
+        batch = altered(batch, key, cutouts, (rows, columns))
     model = nnx.merge(graphdef, parameters)
     return depth_loss(_raw(model, batch["images"]), batch["inverse_depth"], batch["exact"])
 
@@ -193,11 +196,14 @@ def initial_model(config: DepthAnythingConfig, seed: int, images: UInt8[np.ndarr
     return model
 
 
-def sized(patch: int, wide: bool = False) -> DepthAnythingConfig:
-    """The small network with patches of so many pixels, or one that is twice as wide, with as many heads."""
+def sized(patch: int, wide: bool = False, side: int = INPUT[0]) -> DepthAnythingConfig:
+    """The small network with patches of so many pixels, or one that is twice as wide, with as many heads.
+
+    ``side`` is the shorter one of what it sees.
+    """
     config = DepthAnythingConfig.tiny()
     width = TWICE if wide else config.width
-    return dataclasses.replace(config, patch_size=patch, native_grid=config.short_side // patch, width=width)
+    return dataclasses.replace(config, patch_size=patch, native_grid=side // patch, width=width)
 
 
 def widened(value: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -234,8 +240,8 @@ def carry_over(model: DepthAnything, folder: str | os.PathLike) -> None:
             value = np.einsum("on,pm,opcd->nmcd", enlarge, enlarge, value)
         elif path == "backbone.pos_embed" and value.shape[1] != variable.shape[1]:
             grid, side = model.config.native_grid, round((value.shape[1] - 1) ** 0.5)
-            table = cv2.resize(value[0, 1:].reshape(side, side, -1), (grid, grid), interpolation=cv2.INTER_CUBIC)
-            value = np.concatenate([value[:, :1], table.reshape(1, grid * grid, -1)], 1)
+            rule = model.config.pos_interpolation
+            value = np.asarray(interpolate_positions(jnp.asarray(value), side, grid, grid, rule=rule))
         if value.shape != variable.shape:
             value = widened(value, variable.shape, rng)
             if "attn.qkv" in path:
@@ -256,33 +262,44 @@ def main() -> None:
     parser.add_argument("--patch", type=int, choices=(7, 14), default=14, help="pixels a token and side")
     parser.add_argument("--wide", action="store_true", help="tokens twice as wide")
     parser.add_argument("--batch", type=commands.positive, default=12, help="frames a step")
+    parser.add_argument("--bank", default=None, help="frames and labels of a bank (training.make_bank) instead of both")
+    parser.add_argument("--share", type=commands.share, default=1 / 3, help="of the frames, a teacher's")
+    parser.add_argument(
+        "--sides",
+        type=commands.positive,
+        nargs="+",
+        default=INPUT[:1],
+        help="shorter sides of what the network sees, its own first",
+    )
     args = parser.parse_args()
 
     pools, folder = load_pool(args.cache), Path(args.frames)
-    scenes = (
-        clip_frames(args.clips, args.count)
-        if args.clips
-        else rendered_frames(folder, "train", args.seed, args.count, pools.train)
-    )
-    held_out = {"scenes": rendered_frames(folder, "heldout", args.seed + 1, 48, pools.heldout)}
     real = load_frames(Path(args.labels) / "train.npz") if args.labels else None
+    if args.bank:
+        scenes, real = (Frames(**make_bank.read(args.bank, kind)) for kind in ("frames", "labels"))
+    elif args.clips:
+        scenes = clip_frames(args.clips, args.count)
+    else:
+        scenes = rendered_frames(folder, "train", args.seed, args.count, pools.train)
+    held_out = {"scenes": rendered_frames(folder, "heldout", args.seed + 1, 48, pools.heldout)}
     if args.labels:
         labelled = load_frames(Path(args.labels) / "heldout.npz")
         held_out["teacher"] = Frames(labelled.images[::4], labelled.inverse_depth[::4])
     if args.motorcycle:
         held_out["motorcycle"] = load_motorcycle(args.motorcycle)
 
-    config = sized(args.patch, args.wide)
+    config = sized(args.patch, args.wide, args.sides[0])
     model = initial_model(config, args.seed, scenes.images)
     if args.init:
         with about("--init"):
             carry_over(model, args.init)
+    sizes = [input_size(*STORED, short_side=side, multiple=config.patch_size) for side in args.sides]
     graphdef, parameters = nnx.split(model)
     cutouts = jax.device_put(cut_out(pools.train.stamps))
     mean = training.train(
         functools.partial(loss, graphdef=graphdef, cutouts=cutouts),
         parameters,
-        functools.partial(make_batch, scenes=scenes, real=real, count=args.batch),
+        functools.partial(make_batch, scenes=scenes, real=real, count=args.batch, share=args.share, sizes=sizes),
         training.TrainConfig.of(args, save_every=900.0),
         args.workdir,
         evaluate=functools.partial(evaluate, graphdef, held_out=held_out),

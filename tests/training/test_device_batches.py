@@ -38,6 +38,10 @@ def test_hats_resize_a_line():
     np.testing.assert_allclose(half.sum(1), 1, atol=1e-6)
     # Between pixels 2 and 3, 4 and 5, ...; the triangle of a square is its value and a spread of a half more.
     np.testing.assert_allclose(half @ jnp.arange(12.0), [2.5, 4.5, 6.5, 8.5], atol=1e-5)
+    thin = hats(jnp.float32(2), jnp.float32(8), 12, 4, smooth=False)  # of four pixels two are not looked at
+    np.testing.assert_allclose(thin @ line, half @ line - 0.5, atol=1e-5)
+    assert ((half > 0).sum(1) == 4).all()
+    assert ((thin > 0).sum(1) == 2).all()
     # Outside there is nothing.
     np.testing.assert_array_equal(hats(jnp.float32(-8), jnp.float32(4), 12, 4, inside=False), 0)
 
@@ -119,7 +123,7 @@ def test_a_bank_is_made_read_and_repeated(tmp_path, monkeypatch, views):
     np.testing.assert_array_equal(found["images"], np.stack([views[k].images for k in (0, 1, 0, 1, 0)]))
     assert make_bank.read(tmp_path, "holes")["picture"].shape[0] == 2 * make_bank.HOLES
     frames = depth_frames.Frames(views[0].images, views[0].depth)
-    monkeypatch.setattr(make_bank, "render_scene", lambda seed, k, pool, varied: frames)
+    monkeypatch.setattr(make_bank, "render_scene", lambda seed, k, pool, varied, size: frames)
     moments = iter((0.0, 2.0))
     make_bank.worker(0, str(tmp_path), "", 1.0, part=2, kinds=("frames",))
     assert make_bank.read(tmp_path, "frames")["inverse_depth"].shape[0] == 2 * len(frames.images)

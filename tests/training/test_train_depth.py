@@ -103,6 +103,14 @@ def test_batch_is_seeded_and_a_third_of_it_labelled(frames):
     assert make_batch(np.random.default_rng(3), 0, scenes=frames, real=None, count=6)["exact"].all()
 
 
+def test_batches_are_seen_at_each_of_the_sizes_and_have_the_share_of_labels(frames):
+    sizes = ((42, 63), (56, 84))
+    draw = functools.partial(make_batch, scenes=frames, real=frames, count=6, share=0.5, sizes=sizes)
+    found = [draw(np.random.default_rng(k), k) for k in range(16)]
+    assert {batch["seen"].shape for batch in found} == {(*size, 0) for size in sizes}
+    assert all(batch["exact"].tolist() == [True] * 3 + [False] * 3 for batch in found)
+
+
 def test_frames_of_clips_come_with_their_inverse_depth(tmp_path, rng):
     clips = [
         Clip(rng.integers(0, 256, (17, 8, 12, 3), np.uint8), rng.uniform(1, 8, (17, 8, 12)).astype(np.float16), "x")
@@ -140,6 +148,19 @@ def test_weights_are_carried_over_to_smaller_patches(old, rng):
     np.testing.assert_allclose(fine, coarse, atol=0.03 * np.abs(coarse).max())
     np.testing.assert_array_equal(new.head.conv2.kernel[...], old.head.conv2.kernel[...])
     assert new.backbone.pos_embed[...].shape == (1, 1 + 18 * 18, 16)
+
+
+def test_a_network_made_for_another_size_gives_there_what_the_old_one_gives(old, rng, tmp_path):
+    config = dataclasses.replace(old[0].config, width=144, heads=3)  # more channels than OpenCV resizes
+    networks = [
+        DepthAnything(dataclasses.replace(config, native_grid=grid), rngs=nnx.Rngs(k)) for k, grid in enumerate((9, 4))
+    ]
+    checkpoints.save_model(tmp_path, networks[0], networks[0].config)
+    carry_over(networks[1], tmp_path)
+    side = 4 * config.patch_size
+    images = jnp.asarray(rng.normal(size=(1, side, side, 3)), jnp.float32)
+    run = jax.jit(lambda net, x: net(x))
+    np.testing.assert_allclose(*(run(net, images) for net in networks), atol=1e-5)
 
 
 def test_a_network_of_twice_the_width_gives_what_the_narrow_one_gave(old, rng):
