@@ -2,12 +2,13 @@
 
 ``python -m training.train_flux --workdir DIR --pictures DIR --held-out DIR [--minutes M] [--init FOLDER] [--look]``
 
-Published architectures; the objective is the velocity of a rectified flow. Painting begins at the picture with its
-holes filled (Telea), `STRENGTH` of it noise, and goes straight to the truth; the ControlNet is given that filling and
-which cells are known. Half of the times are where painting begins, the others logit-normal. Known cells weigh a tenth:
+Published architectures; the objective is the clean picture that a rectified flow's velocity points to. Painting begins
+at the picture with its holes filled (Telea), `STRENGTH` of it noise, and goes straight to the truth; the ControlNet is
+given that filling and which cells are known. Half of the pictures of a step go on from what was found there, part of
+the way, as the sampler does: so that later steps learn to mend what the first one makes. Known cells weigh a tenth:
 what is painted there is pasted over. Guidance is drawn at random and so ignored. With ``--look`` the clean estimate is
 also decoded and compared with the truth in the holes, by its pixels and by the small DINO's features. Every picture
-(`training.holes`) is encoded once and kept in the workdir; steps see random windows of the latents.
+(`training.holes`) is encoded once and kept in the workdir; steps see windows of the latents, or whole ones in turn.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float16, UInt8
+from jaxtyping import Array, Bool, Float, Float16, UInt8
 
 from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
@@ -45,10 +46,11 @@ WEIGHTS = tiny.WEIGHTS / "flux_transformer"
 CONTROLNET = "flux_controlnet"
 # (pictures, rows, columns) in pixels, in turn; every further shape is a further program to compile.
 WINDOWS = ((8, 64, 96),)
-WHOLE = ((3, 128, 192),)
+WHOLE = ((8, 64, 96), (3, 128, 192))
 TEXT_LENGTH = T5_LENGTH[TINY]
 KNOWN_WEIGHT = 0.1
-TIME_SHIFT, TIME_SPREAD = 0.5, 1.2  # of the times' logits
+LATER = (0.3, 0.95)  # of `STRENGTH`: the times of later steps
+NARROW_WEIGHT = 0.25  # how much a hole counts that no square of 9 pixels fits into, beside wider ones
 TEXT_DROPOUT = 0.1
 # Of the noise, over the filled picture, that painting begins with.
 STRENGTH: float = get_tiny().to_dict()["first_frames"]["strength"]
@@ -199,52 +201,72 @@ def loss(
     graphdefs: tuple[nnx.GraphDef, nnx.GraphDef],
     look: Look | None = None,
 ) -> tuple[Array, dict[str, Array]]:
-    """The weighted error of the velocity, and its mean in the holes alone; with `looked_at` if there is a look.
+    """The weighted error of the clean estimate, and its mean in the holes alone; with `looked_at` if there is a look.
 
-    Errors are those of what painting begins at less the truth: the velocity's times `STRENGTH`.
+    Where painting begins, of all pictures, and later, of half of them (``_later`` in the figures' names).
     """
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 4)
     z, known = batch["picture"].astype(jnp.float32), batch["known"][..., None].astype(jnp.float32)
-    text = batch["text"].astype(jnp.float32)
-    size = len(z)
-    # One time from each of B equal slices: the loss varies less from step to step than with independent ones.
-    share = (jnp.arange(size, dtype=jnp.float32) + jax.random.uniform(keys[0], (size,))) / size
-    logits = TIME_SHIFT + TIME_SPREAD * jax.scipy.special.ndtri(jnp.clip(share, 1e-4, 1 - 1e-4))
-    # Half of them are where painting begins.
-    t = STRENGTH * jnp.where(jnp.arange(size) % 2 == 0, 1.0, jax.nn.sigmoid(logits))
-    eps = jax.random.normal(keys[1], z.shape)
-    at = t[:, None, None, None]
+    text, warp = batch["text"].astype(jnp.float32), batch["warp"].astype(jnp.float32)
+    size, grid = len(z), (z.shape[1] // 2, z.shape[2] // 2)
     guidance = jnp.exp(jax.random.uniform(keys[2], (size,), minval=np.log(GUIDANCE[0]), maxval=np.log(GUIDANCE[1])))
     scale = jax.random.uniform(keys[3], (), minval=CONTROL_SCALE[0], maxval=CONTROL_SCALE[1])
-    warp = batch["warp"].astype(jnp.float32)
     condition = pack(jnp.concatenate([warp, known], -1))
-    velocity = (flow.noised(warp, eps, STRENGTH) - z) / STRENGTH
-    x = z + at * velocity
-    v = predict(graphdefs, parameters, x, condition, text, t, guidance, scale)
-    error = jnp.square(STRENGTH * (v - pack(velocity)))
-    hole = pack(jnp.broadcast_to(1 - known, z.shape))
+    hole = jnp.broadcast_to(1 - known, z.shape)
     weights = KNOWN_WEIGHT + (1 - KNOWN_WEIGHT) * hole
-    value, more = jnp.sum(weights * error) / jnp.sum(weights), {"in_holes": jnp.sum(hole * error) / jnp.sum(hole)}
-    if look is None:
-        return value, more
-    grid = z.shape[1] // 2, z.shape[2] // 2
-    seen = looked_at(look, x - at * unpack(v, grid), batch)
-    return value + PIXEL_WEIGHT * seen["pixels"] + FEATURE_WEIGHT * seen["features"], more | seen
+
+    def clean(x: Array, t: Array) -> Array:
+        n = len(x)
+        v = predict(graphdefs, parameters, x, condition[:n], text[:n], t, guidance[:n], scale)
+        return x - t[:, None, None, None] * unpack(v, grid)
+
+    begin = flow.noised(warp, jax.random.normal(keys[1], z.shape), STRENGTH)
+    found = clean(begin, jnp.full((size,), STRENGTH))
+    # Half of them go on. One share from each of equal slices: the loss varies less from step to step than with
+    # independent ones.
+    half = (size + 1) // 2
+    share = (jnp.arange(half, dtype=jnp.float32) + jax.random.uniform(keys[0], (half,))) / half
+    share = LATER[0] + (LATER[1] - LATER[0]) * share
+    way = jax.lax.stop_gradient(found[:half])
+    again = clean(way + share[:, None, None, None] * (begin[:half] - way), STRENGTH * share)
+
+    def judged(estimate: Array) -> tuple[Array, dict[str, Array]]:
+        n = len(estimate)
+        error = jnp.square(estimate - z[:n])
+        value, more = (jnp.sum(w[:n] * error) / jnp.sum(w[:n]) for w in (weights, hole))
+        if look is None:
+            return value, {"in_holes": more}
+        seen = looked_at(look, estimate, {name: batch[name][:n] for name in PIXELS})
+        return value + PIXEL_WEIGHT * seen["pixels"] + FEATURE_WEIGHT * seen["features"], {"in_holes": more, **seen}
+
+    (first, more), (later, then) = judged(found), judged(again)
+    more |= {f"{name}_later": figure for name, figure in then.items()}
+    return (size * first + half * later) / (size + half), more
+
+
+def opened(hole: Float[Array, "B H W"], width: int = 9) -> Float[Array, "B H W"]:
+    """The parts of holes that a square of ``width`` pixels fits into; what is beyond the picture is known."""
+    window, ones, side = (1, width, width), (1, 1, 1), width // 2
+    beyond = jnp.pad(hole, ((0, 0), (side, side), (side, side)))
+    inside = jax.lax.reduce_window(beyond, jnp.inf, jax.lax.min, window, ones, "VALID")
+    return jax.lax.reduce_window(inside, -jnp.inf, jax.lax.max, window, ones, "SAME")
 
 
 def looked_at(look: Look, latents: Array, batch: dict[str, Array]) -> dict[str, Array]:
     """How clean latents look in the holes, what is known pasted back: the absolute error, 1 less features' cosine."""
     coder, describer = nnx.merge(*look.coder), nnx.merge(*look.describer)
-    hole = 1 - batch["visible"][..., None].astype(jnp.float32)
+    hole = 1 - batch["visible"].astype(jnp.float32)
+    weight = (NARROW_WEIGHT * hole + (1 - NARROW_WEIGHT) * opened(hole))[..., None]
+    hole = hole[..., None]
     painted = jnp.clip(coder.decode(coder.unscale_latents(latents)), -BEYOND, BEYOND)
     truth, shown = to_unit(batch["truth"]), to_unit(batch["shown"])
     pasted = jnp.where(hole > 0, painted, shown)
     found, there = (describer.features(normalise(0.5 * x + 0.5)) for x in (pasted, truth))
     found, there = (x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6) for x in (found, there))
     patch = describer.config.patch_size
-    share = hole.reshape(len(hole), hole.shape[1] // patch, patch, hole.shape[2] // patch, patch).mean((2, 4))
+    share = weight.reshape(len(hole), hole.shape[1] // patch, patch, hole.shape[2] // patch, patch).mean((2, 4))
     return {
-        "pixels": jnp.sum(hole * jnp.abs(pasted - truth)) / (3 * jnp.sum(hole)),
+        "pixels": jnp.sum(weight * jnp.abs(pasted - truth)) / (3 * jnp.sum(weight)),
         "features": jnp.sum(share * (1 - jnp.sum(found * there, -1))) / jnp.sum(share),
     }
 
@@ -267,7 +289,7 @@ def main() -> None:
     parser.add_argument("--autoencoder", default=str(WEIGHTS.with_name("flux_autoencoder")))
     parser.add_argument("--text", default=str(WEIGHTS.with_name("text_encoder")))
     parser.add_argument("--init", default=None, help="a transformer's folder to start from; its ControlNet lies beside")
-    parser.add_argument("--whole", action="store_true", help="steps see whole pictures")
+    parser.add_argument("--whole", action="store_true", help="every other step sees whole pictures")
     parser.add_argument("--look", action="store_true", help="also learn how paintings look in the holes")
     parser.add_argument("--features", default=str(WEIGHTS.with_name("featup")), help="the small DINO's folder")
     parser.add_argument("--encode-only", action="store_true", help="make the latents and stop")

@@ -72,12 +72,13 @@ def test_an_error_in_a_hole_weighs_ten_times_one_in_what_is_known(data, monkeypa
     batch = jax.tree.map(
         jnp.asarray, train_flux.make_batch(np.random.default_rng(0), 1, data=data, windows=((2, 128, 192),))
     )
-    batch["picture"] = jnp.zeros_like(batch["picture"])  # the velocity is then x / t
+    batch["picture"] = jnp.zeros_like(batch["picture"])  # the way there is then x / t
     known = batch["known"][..., None].astype(jnp.float32)
     wrong = pack(jnp.broadcast_to(known if where == "known" else 1 - known, batch["picture"].shape))
 
     def predict(graphdefs, parameters, x, condition, text, t, guidance, scale):
-        return pack(x / t[:, None, None, None]) + wrong / train_flux.STRENGTH  # an error of 1 where painting begins
+        at = t[:, None, None, None]
+        return pack(x / at) + wrong[: len(x)] / at[..., 0]  # an error of 1 of the clean estimate
 
     monkeypatch.setattr(train_flux, "predict", predict)
     unused, _ = nnx.split(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
@@ -85,7 +86,50 @@ def test_an_error_in_a_hole_weighs_ten_times_one_in_what_is_known(data, monkeypa
     hole, rest = 1 - known.mean(), known.mean()
     weights = {"holes": hole, "known": 0.1 * rest}
     np.testing.assert_allclose(value, weights[where] / sum(weights.values()), rtol=1e-4)
-    np.testing.assert_allclose(more["in_holes"], float(where == "holes"), atol=1e-4)
+    for name in ("in_holes", "in_holes_later"):
+        np.testing.assert_allclose(more[name], float(where == "holes"), atol=1e-4)
+
+
+def test_later_steps_begin_on_the_way_from_where_painting_begins_to_what_was_found(data, monkeypatch):
+    drawn = train_flux.make_batch(np.random.default_rng(0), 1, data=data, windows=((2, 128, 192),))
+    batch, seen = jax.tree.map(jnp.asarray, drawn), []
+
+    def predict(graphdefs, parameters, x, condition, text, t, guidance, scale):
+        seen.append((x, t))
+        return pack((x - 0.25) / t[:, None, None, None])  # it finds 0.25 everywhere
+
+    monkeypatch.setattr(train_flux, "predict", predict)
+    unused, _ = nnx.split(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))
+    train_flux.loss({}, batch, jax.random.key(0), graphdefs=(unused, unused))
+    (begin, first), (later, then) = seen
+    np.testing.assert_array_equal(first, np.full(2, train_flux.STRENGTH, np.float32))
+    assert len(then) == 1
+    share = float(then[0]) / train_flux.STRENGTH
+    assert train_flux.LATER[0] <= share <= train_flux.LATER[1]
+    np.testing.assert_allclose(later, 0.25 + share * (begin[:1] - 0.25), atol=1e-6)
+
+
+def test_a_narrow_hole_counts_a_quarter_of_a_wide_one(data):
+    truth = jnp.zeros((1, 128, 192, 3), jnp.uint8)
+
+    def pixels(wrong):
+        visible = np.ones((1, 128, 192), bool)
+        visible[0, 8:24, 8:24] = visible[0, 40:104, 80:84] = False  # as many pixels: 16x16, 64x4
+        latents = np.full((1, *CELLS, 16), -1, np.float32)
+        latents[0][wrong] = 0
+        batch = {"truth": truth, "shown": truth, "visible": jnp.asarray(visible)}
+        return float(train_flux.looked_at(small_look(), jnp.asarray(latents), batch)["pixels"])
+
+    assert pixels(np.s_[2:6, 2:6]) == pytest.approx(4 * pixels(np.s_[10:26, 20:21]), rel=1e-4)
+
+
+@pytest.mark.parametrize("width", [8, 9])
+def test_the_training_and_the_judge_call_the_same_holes_wide(width):
+    visible = np.random.default_rng(0).random((2, 40, 60)) < 0.02
+    visible[:, 5 : 5 + width, 10:30] = visible[:, 20:, 50:] = False
+    visible[:, 5 + width, 10:30] = visible[:, 4, 10:30] = True
+    ours = np.asarray(train_flux.opened(jnp.asarray(~visible, jnp.float32)))
+    np.testing.assert_array_equal(ours > 0, [judge_flux.wide_holes(x) for x in visible])
 
 
 class Flat(nnx.Module):
@@ -135,7 +179,9 @@ def test_the_loss_teaches_both_networks(data, looked):
 
     (value, more), gradient = jax.jit(jax.value_and_grad(value_of, has_aux=True))(parameters)
     if looked:
-        added = train_flux.PIXEL_WEIGHT * more["pixels"] + train_flux.FEATURE_WEIGHT * more["features"]
+        weights = {"pixels": train_flux.PIXEL_WEIGHT, "features": train_flux.FEATURE_WEIGHT}
+        # Of two pictures one is seen later too.
+        added = sum(w * (2 * more[name] + more[f"{name}_later"]) / 3 for name, w in weights.items())
         assert added > 0.1
         value -= added
     # An untrained velocity is 0: what is missed is (1 - s) warp + s eps - z, all of unit variance.
