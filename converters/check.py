@@ -6,7 +6,8 @@ Nothing but headers is read and nothing is allocated: the model is abstract.
 import collections
 import dataclasses
 import functools
-import types
+import math
+import sys
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -19,9 +20,8 @@ from converters.rules import Move, match, places
 from converters.sources.folder import Opened
 from reangle_jax import checkpoints
 from reangle_jax.data.safetensors import DTYPES, Tensor
+from reangle_jax.data.weights_folder import fits
 from reangle_jax.errors import InputError
-
-MAX_SIZE = 1_000_000  # of any number in a config.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,8 @@ def _config(part: Part, published: Mapping[str, Any] | None) -> tuple[Any, list[
         hints = typing.get_type_hints(type(part.config))
         signed = {field.name for field in dataclasses.fields(part.config) if field.metadata.get("signed")}
         for key, value in fields.items():
-            _check_field(key, value, hints[key], signed=key in signed)
+            if not fits(value, hints[key], least=-math.inf if key in signed else sys.float_info.min):
+                raise ValueError(f"{key} is {str(value)[:40]!r}")  # it would be met again deep in the network
         config = dataclasses.replace(part.config, **fields)
     except KeyError as error:
         raise InputError(f"config.json of {part.name} lacks {error}; download it again") from None
@@ -106,19 +107,6 @@ def _config(part: Part, published: Mapping[str, Any] | None) -> tuple[Any, list[
         raise InputError(f"config.json of {part.name} describes another network: {error}") from None
     want, got = part.kind(part.config), part.kind(config)
     return config, [f"config.json: {key} is {got[key]}, not {want[key]}" for key in want if got[key] != want[key]]
-
-
-def _check_field(key: str, value: Any, hint: Any, *, signed: bool) -> None:
-    """Refuses a value that its field cannot have: it would be met again deep in the network."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    allowed = tuple(typing.get_origin(kind) or kind for kind in kinds)
-    allowed += (int,) if float in allowed else ()
-    items = value if isinstance(value, tuple) else (value,)
-    sizes = [item for item in items if not isinstance(item, str | bool | None)]
-    wrong = not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
-    sizes = [abs(size) + 1 if signed and isinstance(size, int | float) else size for size in sizes]
-    if wrong or not all(isinstance(size, int | float) and 0 < size <= MAX_SIZE for size in sizes):
-        raise ValueError(f"{key} is {str(value)[:40]!r}")
 
 
 @functools.lru_cache(maxsize=16)

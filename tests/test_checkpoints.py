@@ -13,6 +13,7 @@ from safetensors.numpy import load
 from reangle_jax import checkpoints
 from reangle_jax.data import safetensors, weights_folder
 from reangle_jax.errors import InputError
+from reangle_jax.models.cogvideox.vae_config import VAEConfig
 from reangle_jax.models.text.t5 import T5Config, T5Encoder
 from tests.networks import TEXT_SMALL, fill_randomly
 
@@ -96,6 +97,29 @@ def test_another_models_config_is_refused(folder):
     (folder / "config.json").write_text(json.dumps({**fields, "colour": 3}))
     with pytest.raises(InputError, match="unknown fields colour"):
         checkpoints.load_config(folder, T5Config)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "field", "value"),
+    [
+        (T5Config, "num_layers", "three"),
+        (T5Config, "num_layers", -3),
+        (T5Config, "num_layers", 2.5),
+        (T5Config, "num_layers", True),
+        (T5Config, "num_layers", None),
+        (T5Config, "num_layers", 10**9),
+        (VAEConfig, "block_out_channels", "wide"),
+        (VAEConfig, "block_out_channels", [8, "8"]),
+        (VAEConfig, "block_out_channels", 8),
+        (VAEConfig, "scaling_factor", float("nan")),
+    ],
+)
+def test_a_value_that_no_network_has_is_told_in_a_line(tmp_path, config_class, field, value):
+    checkpoints.save_config(tmp_path, config_class.tiny())
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(InputError, match=f"no such network .{field} is .*convert the weights again"):
+        checkpoints.load_config(tmp_path, config_class)
 
 
 def test_equal_content_gives_equal_bytes_in_every_process():

@@ -17,7 +17,7 @@ from training.pool import ImagePool
 from training.scenes import random_scene, render, source_cameras
 
 STORED = (144, 224)  # size of the frames that are kept, pixels
-INPUT = (126, 196)  # what the network sees of a 128 x 192 frame: 9 x 14 patches of 14
+INPUT = (126, 196)  # what a network sees of a 128 x 192 frame, if nothing else is said
 VIEWS = 3  # frames a scene
 PART = 64  # scenes
 EVERY = 3  # frames of a rendered clip

@@ -42,7 +42,7 @@ def write(folder: Path, name: str, arrays: dict[str, Any]) -> None:
 
 
 def read(folder: str | os.PathLike, kind: str, count: int | None = None) -> dict[str, np.ndarray]:
-    """All parts of a kind (``views``, ``holes``, ``labels``), joined.
+    """All parts of a kind (``frames``, ``labels``, ``views``, ``holes``), joined.
 
     Args:
         folder: of the bank.

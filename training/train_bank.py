@@ -28,6 +28,7 @@ from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.errors import InputError, about
 from reangle_jax.geometry.splat import infill
+from reangle_jax.models.depth_anything import input_size
 from reangle_jax.models.dust3r import Dust3rConfig
 from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
@@ -37,7 +38,7 @@ from reangle_jax.nn.execution import Execution
 from reangle_jax.painters.flux.conditions import known_cells
 from reangle_jax.prompts import embed_prompts
 from training import make_bank, train_depth, train_dust3r, train_flux, training
-from training.depth_frames import INPUT
+from training.depth_frames import STORED
 from training.device_batches import cut_out, depth_batch, hole_batch, pair_batch
 from training.dust3r_pairs import SAME
 from training.pool import load_pool
@@ -83,7 +84,8 @@ def depth(args: Any) -> tuple[Callable, Any, Load, Callable]:
     def load() -> dict[str, np.ndarray]:
         return depth_frames(args.bank, args.capacity) | cutouts
 
-    config = train_depth.sized(7, args.wide)
+    config = train_depth.sized(7, args.wide, args.side)
+    size = input_size(*STORED, short_side=args.side, multiple=config.patch_size)
     model = train_depth.initial_model(config, args.seed, make_bank.read(args.bank, "frames", 512)["images"])
     if args.init:
         with about("--init"):
@@ -92,7 +94,7 @@ def depth(args: Any) -> tuple[Callable, Any, Load, Callable]:
 
     def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
         labelled = round(LABELLED * args.batch) if "real_images" in batch else 0
-        batch = depth_batch(batch, key, args.batch, INPUT, labelled)
+        batch = depth_batch(batch, key, args.batch, size, labelled)
         return train_depth.loss(parameters, batch, key, graphdef=graphdef)
 
     def save(mean: Any) -> None:
@@ -208,6 +210,9 @@ def main() -> None:
         "--capacity", type=commands.positive, default=None, help="examples of each kind, whatever the bank has"
     )
     parser.add_argument("--wide", action="store_true", help="a depth network or DUSt3R twice as wide")
+    parser.add_argument(
+        "--side", type=commands.positive, default=140, help="the shorter one of what a depth network sees, pixels"
+    )
     parser.add_argument(
         "--refresh", type=commands.positive, default=None, help="read the bank again after so many seconds"
     )

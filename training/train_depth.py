@@ -4,7 +4,8 @@
 
 Data: frames of procedural scenes with their exact depth, rendered once into ``--frames``; and, if ``--labels`` names a
 folder with train.npz and heldout.npz (``images`` uint8 [N, H, W, 3], ``inverse_depth`` float16 [N, H, W], up to scale
-and shift), real frames that a teacher has labelled, a third of each batch.
+and shift), real frames that a teacher has labelled. ``--bank`` (`training.make_bank`) has both in their place. Of each
+batch ``--share`` are a teacher's, and it is seen at one of ``--sides``.
 
 Loss: absolute difference of inverse depths, and of their gradients on four scales (MiDaS, Ranftl et al., 2020, arXiv
 1907.01341), and what Pearson's correlation lacks to one. A teacher's labels have no scale and shift: both maps are
@@ -26,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Float32, UInt8
 
 from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.data import weights_folder
-from reangle_jax.errors import about
+from reangle_jax.errors import InputError, about
 from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig, estimate_video_depth, input_size
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.embeddings import sincos_1d
@@ -229,8 +230,14 @@ def carry_over(model: DepthAnything, folder: str | os.PathLike) -> None:
 
     A filter on patches becomes the one that answers to a patch as the old one did to that patch enlarged (FlexiViT,
     Beyer et al., 2022, arXiv 2212.08013, the other way round); the position table is resized.
+
+    Raises:
+        InputError: the tokens are of another width, and not of half of it.
     """
-    rng = np.random.default_rng(0)
+    rng, width = np.random.default_rng(0), checkpoints.load_config(folder, DepthAnythingConfig).width
+    if model.config.width not in (width, 2 * width):
+        mend = "leave out --wide" if model.config.width > width else "add --wide"
+        raise InputError(f"{folder}: its tokens are {width} wide, and {model.config.width} is asked for: {mend}")
     weights, state = weights_folder.open_arrays(folder), nnx.state(model, nnx.Param)
     for path, variable in checkpoints.parameter_paths(state).items():
         value = weights[path].read(()).astype(np.float32)
@@ -262,7 +269,7 @@ def main() -> None:
     parser.add_argument("--patch", type=int, choices=(7, 14), default=14, help="pixels a token and side")
     parser.add_argument("--wide", action="store_true", help="tokens twice as wide")
     parser.add_argument("--batch", type=commands.positive, default=12, help="frames a step")
-    parser.add_argument("--bank", default=None, help="frames and labels of a bank (training.make_bank) instead of both")
+    parser.add_argument("--bank", default=None, help="learn from a bank (training.make_bank) instead")
     parser.add_argument("--share", type=commands.share, default=1 / 3, help="of the frames, a teacher's")
     parser.add_argument(
         "--sides",
@@ -272,6 +279,8 @@ def main() -> None:
         help="shorter sides of what the network sees, its own first",
     )
     args = parser.parse_args()
+    if wrong := [side for side in args.sides if side % args.patch]:
+        raise InputError(f"--sides {wrong[0]}: no whole number of patches of {args.patch} (--patch)")
 
     pools, folder = load_pool(args.cache), Path(args.frames)
     real = load_frames(Path(args.labels) / "train.npz") if args.labels else None

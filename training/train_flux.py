@@ -54,7 +54,7 @@ NARROW_WEIGHT = 0.25  # how much a hole counts that no square of 9 pixels fits i
 TEXT_DROPOUT = 0.1
 # Of the noise, over the filled picture, that painting begins with.
 STRENGTH: float = get_tiny().to_dict()["first_frames"]["strength"]
-PIXEL_WEIGHT, FEATURE_WEIGHT = 1.0, 2.0  # of how the clean estimate looks, beside the velocity's error
+PIXEL_WEIGHT, FEATURE_WEIGHT = 1.0, 2.0  # of how the clean estimate looks, beside its latents' error
 BEYOND = 1.05  # pixels of -1 to 1 are held to this: a little room, so that white and black are still learnt
 CONTROL_SCALE = (0.8, 1.1)
 GUIDANCE = (1.0, 8.0)

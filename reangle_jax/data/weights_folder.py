@@ -12,6 +12,8 @@ import math
 import os
 import re
 import shutil
+import types
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ PARAMS = "params"
 MANIFEST = "manifest.json"
 # Fields that config.json had when it also said how a network is computed (`reangle_jax.nn.execution`).
 _EXECUTION = {"attention_impl", "remat", "dtype"}
+MAX_SIZE = 1_000_000  # of any number in a config.json
 GATHER_BYTES = 4 << 20  # stacks up to this are one file, not one a layer
 IN_FLIGHT_BYTES = 64 << 20  # on their way to the disk, beside the newest
 REPORT_BYTES = 256 << 20  # what an interruption costs at most
@@ -77,10 +80,28 @@ def load_config(folder: str | os.PathLike, config_class: type) -> Any:
     unknown = sorted(set(fields) - known)
     if unknown:
         raise InputError(f"{path} has unknown fields {', '.join(unknown)}; convert the weights again")
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    hints = typing.get_type_hints(config_class)
+    signed = {f.name for f in dataclasses.fields(config_class) if f.metadata.get("signed")}
+    wrong = [f"{k} is {v!r}" for k, v in fields.items() if not fits(v, hints[k], least=-math.inf if k in signed else 0)]
+    if wrong:
+        raise InputError(f"{path} describes no such network ({', '.join(wrong)}); convert the weights again")
     try:
-        return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        return config_class(**fields)
     except ValueError as error:
         raise InputError(f"{path} describes no such network ({error}); convert the weights again") from None
+
+
+def fits(value: Any, hint: Any, *, least: float) -> bool:
+    """Whether a value of a config.json, lists made tuples, may stand where ``hint`` says; numbers from ``least`` on."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    allowed = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    allowed += (int,) if float in allowed else ()
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        return False
+    if isinstance(value, tuple):
+        return all(isinstance(item, list | tuple) or fits(item, float, least=least) for item in value)
+    return isinstance(value, bool) or not isinstance(value, int | float) or least <= value <= MAX_SIZE
 
 
 def check_whole(folder: Path) -> None:

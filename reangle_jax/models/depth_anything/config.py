@@ -26,7 +26,7 @@ class DepthAnythingConfig:
 
     @property
     def short_side(self) -> int:
-        """The frame's shorter side that the network was trained at, pixels."""
+        """The frame's shorter side that the network is made for, pixels."""
         return self.patch_size * self.native_grid
 
     @property

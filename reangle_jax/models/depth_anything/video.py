@@ -61,7 +61,7 @@ def estimate_video_depth(
 ) -> Float32[np.ndarray, "T H W"]:
     """Estimates the depth of every RGB frame at its own size, each by itself, as `DepthAnything` gives it.
 
-    The network sees the frames at this shorter side, pixels, by default the one it was trained at; mirrored: each
+    The network sees the frames at this shorter side, pixels, by default the one it is made for; mirrored: each
     frame's mirror image too, and the mean of both counts. The last batch is padded, so that one program serves all.
 
     Raises:
