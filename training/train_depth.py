@@ -283,7 +283,7 @@ def main() -> None:
         raise InputError(f"--sides {wrong[0]}: no whole number of patches of {args.patch} (--patch)")
 
     pools, folder = load_pool(args.cache), Path(args.frames)
-    real = load_frames(Path(args.labels) / "train.npz") if args.labels else None
+    real = load_frames(Path(args.labels) / "train.npz") if args.labels and not args.bank else None
     if args.bank:
         scenes, real = (Frames(**make_bank.read(args.bank, kind)) for kind in ("frames", "labels"))
     elif args.clips:

@@ -147,7 +147,7 @@ def test_scaling():
     np.testing.assert_allclose(vae.scale_latents(z), 0.7)
     np.testing.assert_allclose(vae.scale_image_latents(z), 0.7)
     np.testing.assert_allclose(vae.unscale_latents(vae.scale_latents(z)), 1.0)
-    newer = dataclasses.replace(SMALL, invert_scale_latents=VAEConfig(invert_scale_latents=True).invert_scale_latents)
+    newer = dataclasses.replace(SMALL, invert_scale_latents=True)
     vae = checkpoints.abstract(lambda: VAE(newer, rngs=nnx.Rngs(0)))
     np.testing.assert_allclose(vae.scale_image_latents(z), 1 / 0.7, rtol=1e-6)
     np.testing.assert_allclose(vae.scale_latents(z), 0.7)

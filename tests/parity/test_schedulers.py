@@ -73,7 +73,7 @@ def wavy_original(latents, t):
 @pytest.mark.parametrize("sampler", CLASSES)
 @pytest.mark.parametrize("steps", [1, 5, 7, 50])
 def test_step_by_step(rng, monkeypatch, sampler, shift, steps):
-    compare_steps(rng, monkeypatch, sampler, original(sampler, shift), SCHEDULES[shift], steps)
+    assert_same_steps(rng, monkeypatch, sampler, original(sampler, shift), SCHEDULES[shift], steps)
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -89,7 +89,7 @@ def test_step_by_step_with_other_settings(rng, monkeypatch, sampler, name, steps
         set_alpha_to_one=ours.ends_clean,
     )
     assert Schedule.from_published(theirs.config) == ours
-    compare_steps(rng, monkeypatch, sampler, theirs, ours, steps)
+    assert_same_steps(rng, monkeypatch, sampler, theirs, ours, steps)
 
 
 def test_eta_changes_nothing(rng):
@@ -102,7 +102,7 @@ def test_eta_changes_nothing(rng):
         assert torch.equal(plain, noisy)
 
 
-def compare_steps(rng, monkeypatch, sampler, theirs, schedule, steps):
+def assert_same_steps(rng, monkeypatch, sampler, theirs, schedule, steps):
     theirs.set_timesteps(steps)
     np.testing.assert_array_equal(schedule.timesteps(steps), theirs.timesteps.numpy())
     step = make_step(wavy, sampler=sampler, steps=steps, schedule=schedule)
