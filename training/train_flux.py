@@ -230,18 +230,18 @@ def loss(
     way = jax.lax.stop_gradient(found[:half])
     again = clean(way + share[:, None, None, None] * (begin[:half] - way), STRENGTH * share)
 
-    def judged(estimate: Array) -> tuple[Array, dict[str, Array]]:
+    looks = looked_at(look, (found, again), batch) if look is not None else ({}, {})
+    figures, values = [], []
+    for estimate, seen in zip((found, again), looks, strict=True):
         n = len(estimate)
         error = jnp.square(estimate - z[:n])
-        value, more = (jnp.sum(w[:n] * error) / jnp.sum(w[:n]) for w in (weights, hole))
-        if look is None:
-            return value, {"in_holes": more}
-        seen = looked_at(look, estimate, {name: batch[name][:n] for name in PIXELS})
-        return value + PIXEL_WEIGHT * seen["pixels"] + FEATURE_WEIGHT * seen["features"], {"in_holes": more, **seen}
-
-    (first, more), (later, then) = judged(found), judged(again)
-    more |= {f"{name}_later": figure for name, figure in then.items()}
-    return (size * first + half * later) / (size + half), more
+        value, in_holes = (jnp.sum(w[:n] * error) / jnp.sum(w[:n]) for w in (weights, hole))
+        if seen:
+            value += PIXEL_WEIGHT * seen["pixels"] + FEATURE_WEIGHT * seen["features"]
+        values.append(n * value)
+        figures.append({"in_holes": in_holes, **seen})
+    more = figures[0] | {f"{name}_later": figure for name, figure in figures[1].items()}
+    return (values[0] + values[1]) / (size + half), more
 
 
 def opened(hole: Float[Array, "B H W"], width: int = 9) -> Float[Array, "B H W"]:
@@ -252,23 +252,36 @@ def opened(hole: Float[Array, "B H W"], width: int = 9) -> Float[Array, "B H W"]
     return jax.lax.reduce_window(inside, -jnp.inf, jax.lax.max, window, ones, "SAME")
 
 
-def looked_at(look: Look, latents: Array, batch: dict[str, Array]) -> dict[str, Array]:
-    """How clean latents look in the holes, what is known pasted back: the absolute error, 1 less features' cosine."""
+def looked_at(look: Look, estimates: Sequence[Array], batch: dict[str, Array]) -> list[dict[str, Array]]:
+    """How clean latents look in the holes, what is known pasted back: the absolute error, 1 less features' cosine.
+
+    Args:
+        look: what they are looked at by.
+        estimates: each of the first pictures of the batch, or of all.
+        batch: has their `PIXELS`.
+    """
     coder, describer = nnx.merge(*look.coder), nnx.merge(*look.describer)
-    hole = 1 - batch["visible"].astype(jnp.float32)
-    weight = (NARROW_WEIGHT * hole + (1 - NARROW_WEIGHT) * opened(hole))[..., None]
-    hole = hole[..., None]
-    painted = jnp.clip(coder.decode(coder.unscale_latents(latents)), -BEYOND, BEYOND)
-    truth, shown = to_unit(batch["truth"]), to_unit(batch["shown"])
-    pasted = jnp.where(hole > 0, painted, shown)
-    found, there = (describer.features(normalise(0.5 * x + 0.5)) for x in (pasted, truth))
-    found, there = (x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-6) for x in (found, there))
     patch = describer.config.patch_size
+
+    def described(pictures: Array) -> Array:
+        found = describer.features(normalise(0.5 * pictures + 0.5))
+        return found / (jnp.linalg.norm(found, axis=-1, keepdims=True) + 1e-6)
+
+    hole = 1 - batch["visible"].astype(jnp.float32)
+    weight = NARROW_WEIGHT * hole + (1 - NARROW_WEIGHT) * opened(hole)
     share = weight.reshape(len(hole), hole.shape[1] // patch, patch, hole.shape[2] // patch, patch).mean((2, 4))
-    return {
-        "pixels": jnp.sum(weight * jnp.abs(pasted - truth)) / (3 * jnp.sum(weight)),
-        "features": jnp.sum(share * (1 - jnp.sum(found * there, -1))) / jnp.sum(share),
-    }
+    hole, weight = hole[..., None], weight[..., None]
+    truth, shown = to_unit(batch["truth"]), to_unit(batch["shown"])
+    there = described(truth)
+    result = []
+    for latents in estimates:
+        n = len(latents)
+        painted = jnp.clip(coder.decode(coder.unscale_latents(latents)), -BEYOND, BEYOND)
+        pasted = jnp.where(hole[:n] > 0, painted, shown[:n])
+        error = jnp.sum(weight[:n] * jnp.abs(pasted - truth[:n])) / (3 * jnp.sum(weight[:n]))
+        apart = jnp.sum(share[:n] * (1 - jnp.sum(described(pasted) * there[:n], -1))) / jnp.sum(share[:n])
+        result.append({"pixels": error, "features": apart})
+    return result
 
 
 def build(

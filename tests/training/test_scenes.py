@@ -1,7 +1,10 @@
 """The renderer against closed forms, views against each other, and the pool's cache."""
 
 import dataclasses
+import io
+import tarfile
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -227,8 +230,6 @@ def test_pool_gives_crops_and_clips(small_pool, rng):
 
 
 def test_pool_is_built_without_the_sources_that_are_missing(tmp_path, monkeypatch, rng):
-    import cv2
-
     def fetch(source, scratch):
         if source.package == "gone":
             raise OSError("no network")
@@ -256,3 +257,29 @@ def test_pool_is_built_without_the_sources_that_are_missing(tmp_path, monkeypatc
         pytest.raises(InputError, match="no source could be fetched"),
     ):
         build_pool(tmp_path / "none", sources[1:])
+
+
+def test_photographs_of_a_package_of_npm_are_named_after_it(tmp_path, monkeypatch, rng):
+    """Two packages may each have a bg.jpg, and neither is the photograph that is held out."""
+    asked = []
+
+    def urlopen(url, timeout):
+        asked.append(url)
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w:gz") as file:
+            for name in ("bg.jpg", "home.jpg"):
+                picture = cv2.imencode(".jpg", rng.integers(0, 255, (60, 80, 3), dtype=np.uint8))[1].tobytes()
+                entry = tarfile.TarInfo(f"package/img/{name}")
+                entry.size = len(picture)
+                file.addfile(entry, io.BytesIO(picture))
+        archive.seek(0)
+        return archive
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    sources = tuple(Source("npm", name, "MIT", photos=("package/img/*.jpg",)) for name in ("@a/b@1.0.0", "c@2.1.0"))
+    build_pool(tmp_path, sources)
+    pools = load_pool(tmp_path)
+    names = [f"{package}/{name}" for package in ("@a/b@1.0.0", "c@2.1.0") for name in ("bg", "home")]
+    assert sorted(pools.train.photo_names) == sorted(names)
+    assert pools.heldout.photo_names == ()
+    assert [url.removeprefix(pool_module.NPM) for url in asked] == ["/@a/b/-/b-1.0.0.tgz", "/c/-/c-2.1.0.tgz"]

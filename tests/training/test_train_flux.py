@@ -118,7 +118,8 @@ def test_a_narrow_hole_counts_a_quarter_of_a_wide_one(data):
         latents = np.full((1, *CELLS, 16), -1, np.float32)
         latents[0][wrong] = 0
         batch = {"truth": truth, "shown": truth, "visible": jnp.asarray(visible)}
-        return float(train_flux.looked_at(small_look(), jnp.asarray(latents), batch)["pixels"])
+        (seen,) = train_flux.looked_at(small_look(), [jnp.asarray(latents)], batch)
+        return float(seen["pixels"])
 
     assert pixels(np.s_[2:6, 2:6]) == pytest.approx(4 * pixels(np.s_[10:26, 20:21]), rel=1e-4)
 
@@ -152,7 +153,7 @@ def test_paintings_are_looked_at_in_their_holes_alone(data):
     cells = np.random.default_rng(0).uniform(-0.8, 0.8, (2, *CELLS, 16)).astype(np.float32)
     truth = np.round((cells[..., :3] + 1) * 127.5).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     batch = jax.tree.map(jnp.asarray, {"truth": truth, "shown": truth, "visible": data["visible"]})
-    seen = jax.jit(lambda latents: train_flux.looked_at(look, latents, batch))
+    seen = jax.jit(lambda latents: train_flux.looked_at(look, [latents], batch)[0])
     hole = ~data["known"][..., None]
     exact, elsewhere, wrong = (seen(jnp.asarray(x)) for x in (cells, np.where(hole, cells, 0.3), cells + 0.1 * hole))
     for found in (exact, elsewhere):
