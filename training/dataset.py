@@ -94,9 +94,7 @@ def load_clips(folder: str | os.PathLike, *fields: str) -> Stored[Clip]:
     return records.read(folder, Clip, f"python -m training.dataset --out {folder} --clips COUNT", fields)
 
 
-def render_command(
-    parser: argparse.ArgumentParser, what: str, kind: type, size: int, make: Callable[[int, ImagePool | None], Any]
-) -> None:
+def render_command(parser: argparse.ArgumentParser, what: str, kind: type, size: int, make: Callable[..., Any]) -> None:
     """A command that renders things by number; parts that are there are kept as they are.
 
     Args:
@@ -104,19 +102,21 @@ def render_command(
         what: what is rendered, in the plural.
         kind: of an example.
         size: examples a part.
-        make: (number, pool) -> an example.
+        make: (number, pool) -> an example; the flags that the parser had before are keywords.
     """
+    own = [action.dest for action in parser._actions if action.dest != "help"]
     parser.add_argument("--out", required=True)
     parser.add_argument(f"--{what}", dest="count", type=commands.positive, required=True)
     parser.add_argument("--first", type=commands.count, default=0, help=f"from {HELD_OUT_FROM} on, {what} are held out")
     parser.add_argument("--cache", default=".cache/pool")
     args = parser.parse_args()
+    more = {name: getattr(args, name) for name in own}
     pools = load_pool(args.cache)
     pool = pools.heldout if args.first >= HELD_OUT_FROM else pools.train
     end = args.first + args.count
     for first in range(args.first, end, size):
         numbers = range(first, min(first + size, end))
-        if records.write(args.out, kind, first, (make(k, pool) for k in numbers)):
+        if records.write(args.out, kind, first, (make(k, pool, **more) for k in numbers)):
             print(f"{what} {first} to {numbers[-1]}", flush=True)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from reangle_jax.arrays import Picture
 from training.views import Views
 
-SAME = 0.1  # share of pairs that are an image and itself
+SAME = 0.2  # share of pairs that are an image and itself
 
 
 def make_batch(

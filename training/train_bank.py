@@ -11,7 +11,6 @@ products (`reangle_jax.nn.products`).
 """
 
 import concurrent.futures
-import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -37,7 +36,7 @@ from reangle_jax.nn import products
 from reangle_jax.nn.execution import Execution
 from reangle_jax.painters.flux.conditions import known_cells
 from reangle_jax.prompts import embed_prompts
-from training import make_bank, train_depth, train_dust3r, train_flux, training
+from training import dust3r_start, make_bank, train_depth, train_dust3r, train_flux, training
 from training.depth_frames import STORED
 from training.device_batches import cut_out, depth_batch, hole_batch, pair_batch
 from training.dust3r_pairs import SAME
@@ -46,7 +45,6 @@ from training.pool import load_pool
 LABELLED = 1 / 3  # share of the depth network's frames
 WHOLE = 8  # pictures that the small FLUX sees whole, one for so many windows
 AGREE_FROM = 0.5  # of DUSt3R's schedule
-WIDE = {"encoder_width": 128, "encoder_depth": 6, "encoder_heads": 4, "decoder_width": 128, "decoder_heads": 4}
 BATCH = {"depth": 64, "dust3r": 64, "flux": 64}
 
 
@@ -116,13 +114,13 @@ def depth_frames(bank: str, capacity: int | None) -> dict[str, np.ndarray]:
 def dust3r(args: Any) -> tuple[Callable, Any, Load, Callable]:
     """The same of DUSt3R: half of a batch's pairs are squares."""
     load = functools.partial(make_bank.read, args.bank, "views", args.capacity)
-    config = dataclasses.replace(Dust3rConfig.tiny(), **(WIDE if args.wide else {}))
+    config = Dust3rConfig.tiny()
     if args.init:
-        model = train_dust3r.Trained(config, rngs=nnx.Rngs(args.seed))
+        model = dust3r_start.Trained(config, rngs=nnx.Rngs(args.seed))
         with about("--init"):
-            train_dust3r.start_from(args.init, model)
+            dust3r_start.start_from(args.init, model)
     else:
-        model = train_dust3r.initial_model(config, args.seed, make_bank.read(args.bank, "views", 512)["images"][:, 0])
+        model = dust3r_start.initial_model(config, args.seed, make_bank.read(args.bank, "views", 512)["images"][:, 0])
     graphdef, parameters = nnx.split(model)
 
     def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
@@ -209,7 +207,7 @@ def main() -> None:
     parser.add_argument(
         "--capacity", type=commands.positive, default=None, help="examples of each kind, whatever the bank has"
     )
-    parser.add_argument("--wide", action="store_true", help="a depth network or DUSt3R twice as wide")
+    parser.add_argument("--wide", action="store_true", help="a depth network twice as wide")
     parser.add_argument(
         "--side", type=commands.positive, default=140, help="the shorter one of what a depth network sees, pixels"
     )
@@ -220,8 +218,8 @@ def main() -> None:
         "--decay", type=commands.share, default=0.6, help="share of the schedule over which the rate falls"
     )
     args = parser.parse_args()
-    if args.wide and args.network == "flux":
-        raise InputError("--wide: the small FLUX has one width: leave the flag out")
+    if args.wide and args.network != "depth":
+        raise InputError(f"--wide: {args.network} has one width: leave the flag out")
     args.batch = args.batch or BATCH[args.network]
     name = "flux_transformer" if args.network == "flux" else args.network
     args.out = args.out or str(Path(args.workdir) / "weights" / name)

@@ -282,6 +282,9 @@ def main() -> None:
     if wrong := [side for side in args.sides if side % args.patch]:
         raise InputError(f"--sides {wrong[0]}: no whole number of patches of {args.patch} (--patch)")
 
+    if args.bank and args.clips:
+        raise InputError("--clips: a bank's frames are learnt from instead: leave out one of them")
+
     pools, folder = load_pool(args.cache), Path(args.frames)
     real = load_frames(Path(args.labels) / "train.npz") if args.labels and not args.bank else None
     if args.bank:

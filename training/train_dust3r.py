@@ -8,13 +8,13 @@ Data: pairs of views of procedural scenes at one moment (`training.views`), whos
 
 Loss: DUSt3R's, the distance of predicted and true points weighted by the predicted confidence, whose logarithm is
 rewarded; each point's distance counts relative to how far off it lies. The true points' unit is their mean distance.
-Beside it, and for the encoder alone, the tokens of both images are told which of them see the same spot (InfoNCE, van
+The directions in which points lie count besides, as MEt3R goes by them and they are the smaller part of the distance.
+Beside that, and for the encoder alone, the tokens of both images are told which of them see the same spot (InfoNCE, van
 den Oord et al., 2018; as MASt3R tells its descriptors): a cross-attention that is to find a spot in the other image
 would otherwise take most of a short training to be discovered. With ``--agree``, for the end of a training, that makes
 way for what MEt3R asks: of two pixels that see one spot the points lie on one line of sight of the first camera.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,29 +30,21 @@ from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.errors import InputError, about
 from reangle_jax.geometry.cameras import rigid_inverse
-from reangle_jax.models.dust3r import Dust3r, Dust3rConfig, preprocess
-from reangle_jax.nn.linear import Linear
+from reangle_jax.models.dust3r import Dust3rConfig, preprocess
 from training import training
 from training.depth_frames import load_motorcycle
 from training.dust3r_pairs import SAME, halved, make_batch
-from training.train_depth import principal_patches
+from training.dust3r_start import MATCH_WIDTH, Trained, half_size, initial_model, start_from
 from training.views import Views, command_line, first_images, load_views
 
 WEIGHTS = tiny.WEIGHTS / "dust3r"
 FAR = 25.0  # scene units: what lies beyond (the sky) is pulled to this depth along its ray
 ALPHA = 0.2  # of the confidence's reward
-MATCH_WEIGHT, MATCH_WIDTH, TEMPERATURE = 0.3, 32, 0.1
+MATCH_WEIGHT, TEMPERATURE = 0.3, 0.1
 LEAST = 0.1  # added to a point's distance where errors are divided by it
-AGREE_WEIGHT, AGREE_STRIDE = 2.0, 2
+DIRECTION_WEIGHT = 5.0
+AGREE_WEIGHT, AGREE_STRIDE = 6.0, 2
 SAME_AGREE = 0.3  # share of pairs that are an image and itself, with --agree
-
-
-class Trained(nnx.Module):
-    """DUSt3R, and the projection of tokens that are matched, which is dropped after training."""
-
-    def __init__(self, config: Dust3rConfig, *, rngs: nnx.Rngs):
-        self.dust3r = Dust3r(config, rngs=rngs)
-        self.match = Linear(config.encoder_width, MATCH_WIDTH, rngs=rngs)
 
 
 def points_of(depth: Float[Array, "B H W"], K: Float[Array, "B 3 3"]) -> Float[Array, "B H W 3"]:
@@ -146,11 +138,27 @@ def disagreement(
     return jnp.sum(jnp.sqrt(jnp.sum(apart, -1) + 1e-8) * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
+def every_other(x: Float[Array, "B H W *n"], first: Array) -> Float[Array, "B H/2 W/2 *n"]:
+    """Every other row and column, from ``first`` (0 or 1 of each) on."""
+    for axis, k in zip((1, 2), first, strict=True):
+        pairs = x.reshape(*x.shape[:axis], x.shape[axis] // 2, 2, *x.shape[axis + 1 :])
+        x = jax.lax.dynamic_index_in_dim(pairs, k, axis + 1, keepdims=False)
+    return x
+
+
+def unit(points: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
+    """The directions in which points lie."""
+    return points / (jnp.linalg.norm(points, axis=-1, keepdims=True) + 1e-6)
+
+
 def loss(
     parameters: nnx.State, batch: dict[str, Array], key: Array, *, graphdef: nnx.GraphDef, agree: bool | Array = False
 ) -> tuple[Array, dict]:
-    """The loss of one batch; each pair is used both ways. ``agree`` may be a share of the way to the last part."""
-    del key
+    """The loss of one batch; each pair is used both ways. ``agree`` may be a share of the way to the last part.
+
+    A quarter of the pixels, others in every step, are enough: neighbours say much the same and cost as much.
+    """
+    first = jax.random.randint(key, (2,), 0, 2)
     model = nnx.merge(graphdef, parameters)
     network = model.dust3r
     images = to_unit(batch["images"])
@@ -159,14 +167,17 @@ def loss(
     exchanged = jnp.concatenate([tokens[count:], tokens[:count]])
     predicted = network.decode(tokens, exchanged)
     truth = true_points(batch)
-    value, relative_error = jnp.float32(0), jnp.float32(0)
+    value, relative_error, aside = (jnp.float32(0) for _ in range(3))
     for view, points in zip(predicted, truth, strict=True):
-        distance = jnp.linalg.norm(points, axis=-1)
-        error = jnp.sqrt(jnp.sum(jnp.square(view.points - points), -1) + 1e-8) / (distance + LEAST)
-        value += jnp.mean(view.confidence * error - ALPHA * jnp.log(view.confidence))
+        found, there, confidence = (every_other(x, first) for x in (view.points, points, view.confidence))
+        distance = jnp.linalg.norm(there, axis=-1)
+        error = jnp.sqrt(jnp.sum(jnp.square(found - there), -1) + 1e-8) / (distance + LEAST)
+        value += jnp.mean(confidence * error - ALPHA * jnp.log(confidence))
         relative_error += 0.5 * jnp.mean(error)
+        aside += 0.5 * jnp.mean(jnp.sqrt(jnp.sum(jnp.square(unit(found) - unit(there)), -1) + 1e-8))
+    value += DIRECTION_WEIGHT * aside
     K = jnp.concatenate([batch["K"], batch["K"]])
-    numbers = {"error": relative_error}
+    numbers = {"error": relative_error, "aside": aside}
     if agree is not False:
         numbers["apart"] = disagreement((predicted[0].points, predicted[1].points), truth, K)
         value += agree * AGREE_WEIGHT * numbers["apart"]
@@ -266,66 +277,6 @@ def depth_correlations(z: Float[np.ndarray, "H W"], inverse: Float[np.ndarray, "
     z, inverse = np.maximum(z[known].astype(np.float64), 1e-3), inverse[known].astype(np.float64)
     depth = float(np.corrcoef(z, 1 / inverse)[0, 1])
     return {"motorcycle_depth": depth, "motorcycle_inverse": float(np.corrcoef(1 / z, inverse)[0, 1])}
-
-
-def initial_model(config: Dust3rConfig, seed: int, images: UInt8[np.ndarray, "N H W 3"]) -> Trained:
-    """Weights that training starts at: random, but for what a short training would take long to find.
-
-    Tokens start as principal components of patches (see `train_depth.initial_model`); a cross-attention starts by
-    comparing like with like, its keys made as its queries are; and all points start at distance one straight ahead.
-    """
-    model = Trained(config, rngs=nnx.Rngs(seed))
-    state = nnx.state(model, nnx.Param)
-    variables = checkpoints.parameter_paths(state)
-    for path, variable in variables.items():
-        if path.endswith("patch_embed.kernel"):
-            filters = principal_patches(images, config.patch_size, config.encoder_width)
-            variable.set_value(jnp.asarray(0.5 * filters))  # pixels are here within -1 and 1
-        elif path.endswith("cross.to_k.kernel"):
-            query = variables[path.replace("to_k", "to_q")]
-            variable.set_value(1.5 * query[...])
-            query.set_value(1.5 * query[...])
-        elif path.endswith(("head1.proj.kernel", "head2.proj.kernel")):
-            variable.set_value(0.3 * variable[...])
-        elif path.endswith(("head1.proj.bias", "head2.proj.bias")):
-            bias = np.zeros((4, config.patch_size**2), np.float32)
-            bias[2], bias[3] = np.log(2.0), -1.0
-            variable.set_value(jnp.asarray(bias.reshape(-1)))
-    nnx.update(model, state)
-    return model
-
-
-def half_size(config: Dust3rConfig) -> Dust3rConfig:
-    """The same network for pictures and patches of half the size."""
-    return dataclasses.replace(config, patch_size=config.patch_size // 2, image_size=config.image_size // 2)
-
-
-def enlarge(half: Dust3r, model: Dust3r) -> None:
-    """Makes ``model`` see a picture as ``half``, whose patches are half as large, sees it at half its size."""
-    small, large = (checkpoints.parameter_paths(x) for x in (half, model))
-    size = half.config.patch_size
-    for path, variable in large.items():
-        value = small[path][...]
-        if path == "patch_embed.kernel":  # the mean of two by two pixels
-            value = jnp.repeat(jnp.repeat(value, 2, axis=0), 2, axis=1) / 4
-        elif path.startswith(("head1.proj", "head2.proj")):  # [..., 4 * size^2], values before pixels
-            value = value.reshape(*value.shape[:-1], 4, size, size)
-            value = jnp.repeat(jnp.repeat(value, 2, axis=-2), 2, axis=-1).reshape(variable.shape)
-        variable.set_value(value)
-
-
-def start_from(folder: str, model: Trained) -> None:
-    """Takes weights of the same network, or of one for half the size.
-
-    Raises:
-        InputError: the folder holds neither.
-    """
-    config = checkpoints.load_config(folder, Dust3rConfig)
-    if config == half_size(model.dust3r.config):
-        half = checkpoints.load_into(Dust3r(config, rngs=nnx.Rngs(0)), folder)
-        enlarge(half, model.dust3r)
-    else:
-        checkpoints.load_into(model.dust3r, folder)
 
 
 def main() -> None:

@@ -106,6 +106,9 @@ def command_line(doc: str | None, *, steps: int, out: str, batch: int) -> argpar
 def main() -> None:
     """The command."""
     parser = commands.parser(__doc__)
+    parser.add_argument(
+        "--varied", action="store_true", help="half of the scenes close ones, and lenses of all lengths"
+    )
     render_command(parser, "scenes", Views, PART, render_views)
 
 

@@ -89,7 +89,7 @@ def test_full_sizes_run_abstractly():
 def test_tiny_is_small():
     config = Dust3rConfig.tiny()
     model = abstract(lambda: Dust3r(config, rngs=nnx.Rngs(0)))
-    assert 0.75e6 < sum(int(np.prod(v.shape)) for v in parameter_paths(model).values()) < 0.8e6
+    assert 2.7e6 < sum(int(np.prod(v.shape)) for v in parameter_paths(model).values()) < 2.8e6
     images = jax.ShapeDtypeStruct((2, 128, 192, 3), jnp.float32)
     first, second = nnx.eval_shape(lambda net, x, y: net(x, y), model, images, images)
     assert first.points.shape == second.points.shape == (2, 128, 192, 3)

@@ -140,7 +140,7 @@ def test_a_bank_is_made_read_and_repeated(tmp_path, monkeypatch, views):
     ("arguments", "words"),
     [
         (["depth", "--refresh=-1"], "argument --refresh: -1 is no whole number from 1 on (see --help)"),
-        (["flux", "--wide"], "--wide: the small FLUX has one width: leave the flag out"),
+        (["flux", "--wide"], "--wide: flux has one width: leave the flag out"),
     ],
 )
 def test_flags_that_a_bank_cannot_be_trained_with(arguments, words, monkeypatch):

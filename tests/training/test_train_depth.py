@@ -25,6 +25,7 @@ from training.train_depth import (
     depth_loss,
     gradient_difference,
     initial_model,
+    main,
     principal_patches,
 )
 
@@ -235,3 +236,9 @@ def test_missing_files_are_named(tmp_path):
         load_frames(tmp_path / "train.npz")
     with pytest.raises(InputError, match=r"motorcycle_left\.png"):
         load_motorcycle(tmp_path)
+
+
+def test_a_bank_and_clips_are_not_both_learnt_from(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train_depth", "--workdir", "none", "--bank", "none", "--clips", "none"])
+    with pytest.raises(InputError, match="--clips: a bank's frames are learnt from instead"):
+        main()

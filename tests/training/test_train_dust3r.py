@@ -12,14 +12,14 @@ from flax import nnx
 from reangle_jax import checkpoints
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from tests.scoring.small_scorer import random
-from training import train_dust3r
+from training import dust3r_start, train_dust3r
 from training.dust3r_pairs import halved, make_batch
+from training.dust3r_start import initial_model
 from training.train_dino import carry
 from training.train_dust3r import (
     depth_correlations,
     disagreement,
     first_pairs,
-    initial_model,
     loss,
     mean_map_error,
     relative_errors,
@@ -89,17 +89,39 @@ def test_batches_stay_true_when_cropped_halved_and_mirrored(views, half):
 
 def test_a_network_for_half_the_size_is_enlarged_exactly(tmp_path, rng):
     """The large one sees a picture as the small one sees the means of its pixels, and says every point four times."""
-    config = train_dust3r.half_size(SMALLEST)
+    config = dust3r_start.half_size(SMALLEST)
     half = random(lambda: Dust3r(config, rngs=nnx.Rngs(0)), 1)
     checkpoints.save_model(tmp_path, half, config)
-    model = train_dust3r.Trained(SMALLEST, rngs=nnx.Rngs(1))
-    train_dust3r.start_from(str(tmp_path), model)
+    model = dust3r_start.Trained(SMALLEST, rngs=nnx.Rngs(1))
+    dust3r_start.start_from(str(tmp_path), model)
     images = rng.uniform(-1, 1, (2, 1, 32, 48, 3)).astype(np.float32)
     means = images.reshape(2, 1, 16, 2, 24, 2, 3).mean((3, 5))
     for large, small in zip(_run(model.dust3r, images), _run(half, means), strict=True):
         expected = np.repeat(np.repeat(small, 2, axis=1), 2, axis=2)
         # Patches' means are added up in another order, which a random network multiplies.
         np.testing.assert_allclose(large, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_network_twice_as_wide_begins_as_the_narrow_one(tmp_path, rng):
+    """Without absolute positions, whose waves are others at twice the width, it says exactly the same."""
+    config = dataclasses.replace(SMALLEST, encoder_heads=2, absolute_positions=False)
+    narrow = random(lambda: Dust3r(config, rngs=nnx.Rngs(0)), 1)
+    checkpoints.save_model(tmp_path, narrow, config)
+    model = dust3r_start.Trained(dust3r_start.wide(config), rngs=nnx.Rngs(1))
+    dust3r_start.start_from(str(tmp_path), model)
+    images = rng.uniform(-1, 1, (2, 1, 32, 48, 3)).astype(np.float32)
+    for wide, expected in zip(_run(model.dust3r, images), _run(narrow, images), strict=True):
+        np.testing.assert_allclose(wide, expected, atol=1e-4 * np.abs(expected).max())
+    kernel = np.asarray(model.dust3r.decoder_embed.kernel[...])  # the copies of an input weigh unlike
+    assert np.abs(kernel[::2] - kernel[1::2]).mean() > 0.1 * np.abs(kernel).mean()
+
+
+def test_the_loss_sees_every_pixel_in_one_of_four_steps(rng):
+    x = jnp.asarray(rng.normal(size=(2, 4, 6, 3)))
+    for row in range(2):
+        for column in range(2):
+            found = train_dust3r.every_other(x, jnp.array([row, column]))
+            np.testing.assert_array_equal(found, x[:, row::2, column::2])
 
 
 def _run(network, images):

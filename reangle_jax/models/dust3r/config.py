@@ -89,14 +89,14 @@ class Dust3rConfig:
 
     @classmethod
     def tiny(cls) -> "Dust3rConfig":
-        """The small family's: 0.8 million parameters, for images of 128x192 pixels (8x12 patches)."""
+        """The small family's: 2.8 million parameters, for images of 128x192 pixels (8x12 patches)."""
         return cls(
-            encoder_width=64,
+            encoder_width=128,
             encoder_depth=4,
-            encoder_heads=2,
-            decoder_width=64,
+            encoder_heads=4,
+            decoder_width=128,
             decoder_depth=3,
-            decoder_heads=2,
+            decoder_heads=4,
             head="linear",
             image_size=192,
             absolute_positions=True,
