@@ -104,13 +104,12 @@ def render_command(parser: argparse.ArgumentParser, what: str, kind: type, size:
         size: examples a part.
         make: (number, pool) -> an example; the flags that the parser had before are keywords.
     """
-    own = [action.dest for action in parser._actions if action.dest != "help"]
     parser.add_argument("--out", required=True)
     parser.add_argument(f"--{what}", dest="count", type=commands.positive, required=True)
     parser.add_argument("--first", type=commands.count, default=0, help=f"from {HELD_OUT_FROM} on, {what} are held out")
     parser.add_argument("--cache", default=".cache/pool")
     args = parser.parse_args()
-    more = {name: getattr(args, name) for name in own}
+    more = {name: value for name, value in vars(args).items() if name not in ("out", "count", "first", "cache")}
     pools = load_pool(args.cache)
     pool = pools.heldout if args.first >= HELD_OUT_FROM else pools.train
     end = args.first + args.count

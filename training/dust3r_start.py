@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from reangle_jax import checkpoints
 from reangle_jax.models.dust3r import Dust3r, Dust3rConfig
 from reangle_jax.nn.linear import Linear
-from training.train_depth import principal_patches
+from training.train_depth import principal_patches, widened
 
 MATCH_WIDTH = 32  # of the tokens that are matched
 
@@ -85,20 +85,13 @@ def widen(small: Dust3r, model: Dust3r, rng: np.random.Generator) -> None:
     heads = {"encoder": small.config.encoder_heads, "decoder": small.config.decoder_heads}
     values = checkpoints.parameter_paths(small)
     for path, variable in checkpoints.parameter_paths(model).items():
-        value, shape = np.asarray(values[path][...]), variable.shape
-        many = heads.get(path.split(".")[0], 1)
-        of_heads = np.repeat(np.arange(value.shape[-1]).reshape(many, -1), 2, 0).ravel()
-        from_heads = ".proj.kernel" in path and not path.startswith("head")
-        to_heads = any(name in path for name in ("qkv", "to_q", "to_k", "to_v"))
-        if path.endswith("kernel") and path != "patch_embed.kernel" and shape[-2] != value.shape[-2]:
-            rows = of_heads if from_heads else np.repeat(np.arange(value.shape[-2]), 2)
-            share = rng.uniform(0.25, 0.75, value.shape).astype(np.float32)
-            second = np.zeros(len(rows), bool)
-            for row in range(value.shape[-2]):
-                second[np.flatnonzero(rows == row)[1]] = True
-            value = np.where(second[:, None], ((1 - share) * value)[..., rows, :], (share * value)[..., rows, :])
-        if shape[-1] != value.shape[-1]:
-            value = value[..., of_heads if to_heads else np.repeat(np.arange(value.shape[-1]), 2)]
+        value = widened(np.asarray(values[path][...]), variable.shape, rng)
+        # Copies lie side by side: those of a head's channels make way for a head that is a copy.
+        into, out = ("qkv" in path or ".to_" in path), ".proj.kernel" in path and not path.startswith("head")
+        if into or out:
+            order = np.arange(value.shape[-1 if into else -2]).reshape(heads[path.split(".")[0]], -1, 2)
+            order = order.swapaxes(1, 2).ravel()
+            value = value[..., order] if into else value[..., order, :]
         variable.set_value(jnp.asarray(value))
 
 
