@@ -178,44 +178,41 @@ def pair_batch(
     depth = jnp.where(mirrored[None, :, None, None], depth[:, :, :, ::-1], depth)
     flip = jnp.where(mirrored[:, None], jnp.array([-1.0, 1, 1, 1]), jnp.ones(4))
     poses = poses * (flip[:, :, None] * flip[:, None, :])[None]
-    number = jax.random.randint(keys[5], (count,), 0, 2 * len(PERMUTATIONS))  # half as they are
-    order = jnp.asarray(np.concatenate([PERMUTATIONS, 0 * PERMUTATIONS + np.arange(3)]))[number]
-    images = jnp.take_along_axis(images, order[None, :, None, None, :], -1)
+    images = jnp.take_along_axis(images, _orders(keys[5], count)[None, :, None, None, :], -1)
     light = jax.random.uniform(keys[6], (2, count, 1, 1, 1), minval=0.85, maxval=1.15)
     light = light * jax.random.uniform(keys[7], (2, count, 1, 1, 3), minval=0.95, maxval=1.05)
     images = jnp.clip(images.astype(jnp.float32) * light, 0, 255).astype(jnp.uint8)
     return {"images": images, "depth": depth, "K": K, "poses": poses}
 
 
-def hole_batch(
-    bank: dict[str, Array], key: Array, count: int, window: tuple[int, int], dropout: float
-) -> dict[str, Array]:
-    """Windows as `train_flux.make_batch` gives them, each about a cell of a hole.
+def hole_batch(bank: dict[str, Array], key: Array, count: int) -> dict[str, Array]:
+    """Pictures with holes, half of them mirrored, half with their channels exchanged, in other light.
 
     Args:
-        bank: ``picture``, ``warp`` and ``known`` of `train_flux.Latents`, ``number`` of each one's text, and ``tokens``
-            of the texts, the first of them the empty one's.
+        bank: ``picture``, ``shown`` (what is known of it, its holes filled) and ``visible``.
         key: decides everything.
-        count: windows.
-        window: rows and columns, latents.
-        dropout: share of the texts that are blanked.
+        count: pictures.
+
+    Returns:
+        `train_flux.PIXELS`.
     """
-    keys = jax.random.split(key, 5)
-    pick = jax.random.randint(keys[0], (count,), 0, len(bank["known"]))
-    holes = ~bank["known"][pick]
-    cells = jnp.where(holes, jax.random.uniform(keys[1], holes.shape), 0.0)
-    cell = jnp.argmax(cells.reshape(count, -1), 1)
-    place = jnp.stack(jnp.unravel_index(cell, holes.shape[1:]), 1)
-    back = jnp.floor(jax.random.uniform(keys[2], (count, 2)) * jnp.array([window], jnp.float32)).astype(jnp.int32)
-    room = jnp.array([[side - part for side, part in zip(holes.shape[1:], window, strict=True)]])
-    corner = jnp.clip(place - back, 0, room)
-    blank = jax.random.uniform(keys[3], (count,)) < dropout
-    text = bank["tokens"][jnp.where(blank, 0, bank["number"][pick])]
-    return {name: _windows(bank[name][pick], corner, window) for name in ("picture", "warp", "known")} | {"text": text}
+    keys = jax.random.split(key, 4)
+    pick = jax.random.randint(keys[0], (count,), 0, len(bank["visible"]))
+    mirrored = (jax.random.uniform(keys[1], (count,)) < 0.5)[:, None, None]
+    order = _orders(keys[2], count)
+    light = jax.random.uniform(keys[3], (count, 1, 1, 3), minval=0.85, maxval=1.1)
+
+    def altered(picture: Array) -> Array:
+        picture = jnp.where(mirrored[..., None], picture[:, :, ::-1], picture)
+        picture = jnp.take_along_axis(picture, order[:, None, None, :], -1)
+        return jnp.clip(jnp.round(picture.astype(jnp.float32) * light), 0, 255).astype(jnp.uint8)
+
+    visible = bank["visible"][pick]
+    visible = jnp.where(mirrored, visible[:, :, ::-1], visible)
+    return {"truth": altered(bank["picture"][pick]), "shown": altered(bank["shown"][pick]), "visible": visible}
 
 
-def _windows(x: Array, corner: Int[Array, "B 2"], window: tuple[int, int]) -> Array:
-    """Windows of arrays [B, h, w, ...] at their corners."""
-    sizes = (*window, *x.shape[3:])
-    zeros = (0,) * (x.ndim - 3)
-    return jax.vmap(lambda one, at: jax.lax.dynamic_slice(one, (at[0], at[1], *zeros), sizes))(x, corner)
+def _orders(key: Array, count: int) -> Int[Array, "B 3"]:
+    """Of colour channels; half as they are."""
+    number = jax.random.randint(key, (count,), 0, 2 * len(PERMUTATIONS))
+    return jnp.asarray(np.concatenate([PERMUTATIONS, 0 * PERMUTATIONS + np.arange(3)]))[number]

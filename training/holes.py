@@ -161,15 +161,19 @@ def of_views(rng: np.random.Generator, views: Sequence[Views]) -> Holes:
 
 
 def random_holes(
-    number: int, pool: ImagePool, scenes: Sequence[Clip] | None = None, views: Sequence[Views] | None = None
+    number: int,
+    pool: ImagePool,
+    scenes: Sequence[Clip] | None = None,
+    views: Sequence[Views] | None = None,
+    rendered: tuple[float, float] = RENDERED,
 ) -> Holes:
     """Picture ``number``: the same for the same sources, whenever it is made."""
     rng = np.random.default_rng([13, number])
     while True:
         kind = rng.random()
-        if kind < RENDERED[0] and views is not None:
+        if kind < rendered[0] and views is not None:
             found = of_views(rng, views)
-        elif kind < RENDERED[1] and scenes is not None:
+        elif kind < rendered[1] and scenes is not None:
             found = of_frame(rng, scenes)
         else:
             found = of_photograph(rng, pool)

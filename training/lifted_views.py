@@ -16,7 +16,8 @@ from jaxtyping import Array, Float, UInt8
 from reangle_jax import commands
 from reangle_jax.geometry.cameras import rigid_inverse
 from reangle_jax.geometry.splat import infill, splat
-from training import make_bank, records
+from training import records
+from training.bank import read_bank
 from training.dataset import HEIGHT, WIDTH
 from training.depth_frames import FOCALS
 from training.views import PART, Views, random_cameras
@@ -62,6 +63,16 @@ def lifted(
     return Views(images, depths.astype(np.float16), K, poses)
 
 
+def lifted_scene(number: int, labels: dict[str, np.ndarray]) -> Views:
+    """Scene ``number`` of a teacher's labels, ``images`` and ``inverse_depth``: the same for the same labels."""
+    rng = np.random.default_rng([19, number])
+    while True:
+        k = int(rng.integers(len(labels["images"])))
+        found = lifted(labels["images"][k], labels["inverse_depth"][k], rng)
+        if found is not None:
+            return found
+
+
 def main() -> None:
     """The command."""
     parser = commands.parser(__doc__)
@@ -70,19 +81,10 @@ def main() -> None:
     parser.add_argument("--scenes", type=commands.positive, required=True)
     parser.add_argument("--first", type=commands.count, default=0)
     args = parser.parse_args()
-    labels = make_bank.read(args.bank, "labels")
-
-    def scene(number: int) -> Views:
-        rng = np.random.default_rng([19, number])
-        while True:
-            k = int(rng.integers(len(labels["images"])))
-            found = lifted(labels["images"][k], labels["inverse_depth"][k], rng)
-            if found is not None:
-                return found
-
+    labels = read_bank(args.bank, "labels")
     for first in range(args.first, args.first + args.scenes, PART):
         numbers = range(first, min(first + PART, args.first + args.scenes))
-        if records.write(args.out, Views, first, (scene(k) for k in numbers)):
+        if records.write(args.out, Views, first, (lifted_scene(k, labels) for k in numbers)):
             print(f"scenes {first} to {numbers[-1]}", flush=True)
 
 

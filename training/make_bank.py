@@ -4,9 +4,10 @@
 
 Each process turns between the kinds asked for and writes them part by part as plain .npz, whole or absent, until its
 time is up: rendered ``views`` (`training.views`), pictures with ``holes`` (`training.holes`) made of them, and
-``frames`` with their depth (`training.depth_frames`); every other scene is a varied one. Others cut photographs and
-video frames for a teacher to label: a module with ``label(uint8 [N, H, W, 3]) -> inverse depth
-[N, H, W]``, up to scale and shift, that ``--teacher`` names.
+``frames`` with their depth (`training.depth_frames`); every other scene is a varied one. ``lifted`` views
+(`training.lifted_views`) are made of the labels that are there by then, and lie among the views. Others cut photographs
+and video frames for a teacher to label: a module with ``label(uint8 [N, H, W, 3]) -> inverse depth [N, H, W]``, up to
+scale and shift, that ``--teacher`` names.
 """
 
 import importlib
@@ -15,63 +16,27 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from reangle_jax import commands
 from reangle_jax.errors import InputError
+from reangle_jax.geometry.splat import infill
+from training.bank import read_bank, stacked, write_part
 from training.depth_frames import STORED, Frames, render_scene
 from training.holes import random_holes
+from training.lifted_views import lifted_scene
 from training.pool import load_pool
 from training.views import Views, render_views
 
 PART = 32  # scenes
-KINDS = ("views", "holes", "frames")
+KINDS = ("views", "holes", "frames", "lifted")
 HOLES = 2  # pictures with holes for each scene
+PAIRS = (0.35, 0.35)  # share of them that are pairs of views: none is a rendered frame
 FRAMES_SEED = 13
-STRIDE = 1_000_000  # between the numbers of two workers' scenes
-
-
-def write(folder: Path, name: str, arrays: dict[str, Any]) -> None:
-    """Writes one part, whole or not at all."""
-    partial = folder / f".{name}.npz"
-    np.savez(partial, **arrays)
-    os.replace(partial, folder / f"{name}.npz")
-
-
-def read(folder: str | os.PathLike, kind: str, count: int | None = None) -> dict[str, np.ndarray]:
-    """All parts of a kind (``frames``, ``labels``, ``views``, ``holes``), joined.
-
-    Args:
-        folder: of the bank.
-        kind: of the examples.
-        count: so many examples: the newest parts', again and again if there are fewer. A bank that has grown meanwhile
-            then needs no other program.
-
-    Raises:
-        InputError: there are none.
-    """
-    parts: list[dict[str, np.ndarray]] = []
-    have = 0
-    for path in sorted(Path(folder).glob(f"{kind}_*.npz"), key=lambda path: (-path.stat().st_mtime, path)):
-        if count and have >= count:
-            break
-        parts.append(dict(np.load(path)))
-        have += len(next(iter(parts[-1].values())))
-    if not parts:
-        flags = f"--out {folder} --seconds S " + ("--teacher MODULE" if kind == "labels" else f"--kinds {kind}")
-        raise InputError(f"{folder} has no {kind}: run python -m training.make_bank {flags}")
-    found = {name: np.concatenate([part.pop(name) for part in parts]) for name in list(parts[0])}
-    total = len(next(iter(found.values())))
-    print(f"{total} {kind}", flush=True)
-    return {name: x[np.arange(count) % total] for name, x in found.items()} if count else found
-
-
-def stacked(examples: Sequence[Any], fields: Sequence[str]) -> dict[str, np.ndarray]:
-    """Some fields of examples, each along a new first axis."""
-    return {name: np.stack([getattr(example, name) for example in examples]) for name in fields}
+LABELS = 512  # the newest, of which views are lifted
+STRIDE = 10_000  # between the numbers of two workers' scenes: held-out ones begin at a million
 
 
 def worker(
@@ -92,13 +57,20 @@ def worker(
         if "frames" in kinds:
             frames = [render_scene(FRAMES_SEED, k, pool, varied=k % 2 == 0, size=size) for k in numbers]
             joined = {field: np.concatenate([getattr(f, field) for f in frames]) for field in Frames._fields}
-            write(Path(out), f"frames_{name}", joined)
+            write_part(Path(out), f"frames_{name}", joined)
         views = [render_views(k, pool, varied=k % 2 == 0) for k in numbers if {"views", "holes"} & set(kinds)]
         if "views" in kinds:
-            write(Path(out), f"views_{name}", stacked(views, Views._fields))
+            write_part(Path(out), f"views_{name}", stacked(views, Views._fields))
+        if "lifted" in kinds and list(Path(out).glob("labels_*.npz")):
+            labels = read_bank(out, "labels", LABELS)
+            lifted = [lifted_scene(k, labels) for k in numbers]
+            write_part(Path(out), f"views_{name}_lifted", stacked(lifted, Views._fields))
         if "holes" in kinds:
-            holes = [random_holes(HOLES * first + k, pool, None, views) for k in range(HOLES * part)]
-            write(Path(out), f"holes_{name}", stacked(holes, ("picture", "warp", "visible")))
+            holes = [random_holes(HOLES * first + k, pool, None, views, PAIRS) for k in range(HOLES * part)]
+            arrays = stacked(holes, ("picture", "visible"))
+            warps = np.stack([one.warp for one in holes])
+            arrays["shown"] = infill(warps, arrays["visible"])
+            write_part(Path(out), f"holes_{name}", arrays)
         turn += 1
 
 
@@ -117,7 +89,7 @@ def labeller(
             for many in (large, label(large).astype(np.float32))
         )
         arrays = {"images": images, "inverse_depth": labels.astype(np.float16)}
-        write(Path(out), f"labels_{number}_{turn:05d}", arrays)
+        write_part(Path(out), f"labels_{number}_{turn:05d}", arrays)
         turn += 1
 
 
@@ -150,7 +122,7 @@ def main() -> None:
         job.start()
     for job in jobs:
         job.join()
-    for kind in (*args.kinds, "labels"):
+    for kind in ("views", "holes", "frames", "labels"):
         print(f"{kind}: {len(list(Path(args.out).glob(f'{kind}_*.npz')))} parts", flush=True)
     if any(job.exitcode for job in jobs):
         raise InputError(f"--out {args.out}: a worker failed, see above; what the others made is there")

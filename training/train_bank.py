@@ -26,26 +26,23 @@ from jaxtyping import Array
 from reangle_jax import checkpoints, commands, tiny
 from reangle_jax.arrays import to_unit
 from reangle_jax.errors import InputError, about
-from reangle_jax.geometry.splat import infill
 from reangle_jax.models.depth_anything import input_size
 from reangle_jax.models.dust3r import Dust3rConfig
-from reangle_jax.models.flux.autoencoder import Autoencoder
-from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
 from reangle_jax.nn import products
 from reangle_jax.nn.execution import Execution
 from reangle_jax.painters.flux.conditions import known_cells
 from reangle_jax.prompts import embed_prompts
-from training import dust3r_start, make_bank, train_depth, train_dust3r, train_flux, training
+from training import dust3r_start, train_depth, train_dust3r, train_flux, training
+from training.bank import read_bank
 from training.depth_frames import STORED
 from training.device_batches import cut_out, depth_batch, hole_batch, pair_batch
 from training.dust3r_pairs import SAME
 from training.pool import load_pool
 
 LABELLED = 1 / 3  # share of the depth network's frames
-WHOLE = 8  # pictures that the small FLUX sees whole, one for so many windows
 AGREE_FROM = 0.5  # of DUSt3R's schedule
-BATCH = {"depth": 64, "dust3r": 64, "flux": 64}
+BATCH = {"depth": 64, "dust3r": 64, "flux": 32}
 
 
 Load = Callable[[], dict[str, np.ndarray]]
@@ -84,7 +81,7 @@ def depth(args: Any) -> tuple[Callable, Any, Load, Callable]:
 
     config = train_depth.sized(7, args.wide, args.side)
     size = input_size(*STORED, short_side=args.side, multiple=config.patch_size)
-    model = train_depth.initial_model(config, args.seed, make_bank.read(args.bank, "frames", 512)["images"])
+    model = train_depth.initial_model(config, args.seed, read_bank(args.bank, "frames", 512)["images"])
     if args.init:
         with about("--init"):
             train_depth.carry_over(model, args.init)
@@ -107,20 +104,20 @@ def depth_frames(bank: str, capacity: int | None) -> dict[str, np.ndarray]:
     When the first labels come into a growing bank, the step, which is made for what it is given, is compiled again.
     """
     few = capacity and max(1, capacity // 4)
-    labels = make_bank.read(bank, "labels", few) if list(Path(bank).glob("labels_*.npz")) else {}
-    return make_bank.read(bank, "frames", capacity) | {"real_" + name: x for name, x in labels.items()}
+    labels = read_bank(bank, "labels", few) if list(Path(bank).glob("labels_*.npz")) else {}
+    return read_bank(bank, "frames", capacity) | {"real_" + name: x for name, x in labels.items()}
 
 
 def dust3r(args: Any) -> tuple[Callable, Any, Load, Callable]:
     """The same of DUSt3R: half of a batch's pairs are squares."""
-    load = functools.partial(make_bank.read, args.bank, "views", args.capacity)
+    load = functools.partial(read_bank, args.bank, "views", args.capacity)
     config = Dust3rConfig.tiny()
     if args.init:
         model = dust3r_start.Trained(config, rngs=nnx.Rngs(args.seed))
         with about("--init"):
             dust3r_start.start_from(args.init, model)
     else:
-        model = dust3r_start.initial_model(config, args.seed, make_bank.read(args.bank, "views", 512)["images"][:, 0])
+        model = dust3r_start.initial_model(config, args.seed, read_bank(args.bank, "views", 512)["images"][:, 0])
     graphdef, parameters = nnx.split(model)
 
     def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
@@ -139,35 +136,12 @@ def dust3r(args: Any) -> tuple[Callable, Any, Load, Callable]:
     return loss, parameters, load, save
 
 
-def encoded(holes: dict[str, np.ndarray], folder: Path, count: int = 64) -> dict[str, np.ndarray]:
-    """Pictures with holes, which are filled, through an autoencoder: what `train_flux.loss` reads of them, stacked."""
-    coder = checkpoints.load(folder, AutoencoderConfig, Autoencoder)
-    graphdef, state = nnx.split(coder)
-
-    @jax.jit
-    def encode(state: nnx.State, picture: Array, warp: Array, visible: Array) -> dict[str, Array]:
-        network = nnx.merge(graphdef, state)
-        latents = [network.scale_latents(network.encode(to_unit(x))[0]).astype(jnp.float16) for x in (picture, warp)]
-        known = known_cells(visible, coder.config.spatial_compression_ratio)
-        return {"picture": latents[0], "warp": latents[1], "known": known}
-
-    total = len(holes["picture"])
-    parts = []
-    for first in range(0, total, count):
-        index = np.arange(first, first + count) % total  # the last part is as large as the others
-        picture, warp, visible = (holes[name][index] for name in ("picture", "warp", "visible"))
-        parts.append(jax.device_get(encode(state, picture, infill(warp, visible), visible)))
-    return {name: np.concatenate([part[name] for part in parts])[:total] for name in parts[0]}
-
-
 def flux(args: Any) -> tuple[Callable, Any, Load, Callable]:
-    """The same of the small FLUX: windows and, fewer, whole pictures."""
-    tokens = embed_prompts(tiny.WEIGHTS / "text_encoder", [""], train_flux.TEXT_LENGTH).astype(np.float16)
-
-    def load() -> dict[str, np.ndarray]:
-        found = encoded(make_bank.read(args.bank, "holes", args.capacity), tiny.WEIGHTS / "flux_autoencoder")
-        return found | {"tokens": tokens, "number": np.zeros(len(found["known"]), np.int32)}
-
+    """The same of the small FLUX: whole pictures, which are also looked at."""
+    load = functools.partial(read_bank, args.bank, "holes", args.capacity)
+    text = np.asarray(embed_prompts(tiny.WEIGHTS / "text_encoder", [""], train_flux.TEXT_LENGTH))
+    # Constants of the step, which may not fetch them from the device.
+    look = jax.device_get(train_flux.Look.load(tiny.WEIGHTS / "flux_autoencoder", tiny.WEIGHTS / "featup"))
     configs = FluxConfig.tiny(), ControlNetConfig.tiny()
     networks = train_flux.build(*configs, args.seed, Execution("plain"))
     names = "transformer", "controlnet"
@@ -176,18 +150,19 @@ def flux(args: Any) -> tuple[Callable, Any, Load, Callable]:
             with about("--init"):
                 checkpoints.load_into(network, Path(args.init).with_name(f"flux_{name}"))
     graphdefs, states = zip(*(nnx.split(network) for network in networks), strict=True)
-    holes = make_bank.read(args.bank, "holes", 1)["picture"]
-    ratio = checkpoints.load_config(tiny.WEIGHTS / "flux_autoencoder", AutoencoderConfig).spatial_compression_ratio
-    whole = tuple(n // ratio for n in holes.shape[1:3])
 
     def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
-        parts = []
-        shapes = ((args.batch, tuple(n // 2 for n in whole)), (max(1, args.batch // WHOLE), whole))
-        for k, (count, window) in enumerate(shapes):
-            draw, noise = jax.random.split(jax.random.fold_in(key, k))
-            some = hole_batch(batch, draw, count, window, train_flux.TEXT_DROPOUT)
-            parts.append(train_flux.loss(parameters, some, noise, graphdefs=graphdefs))
-        return jax.tree.map(lambda a, b: 0.67 * a + 0.33 * b, *parts)
+        drawn, rest = jax.random.split(key)
+        pictures = hole_batch(batch, drawn, args.batch)
+        coder = nnx.merge(*look.coder)
+
+        def latents(picture: Array) -> Array:
+            return coder.scale_latents(coder.encode(to_unit(picture))[0])
+
+        known = known_cells(pictures["visible"], coder.config.spatial_compression_ratio)
+        encoded = {"picture": latents(pictures["truth"]), "warp": latents(pictures["shown"]), "known": known}
+        texts = {"text": jnp.asarray(np.repeat(text, args.batch, 0))}
+        return train_flux.loss(parameters, pictures | encoded | texts, rest, graphdefs=graphdefs, look=look)
 
     def save(mean: Any) -> None:
         for name, graph, config in zip(names, graphdefs, configs, strict=True):
@@ -203,7 +178,7 @@ def main() -> None:
     parser.add_argument("network", choices=tuple(BATCH))
     parser.add_argument("--bank", required=True, help="the examples' folder (training.make_bank)")
     parser.add_argument("--init", default=None, help="a weights folder to start from")
-    parser.add_argument("--batch", type=commands.positive, default=None, help="frames, pairs or windows a step")
+    parser.add_argument("--batch", type=commands.positive, default=None, help="frames, pairs or pictures a step")
     parser.add_argument(
         "--capacity", type=commands.positive, default=None, help="examples of each kind, whatever the bank has"
     )

@@ -32,7 +32,8 @@ from reangle_jax.models.depth_anything import DepthAnything, DepthAnythingConfig
 from reangle_jax.nn.colours import IMAGENET_MEAN, IMAGENET_STD
 from reangle_jax.nn.embeddings import sincos_1d
 from reangle_jax.nn.vit import interpolate_positions
-from training import make_bank, training
+from training import training
+from training.bank import read_bank
 from training.depth_frames import (
     INPUT,
     STORED,
@@ -288,7 +289,7 @@ def main() -> None:
     pools, folder = load_pool(args.cache), Path(args.frames)
     real = load_frames(Path(args.labels) / "train.npz") if args.labels and not args.bank else None
     if args.bank:
-        scenes, real = (Frames(**make_bank.read(args.bank, kind)) for kind in ("frames", "labels"))
+        scenes, real = (Frames(**read_bank(args.bank, kind)) for kind in ("frames", "labels"))
     elif args.clips:
         scenes = clip_frames(args.clips, args.count)
     else:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from reangle_jax.errors import InputError
+from reangle_jax.geometry.splat import infill
 from training import depth_frames, device_batches, make_bank, train_bank, train_dust3r
+from training.bank import read_bank, write_part
 from training.device_batches import cut_out, depth_batch, hats, hole_batch, pair_batch
 
 matches = jax.jit(train_dust3r.matches, static_argnums=3)
@@ -97,43 +99,63 @@ def test_pairs_stay_true_when_cropped_and_mirrored(views, square):
     np.testing.assert_array_equal(same["depth"][0], same["depth"][1])
 
 
-def test_windows_lie_about_a_hole():
-    known = np.ones((3, 16, 24), bool)
-    known[:, 10, 20] = False
-    place = np.arange(16 * 24, dtype=np.float32).reshape(1, 16, 24, 1) * np.ones((3, 1, 1, 2), np.float32)
-    bank = {"picture": place, "warp": place, "known": known, "number": np.ones(3, np.int32)}
-    bank["tokens"] = np.stack([np.zeros((4, 5)), np.ones((4, 5))]).astype(np.float32)
-    draw = jax.jit(functools.partial(hole_batch, count=6, window=(8, 12), dropout=0.0))
-    batch = draw(jax.tree.map(jnp.asarray, bank), jax.random.key(0))
-    assert batch["picture"].shape == (6, 8, 12, 2)
-    assert (batch["text"] == 1).all()
-    assert (np.sum(~np.asarray(batch["known"]), (1, 2)) == 1).all()
-    np.testing.assert_array_equal(batch["picture"][~np.asarray(batch["known"])], 10 * 24 + 20)
+def test_pictures_and_what_is_known_of_them_are_altered_alike():
+    rng = np.random.default_rng(0)
+    picture = rng.integers(40, 200, (3, 16, 24, 3), np.uint8)
+    visible = rng.random((3, 16, 24)) < 0.7
+    bank = {"picture": picture, "shown": np.where(visible[..., None], picture, np.uint8(7)), "visible": visible}
+    draw = jax.jit(functools.partial(hole_batch, count=24))
+    batch = jax.device_get(draw(jax.tree.map(jnp.asarray, bank), jax.random.key(0)))
+    np.testing.assert_array_equal(batch["truth"][batch["visible"]], batch["shown"][batch["visible"]])
+    assert (batch["shown"][~batch["visible"]] < 10).all()
+    mirrored = 0
+    for truth, seen in zip(batch["truth"], batch["visible"], strict=True):
+        (k,) = (k for k in range(3) for side in (1, -1) if np.array_equal(seen, visible[k][:, ::side]))
+        turned = not np.array_equal(seen, visible[k])
+        mirrored += turned
+        source = picture[k][:, :: -1 if turned else 1].reshape(-1, 3)
+        likeness = np.corrcoef(truth.reshape(-1, 3).T, source.T)[:3, 3:]
+        assert sorted(likeness.argmax(1)) == [0, 1, 2]
+        assert (likeness.max(1) > 0.999).all()
+    assert 4 < mirrored < 20
 
 
 def test_a_bank_is_made_read_and_repeated(tmp_path, monkeypatch, views):
     monkeypatch.setattr(make_bank, "load_pool", lambda cache: type("Pools", (), {"train": None}))
     monkeypatch.setattr(make_bank, "render_views", lambda k, pool, varied: views[k % 2])
-    known = type("Found", (), {"picture": views[0].images[0], "warp": views[0].images[1], "visible": np.ones(3, bool)})
+    visible = np.ones(views[0].images.shape[1:3], bool)
+    visible[4:6, 4:6] = False
+    known = type("Found", (), {"picture": views[0].images[0], "warp": views[0].images[1], "visible": visible})
     monkeypatch.setattr(make_bank, "random_holes", lambda *rest: known)
     moments = iter((0.0, 2.0))
     monkeypatch.setattr(make_bank.time, "time", lambda: next(moments))
     make_bank.worker(0, str(tmp_path), "", 1.0, part=2)
-    found = make_bank.read(tmp_path, "views", 5)
+    found = read_bank(tmp_path, "views", 5)
     np.testing.assert_array_equal(found["images"], np.stack([views[k].images for k in (0, 1, 0, 1, 0)]))
-    assert make_bank.read(tmp_path, "holes")["picture"].shape[0] == 2 * make_bank.HOLES
+    holes = read_bank(tmp_path, "holes")
+    assert holes["picture"].shape[0] == 2 * make_bank.HOLES
+    np.testing.assert_array_equal(holes["shown"], infill(np.stack([known.warp] * 4), np.stack([visible] * 4)))
     frames = depth_frames.Frames(views[0].images, views[0].depth)
     monkeypatch.setattr(make_bank, "render_scene", lambda seed, k, pool, varied, size: frames)
     moments = iter((0.0, 2.0))
     make_bank.worker(0, str(tmp_path), "", 1.0, part=2, kinds=("frames",))
-    assert make_bank.read(tmp_path, "frames")["inverse_depth"].shape[0] == 2 * len(frames.images)
+    assert read_bank(tmp_path, "frames")["inverse_depth"].shape[0] == 2 * len(frames.images)
     # The newest part serves while there is no room for more.
-    make_bank.write(tmp_path, "frames_1_0", {"images": 0 * frames.images, "inverse_depth": 0 * frames.inverse_depth})
+    write_part(tmp_path, "frames_1_0", {"images": 0 * frames.images, "inverse_depth": 0 * frames.inverse_depth})
     os.utime(tmp_path / "frames_1_0.npz", (2e9, 2e9))
-    assert not make_bank.read(tmp_path, "frames", len(frames.images))["images"].any()
+    assert not read_bank(tmp_path, "frames", len(frames.images))["images"].any()
+    # Views are lifted of what is labelled by then: of nothing, none.
+    monkeypatch.setattr(make_bank, "lifted_scene", lambda k, labels: views[len(labels["images"]) % 2])
+    for count, labelled in ((2, False), (4, True)):
+        if labelled:
+            write_part(tmp_path, "labels_0_0", {"images": frames.images, "inverse_depth": frames.inverse_depth})
+        moments = iter((0.0, 2.0))
+        make_bank.worker(1, str(tmp_path), "", 1.0, part=2, kinds=("lifted",))
+        assert len(read_bank(tmp_path, "views")["images"]) == count
+    (tmp_path / "labels_0_0.npz").unlink()
     for kind, flag in (("labels", "--teacher MODULE"), ("views", "--kinds views")):
         with pytest.raises(InputError, match=f"has no {kind}: .* --seconds S {flag}$"):
-            make_bank.read(tmp_path / "none", kind)
+            read_bank(tmp_path / "none", kind)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +174,9 @@ def test_flags_that_a_bank_cannot_be_trained_with(arguments, words, monkeypatch)
 
 def test_labels_that_come_later_are_learnt_from_too(tmp_path):
     arrays = {"images": np.zeros((4, 2, 2, 3), np.uint8), "inverse_depth": np.zeros((4, 2, 2), np.float16)}
-    make_bank.write(tmp_path, "frames_0_0", arrays)
+    write_part(tmp_path, "frames_0_0", arrays)
     assert train_bank.depth_frames(str(tmp_path), 8).keys() == arrays.keys()
-    make_bank.write(tmp_path, "labels_0_0", arrays)
+    write_part(tmp_path, "labels_0_0", arrays)
     found = train_bank.depth_frames(str(tmp_path), 8)
     assert {name: len(x) for name, x in found.items()} == {
         "images": 8, "inverse_depth": 8, "real_images": 2, "real_inverse_depth": 2
