@@ -141,7 +141,7 @@ def flux(args: Any) -> tuple[Callable, Any, Load, Callable]:
     load = functools.partial(read_bank, args.bank, "holes", args.capacity)
     text = np.asarray(embed_prompts(tiny.WEIGHTS / "text_encoder", [""], train_flux.TEXT_LENGTH))
     # Constants of the step, which may not fetch them from the device.
-    look = jax.device_get(train_flux.Look.load(tiny.WEIGHTS / "flux_autoencoder", tiny.WEIGHTS / "featup"))
+    constants = jax.device_get(train_flux.Look.load(tiny.WEIGHTS / "flux_autoencoder", tiny.WEIGHTS / "featup"))
     configs = FluxConfig.tiny(), ControlNetConfig.tiny()
     networks = train_flux.build(*configs, args.seed, Execution("plain"))
     names = "transformer", "controlnet"
@@ -154,6 +154,7 @@ def flux(args: Any) -> tuple[Callable, Any, Load, Callable]:
     def loss(parameters: Any, batch: dict[str, Array], key: Array) -> tuple[Array, dict]:
         drawn, rest = jax.random.split(key)
         pictures = hole_batch(batch, drawn, args.batch)
+        look = jax.tree.map(jnp.asarray, constants)
         coder = nnx.merge(*look.coder)
 
         def latents(picture: Array) -> Array:

@@ -1,5 +1,6 @@
 """Batches drawn on the device, and the bank that they are drawn from."""
 
+import argparse
 import functools
 import os
 import time
@@ -8,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from reangle_jax import tiny
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.splat import infill
 from training import depth_frames, device_batches, make_bank, train_bank, train_dust3r
@@ -181,6 +184,22 @@ def test_labels_that_come_later_are_learnt_from_too(tmp_path):
     assert {name: len(x) for name, x in found.items()} == {
         "images": 8, "inverse_depth": 8, "real_images": 2, "real_inverse_depth": 2
     }  # fmt: skip
+
+
+def test_the_small_flux_learns_from_a_bank_and_goes_on_from_its_weights(tmp_path):
+    pictures = np.zeros((3, 128, 192, 3), np.uint8)
+    write_part(tmp_path, "holes_0_0", {"picture": pictures, "shown": pictures, "visible": pictures[..., 0] > 0})
+    init, out = (folder / "flux_transformer" for folder in (tiny.WEIGHTS, tmp_path / "out"))
+    args = argparse.Namespace(bank=str(tmp_path), capacity=None, init=str(init), batch=2, seed=0, out=str(out))
+    loss, parameters, load, save = train_bank.flux(args)
+    value, figures = jax.eval_shape(loss, parameters, load() | {"late": jnp.float32(0)}, jax.random.key(0))
+    assert value.shape == ()
+    assert {"pixels", "features", "repeats", "features_later"} < figures.keys()
+    save(parameters)
+    for name in ("flux_transformer", "flux_controlnet"):
+        ours, theirs = (load_file(folder.with_name(name) / "model.safetensors") for folder in (out, init))
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_a_growing_bank_is_read_again_beside_the_steps():
