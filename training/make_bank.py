@@ -24,6 +24,7 @@ from reangle_jax import commands
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.splat import infill
 from training.bank import read_bank, stacked, write_part
+from training.dataset import HELD_OUT_FROM
 from training.depth_frames import STORED, Frames, render_scene
 from training.holes import random_holes
 from training.lifted_views import lifted_scene
@@ -36,7 +37,7 @@ HOLES = 2  # pictures with holes for each scene
 PAIRS = (0.35, 0.35)  # share of them that are pairs of views: none is a rendered frame
 FRAMES_SEED = 13
 LABELS = 512  # the newest, of which views are lifted
-STRIDE = 10_000  # between the numbers of two workers' scenes: held-out ones begin at a million
+STRIDE = 10_000  # between the numbers of two workers' scenes
 
 
 def worker(
@@ -52,7 +53,7 @@ def worker(
     cv2.setNumThreads(1)
     pool, turn = load_pool(cache).train, 0
     while time.time() < ends:
-        first = number * STRIDE + turn * part
+        first = (number * STRIDE + turn * part) % (HELD_OUT_FROM // HOLES - part)
         name, numbers = f"{number}_{turn:05d}", range(first, first + part)
         if "frames" in kinds:
             frames = [render_scene(FRAMES_SEED, k, pool, varied=k % 2 == 0, size=size) for k in numbers]
@@ -71,6 +72,8 @@ def worker(
             warps = np.stack([one.warp for one in holes])
             arrays["shown"] = infill(warps, arrays["visible"])
             write_part(Path(out), f"holes_{name}", arrays)
+        if set(kinds) == {"lifted"}:
+            time.sleep(0.1)  # there may be no labels yet
         turn += 1
 
 
@@ -108,6 +111,8 @@ def main() -> None:
         "--size", type=commands.positive, nargs=2, default=STORED, help="height and width of frames and labelled crops"
     )
     args = parser.parse_args()
+    if "lifted" in args.kinds and not args.teacher and not list(Path(args.out).glob("labels_*.npz")):
+        raise InputError(f"--kinds lifted: {args.out} has no labels to lift photographs by; give --teacher MODULE too")
     load_pool(args.cache)  # says what is missing, once
     Path(args.out).mkdir(parents=True, exist_ok=True)
     ends = time.time() + args.seconds

@@ -16,8 +16,11 @@ from reangle_jax.errors import InputError
 from reangle_jax.geometry.splat import infill
 from training import depth_frames, device_batches, make_bank, train_bank, train_dust3r
 from training.bank import read_bank, write_part
+from training.dataset import HELD_OUT_FROM
 from training.device_batches import cut_out, depth_batch, hats, hole_batch, pair_batch
+from training.holes import Holes
 
+HOLES = Holes(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool), "")
 matches = jax.jit(train_dust3r.matches, static_argnums=3)
 truth = jax.jit(train_dust3r.true_points)
 
@@ -173,6 +176,24 @@ def test_flags_that_a_bank_cannot_be_trained_with(arguments, words, monkeypatch)
     with pytest.raises(InputError) as caught:
         train_bank.main()
     assert str(caught.value) == words
+
+
+def test_photographs_are_not_lifted_by_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["make_bank", "--out", str(tmp_path), "--seconds", "1", "--kinds", "lifted"])
+    with pytest.raises(InputError, match=r"--kinds lifted: .* no labels .*; give --teacher MODULE too$"):
+        make_bank.main()
+
+
+def test_a_bank_has_no_held_out_scenes(tmp_path, monkeypatch, views):
+    made = []
+    monkeypatch.setattr(make_bank, "load_pool", lambda cache: type("Pools", (), {"train": None}))
+    monkeypatch.setattr(make_bank, "render_views", lambda k, pool, varied: made.append(k) or views[0])
+    monkeypatch.setattr(make_bank, "random_holes", lambda k, *rest: made.append(k) or HOLES)
+    for number in (0, 1, 49, 50, 100, 5_000):
+        moments = iter((0.0, 0.0, 2.0))
+        monkeypatch.setattr(make_bank.time, "time", lambda moments=moments: next(moments))
+        make_bank.worker(number, str(tmp_path), "", 1.0, part=2)
+    assert max(made) < HELD_OUT_FROM
 
 
 def test_labels_that_come_later_are_learnt_from_too(tmp_path):
