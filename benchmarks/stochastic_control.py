@@ -71,6 +71,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "alone": {"candidates": 25},  # with the finished views alone, as in the paper: only the second view chooses
     "noise": {"candidates": 2},  # the first is kept: control's noise without its choice
     "reimposed": {"candidates": 1, "reimpose": True},
+    "whole": {"candidates": 1, "strength": 1.0},  # from nothing but noise
+    "whole25": {"candidates": 25, "strength": 1.0},
     "constant": {"candidates": 5, "noise": "constant", "eta": 0.3},
 }
 FIGURES = ("met3r", "met3r_input", "agree", "sed", "tsed", "psnr_holes", "psnr", "seam", "detail")

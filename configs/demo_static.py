@@ -1,7 +1,7 @@
 """The demo of static view transport: the bundled clip as four cameras that stand elsewhere see it, by the small models.
 
 Purpose: to see the whole method at work on any laptop; `make demo-static` runs it.
-Cost: 11 minutes on two CPU cores; `--plan` says what is left to do.
+Cost: 13 minutes on two CPU cores; `--plan` says what is left to do.
 Command, from the repository's root:
 
     python -m reangle_jax.main --config configs/demo_static.py --workdir runs/demo-static

@@ -118,8 +118,14 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def run(main: Callable[[], int | None], *, stopped: str = CONTINUES) -> NoReturn:
-    """Runs a command as this process; both are as of `answer`."""
-    stopping.run(lambda: answer(lambda stop: main(), stopped=stopped))
+    """Runs a command as this process; both are as of `answer`. The machine's faults get one line."""
+    stopping.run(lambda: answer(lambda stop: main(), stopped=stopped, explain=_of_the_machine))
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    from reangle_jax import faults  # when it is needed: JAX takes a second
+
+    return faults.explained("what this command writes", less="less at once", then="or give another path")(error)
 
 
 def start(module: str, stopped: str) -> NoReturn:

@@ -88,3 +88,26 @@ def test_each_command_refuses_them_before_any_work(module, arguments, words, tmp
 def test_so_do_those_that_take_a_command_line(module, arguments, words, capfd):
     assert importlib.import_module(module).main(arguments) == 2
     assert capfd.readouterr().err.startswith(f"error: {words} (see --help)\n")
+
+
+def test_what_cannot_be_written_or_held_is_told_in_one_line(tmp_path, monkeypatch, capfd):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(commands.stopping, "run", lambda answer: sys.exit(answer()))
+
+    def ended(work):
+        with pytest.raises(SystemExit) as caught:
+            commands.run(work)
+        assert caught.value.code == 2
+        return capfd.readouterr().err
+
+    def too_much():
+        raise MemoryError("Unable to allocate 7. TiB")
+
+    said = ended(lambda: (tmp_path / "file" / "x").mkdir(parents=True))
+    assert said.startswith("error: what this command writes cannot be written (Not a directory: ")
+    assert said.endswith("mend that, or give another path\n")
+    said = ended(too_much)
+    assert said.startswith("error: out of memory: ")
+    assert said.endswith("what helps: less at once\n")
+    with pytest.raises(KeyError):
+        commands.run(lambda: {}["a bug"])

@@ -1,6 +1,7 @@
 """A bank of examples on disk: parts of plain arrays by kind, which many processes write and trainings read whole."""
 
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,18 @@ def read_bank(folder: str | os.PathLike, kind: str, count: int | None = None) ->
             then needs no other program.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or one is broken.
     """
     parts: list[dict[str, np.ndarray]] = []
     have = 0
     for path in sorted(Path(folder).glob(f"{kind}_*.npz"), key=lambda path: (-path.stat().st_mtime, path)):
         if count and have >= count:
             break
-        parts.append(dict(np.load(path)))
+        try:
+            with path.open("rb") as file, np.load(file) as part:
+                parts.append(dict(part))
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is no whole part ({error}): remove it") from None
         have += len(next(iter(parts[-1].values())))
     if not parts:
         flags = f"--out {folder} --seconds S " + ("--teacher MODULE" if kind == "labels" else f"--kinds {kind}")

@@ -3,7 +3,8 @@
 ``python -m training.make_bank --out DIR --seconds S --workers N [--kinds KIND ...] [--teacher COMMAND]``
 
 Each process turns between the kinds asked for and writes them part by part as plain .npz, whole or absent, until its
-time is up: rendered ``views`` (`training.views`), pictures with ``holes`` (`training.holes`) made of them, and
+time is up; another time it adds to what there is. Rendered ``views`` (`training.views`), pictures with ``holes``
+(`training.holes`) made of them, and
 ``frames`` with their depth (`training.depth_frames`); every other scene is a varied one. ``lifted`` views
 (`training.lifted_views`) are made of the labels that are there by then, and lie among the views. Others cut photographs
 and video frames for a teacher to label: a module with ``label(uint8 [N, H, W, 3]) -> inverse depth [N, H, W]``, up to
@@ -11,6 +12,7 @@ scale and shift, that ``--teacher`` names.
 """
 
 import importlib
+import importlib.util
 import multiprocessing
 import os
 import time
@@ -40,6 +42,11 @@ LABELS = 512  # the newest, of which views are lifted
 STRIDE = 10_000  # between the numbers of two workers' scenes
 
 
+def later(folder: Path, number: int, kind: str = "*") -> int:
+    """The first turn of a worker that no part of its is named after."""
+    return max((1 + int(path.stem.split("_")[2]) for path in folder.glob(f"{kind}_{number}_*.npz")), default=0)
+
+
 def worker(
     number: int,
     out: str,
@@ -49,9 +56,9 @@ def worker(
     kinds: Sequence[str] = ("views", "holes"),
     size: tuple[int, int] = STORED,
 ) -> None:
-    """Renders and makes holes until the time ``ends``; ``size`` is the frames'."""
+    """Renders and makes holes until the time ``ends``, beside what there is; ``size`` is the frames'."""
     cv2.setNumThreads(1)
-    pool, turn = load_pool(cache).train, 0
+    pool, turn = load_pool(cache).train, later(Path(out), number)
     while time.time() < ends:
         first = (number * STRIDE + turn * part) % (HELD_OUT_FROM // HOLES - part)
         name, numbers = f"{number}_{turn:05d}", range(first, first + part)
@@ -83,7 +90,7 @@ def labeller(
     """Has a teacher label crops until the time ``ends``."""
     cv2.setNumThreads(1)
     label: Callable[[np.ndarray], np.ndarray] = importlib.import_module(teacher).label
-    pool, turn = load_pool(cache).train, 0
+    pool, turn = load_pool(cache).train, later(Path(out), number, "labels")
     while time.time() < ends:
         rng = np.random.default_rng([17, number, turn])
         large = np.stack([pool.random_crop(rng, 2 * size[0], 2 * size[1]) for _ in range(part)])
@@ -106,23 +113,25 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["views", "holes"])
     parser.add_argument("--teacher", default=None, help="a module that labels pictures, in further processes")
     parser.add_argument("--labellers", type=commands.positive, default=2, help="how many label, with --teacher")
-    parser.add_argument("--part", type=commands.positive, default=PART, help="scenes a file")
+    parser.add_argument("--part", type=commands.whole(1, STRIDE), default=PART, help="scenes a file")
     parser.add_argument(
         "--size", type=commands.positive, nargs=2, default=STORED, help="height and width of frames and labelled crops"
     )
     args = parser.parse_args()
     if "lifted" in args.kinds and not args.teacher and not list(Path(args.out).glob("labels_*.npz")):
         raise InputError(f"--kinds lifted: {args.out} has no labels to lift photographs by; give --teacher MODULE too")
+    if args.teacher and importlib.util.find_spec(args.teacher) is None:
+        raise InputError(f"--teacher: there is no module {args.teacher}: name one on PYTHONPATH")
     load_pool(args.cache)  # says what is missing, once
     Path(args.out).mkdir(parents=True, exist_ok=True)
     ends = time.time() + args.seconds
     spawn = multiprocessing.get_context("spawn")
     size = tuple(args.size)
     rest = args.out, args.cache, ends, args.part, args.kinds, size
-    jobs = [spawn.Process(target=worker, args=(n, *rest)) for n in range(args.workers)]
+    jobs = [spawn.Process(target=worker, args=(n, *rest), daemon=True) for n in range(args.workers)]
     if args.teacher:
         labels = args.out, args.cache, ends, args.teacher, size
-        jobs += [spawn.Process(target=labeller, args=(n, *labels)) for n in range(args.labellers)]
+        jobs += [spawn.Process(target=labeller, args=(n, *labels), daemon=True) for n in range(args.labellers)]
     for job in jobs:
         job.start()
     for job in jobs:

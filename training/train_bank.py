@@ -4,10 +4,10 @@
 
 NETWORK is ``depth``, ``dust3r`` or ``flux`` (transformer and ControlNet). Losses and networks are those of
 `training.train_depth`, `training.train_dust3r` and `training.train_flux`; batches are drawn and altered in the step
-itself (`training.device_batches`). ``--init`` starts from weights of the same sizes. DUSt3R's encoder is told what
-matches at first and its points are drawn together (``--agree`` there) in the last part. The weights so far are written
-at every checkpoint; ``--refresh`` reads a bank that grows. On a GPU products are rounded to TF32 and convolutions are
-products (`reangle_jax.nn.products`).
+itself (`training.device_batches`). ``--init`` starts from weights of the same sizes, DUSt3R also from half of them; its
+encoder is told what matches at first and its points are drawn together (``--agree`` there) in the last part. The
+weights so far are written at every checkpoint; ``--refresh`` reads a bank that grows. On a GPU products are rounded to
+TF32 and convolutions are products (`reangle_jax.nn.products`).
 """
 
 import concurrent.futures
@@ -178,7 +178,7 @@ def main() -> None:
     parser = training.command_line(__doc__, steps=6_000, out="", rate=1e-3)
     parser.add_argument("network", choices=tuple(BATCH))
     parser.add_argument("--bank", required=True, help="the examples' folder (training.make_bank)")
-    parser.add_argument("--init", default=None, help="a weights folder to start from")
+    parser.add_argument("--init", default=None, help="weights to start from; FLUX: the transformer's")
     parser.add_argument("--batch", type=commands.positive, default=None, help="frames, pairs or pictures a step")
     parser.add_argument(
         "--capacity", type=commands.positive, default=None, help="examples of each kind, whatever the bank has"
@@ -196,9 +196,16 @@ def main() -> None:
     args = parser.parse_args()
     if args.wide and args.network != "depth":
         raise InputError(f"--wide: {args.network} has one width: leave the flag out")
+    if args.workers:
+        raise InputError("--workers: batches are drawn on the device: leave the flag out")
     args.batch = args.batch or BATCH[args.network]
+    if args.network == "dust3r" and args.batch % 2:
+        raise InputError(f"--batch={args.batch}: half of the pairs are squares: give an even number")
     name = "flux_transformer" if args.network == "flux" else args.network
     args.out = args.out or str(Path(args.workdir) / "weights" / name)
+    for flag, folder in (("--init", args.init), ("--out", args.out)):
+        if args.network == "flux" and folder and Path(folder).name != name:
+            raise InputError(f"{flag}={folder}: give a folder named {name}: the ControlNet's lies beside it")
     if jax.default_backend() == "gpu":
         jax.config.update("jax_default_matmul_precision", products.REDUCED)
     loss, parameters, load, save = {"depth": depth, "dust3r": dust3r, "flux": flux}[args.network](args)

@@ -80,7 +80,10 @@ def command_line(doc: str | None, *, steps: int, out: str, rate: float) -> argpa
     parser.add_argument("--cache", default=".cache/pool", help="the image pool's folder")
     parser.add_argument("--steps", type=commands.positive, default=steps)
     parser.add_argument(
-        "--minutes", type=commands.above_zero, default=None, help="end the schedule after this many minutes instead"
+        "--minutes",
+        type=commands.above_zero,
+        default=None,
+        help="end the schedule after so many minutes, compiling included",
     )
     parser.add_argument("--rate", type=commands.above_zero, default=rate, help="the highest learning rate")
     parser.add_argument("--seed", type=commands.count, default=0)

@@ -93,7 +93,7 @@ def test_no_two_arms_paint_alike():
     assert drawn["start3"] == [3, 3, 3, 3, 1, 1, 1, 1]
     evaluations = {arm: plan.evaluations for arm, plan in plans.items()}
     assert [evaluations[arm] for arm in ("naive", "s5", "each3", "start3", "s10", "s25")] == [8, 16, 16, 16, 26, 56]
-    ways = {(*drawn[arm], how[arm].noise, how[arm].reimpose) for arm in ARMS}
+    ways = {(*drawn[arm], how[arm].noise, how[arm].reimpose, how[arm].strength) for arm in ARMS}
     assert len(ways) == len(ARMS) - 1  # but for "alone", which has another reward
 
 

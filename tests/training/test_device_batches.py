@@ -169,6 +169,13 @@ def test_a_bank_is_made_read_and_repeated(tmp_path, monkeypatch, views):
     [
         (["depth", "--refresh=-1"], "argument --refresh: -1 is no whole number from 1 on (see --help)"),
         (["flux", "--wide"], "--wide: flux has one width: leave the flag out"),
+        (["depth", "--workers=1"], "--workers: batches are drawn on the device: leave the flag out"),
+        (["dust3r", "--batch=3"], "--batch=3: half of the pairs are squares: give an even number"),
+        (
+            ["flux", "--init=some/dust3r"],
+            "--init=some/dust3r: give a folder named flux_transformer: the ControlNet's lies beside it",
+        ),
+        (["flux", "--out=mine"], "--out=mine: give a folder named flux_transformer: the ControlNet's lies beside it"),
     ],
 )
 def test_flags_that_a_bank_cannot_be_trained_with(arguments, words, monkeypatch):
@@ -178,10 +185,32 @@ def test_flags_that_a_bank_cannot_be_trained_with(arguments, words, monkeypatch)
     assert str(caught.value) == words
 
 
-def test_photographs_are_not_lifted_by_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["make_bank", "--out", str(tmp_path), "--seconds", "1", "--kinds", "lifted"])
-    with pytest.raises(InputError, match=r"--kinds lifted: .* no labels .*; give --teacher MODULE too$"):
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--kinds", "lifted"), r"--kinds lifted: .* no labels .*; give --teacher MODULE too$"),
+        (("--teacher", "no_such_one"), r"--teacher: there is no module no_such_one: name one on PYTHONPATH$"),
+    ],
+)
+def test_photographs_are_not_lifted_by_nothing(flags, words, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["make_bank", "--out", str(tmp_path), "--seconds", "1", *flags])
+    with pytest.raises(InputError, match=words):
         make_bank.main()
+
+
+def test_a_broken_part_is_named(tmp_path):
+    write_part(tmp_path, "holes_0_0", {"picture": np.zeros((2, 8, 8, 3), np.uint8)})
+    path = tmp_path / "holes_0_0.npz"
+    for whole in (path.read_bytes()[:300], b""):
+        path.write_bytes(whole)
+        with pytest.raises(InputError, match=rf"^{path} is no whole part \(.*\): remove it$"):
+            read_bank(tmp_path, "holes")
+
+
+def test_a_bank_grows_beside_what_there_is(tmp_path):
+    for name in ("views_3_00000", "views_3_00004_lifted", "labels_3_00007", "views_4_00009"):
+        write_part(tmp_path, name, {"x": np.zeros(1)})
+    assert [make_bank.later(tmp_path, *which) for which in ((3,), (3, "views"), (3, "labels"), (5,))] == [8, 5, 8, 0]
 
 
 def test_a_bank_has_no_held_out_scenes(tmp_path, monkeypatch, views):
