@@ -4,11 +4,10 @@
 
 Each process turns between the kinds asked for and writes them part by part as plain .npz, whole or absent, until its
 time is up; another time it adds to what there is. Rendered ``views`` (`training.views`), pictures with ``holes``
-(`training.holes`) made of them, and
-``frames`` with their depth (`training.depth_frames`); every other scene is a varied one. ``lifted`` views
-(`training.lifted_views`) are made of the labels that are there by then, and lie among the views. Others cut photographs
-and video frames for a teacher to label: a module with ``label(uint8 [N, H, W, 3]) -> inverse depth [N, H, W]``, up to
-scale and shift, that ``--teacher`` names.
+(`training.holes`) made of them, and ``frames`` with their depth (`training.depth_frames`); every other scene is a
+varied one. ``lifted`` views (`training.lifted_views`) are made of the labels that are there by then, and lie among the
+views. Others cut photographs and video frames for a teacher to label: a module that ``--teacher`` names, with
+``label(uint8 [N, H, W, 3]) -> inverse depth [N, H, W]``, up to scale and shift.
 """
 
 import importlib

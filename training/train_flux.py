@@ -7,7 +7,8 @@ at the picture with its holes filled (Telea), `STRENGTH` of it noise, and goes s
 given that filling and which cells are known. Half of the pictures of a step go on from what was found there, part of
 the way, as the sampler does: so that later steps learn to mend what the first one makes. Known cells weigh a tenth:
 what is painted there is pasted over. Guidance is drawn at random and so ignored. With ``--look`` the clean estimate is
-also decoded and compared with the truth in the holes, by its pixels and by the small DINO's features. Every picture
+also decoded and compared with the truth in the holes, by its pixels, by the small DINO's features and by what of its
+error repeats from token to token. Every picture
 (`training.holes`) is encoded once and kept in the workdir; steps see windows of the latents, or whole ones in turn.
 """
 
