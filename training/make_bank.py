@@ -127,14 +127,19 @@ def main() -> None:
     spawn = multiprocessing.get_context("spawn")
     size = tuple(args.size)
     rest = args.out, args.cache, ends, args.part, args.kinds, size
-    jobs = [spawn.Process(target=worker, args=(n, *rest), daemon=True) for n in range(args.workers)]
+    jobs = [spawn.Process(target=worker, args=(n, *rest)) for n in range(args.workers)]
     if args.teacher:
         labels = args.out, args.cache, ends, args.teacher, size
-        jobs += [spawn.Process(target=labeller, args=(n, *labels), daemon=True) for n in range(args.labellers)]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join()
+        jobs += [spawn.Process(target=labeller, args=(n, *labels)) for n in range(args.labellers)]
+    try:
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+    finally:  # a signal ends them too
+        for job in jobs:
+            if job.is_alive():
+                job.terminate()
     for kind in ("views", "holes", "frames", "labels"):
         print(f"{kind}: {len(list(Path(args.out).glob(f'{kind}_*.npz')))} parts", flush=True)
     if any(job.exitcode for job in jobs):

@@ -38,6 +38,7 @@ from training.bank import read_bank
 from training.depth_frames import STORED
 from training.device_batches import cut_out, depth_batch, hole_batch, pair_batch
 from training.dust3r_pairs import SAME
+from training.flux_look import Look
 from training.pool import load_pool
 
 LABELLED = 1 / 3  # share of the depth network's frames
@@ -141,7 +142,7 @@ def flux(args: Any) -> tuple[Callable, Any, Load, Callable]:
     load = functools.partial(read_bank, args.bank, "holes", args.capacity)
     text = np.asarray(embed_prompts(tiny.WEIGHTS / "text_encoder", [""], train_flux.TEXT_LENGTH))
     # Constants of the step, which may not fetch them from the device.
-    constants = jax.device_get(train_flux.Look.load(tiny.WEIGHTS / "flux_autoencoder", tiny.WEIGHTS / "featup"))
+    constants = jax.device_get(Look.load(tiny.WEIGHTS / "flux_autoencoder", tiny.WEIGHTS / "featup"))
     configs = FluxConfig.tiny(), ControlNetConfig.tiny()
     networks = train_flux.build(*configs, args.seed, Execution("plain"))
     names = "transformer", "controlnet"

@@ -8,8 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks import stochastic_control
-from benchmarks.stochastic_control import ARMS, NAIVE, Bench, Scene
+from benchmarks import painted_scenes, stochastic_control
+from benchmarks.painted_scenes import Scene
+from benchmarks.stochastic_control import ARMS, NAIVE, Bench
 from reangle_jax import chosen_models, config
 from reangle_jax.painters.flux import needs
 
@@ -61,25 +62,25 @@ def wall():
 
 
 def test_what_is_made_up_twice_is_compared_where_it_is_the_same_place(wall):
-    assert stochastic_control.agreement_of_holes(wall, list(wall.truth[1:])) > 35
+    assert painted_scenes.agreement_of_holes(wall, list(wall.truth[1:])) > 35
     painted = [x.copy() for x in wall.truth[1:]]
     painted[1][~wall.visible[1]] = 255 - painted[1][~wall.visible[1]]
-    assert stochastic_control.agreement_of_holes(wall, painted) < 15
+    assert painted_scenes.agreement_of_holes(wall, painted) < 15
     elsewhere = [x.copy() for x in wall.truth[1:]]
     elsewhere[1][wall.visible[1]] = 0  # what is not made up does not count
-    assert stochastic_control.agreement_of_holes(wall, elsewhere) > 35
+    assert painted_scenes.agreement_of_holes(wall, elsewhere) > 35
 
 
 def test_true_pictures_lie_on_their_cameras_lines_and_have_no_seam(wall):
-    found = stochastic_control.epipolar_figures(wall, list(wall.truth))
+    found = painted_scenes.epipolar_figures(wall, list(wall.truth))
     assert found["tsed"] == 1.0
     assert found["sed"] < 0.5
     truth, visible = wall.truth[1], wall.visible[0]
     edged = np.where(visible[..., None], truth, np.uint8(255))
-    assert stochastic_control.step(edged, visible) > stochastic_control.step(truth, visible) + 50
-    assert stochastic_control.detail(wall, [*wall.truth[1:]]) == pytest.approx(1)
+    assert painted_scenes.step(edged, visible) > painted_scenes.step(truth, visible) + 50
+    assert painted_scenes.detail(wall, [*wall.truth[1:]]) == pytest.approx(1)
     smooth = [cv2.GaussianBlur(image, (0, 0), 2) for image in wall.truth[1:]]
-    assert stochastic_control.detail(wall, smooth) < 0.5
+    assert painted_scenes.detail(wall, smooth) < 0.5
 
 
 def test_no_two_arms_paint_alike():

@@ -3,7 +3,9 @@
 import argparse
 import functools
 import os
+import signal
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file
 from reangle_jax import tiny
 from reangle_jax.errors import InputError
 from reangle_jax.geometry.splat import infill
+from reangle_jax.stopping import Stopped
 from training import depth_frames, device_batches, make_bank, train_bank, train_dust3r
 from training.bank import read_bank, write_part
 from training.dataset import HELD_OUT_FROM
@@ -196,6 +199,34 @@ def test_photographs_are_not_lifted_by_nothing(flags, words, tmp_path, monkeypat
     monkeypatch.setattr("sys.argv", ["make_bank", "--out", str(tmp_path), "--seconds", "1", *flags])
     with pytest.raises(InputError, match=words):
         make_bank.main()
+
+
+def test_workers_end_with_their_command(tmp_path, monkeypatch):
+    ended = []
+
+    class Job:
+        def __init__(self, target, args):
+            self.number = args[0]
+
+        def start(self):
+            pass
+
+        def join(self):
+            raise Stopped(signal.SIGTERM)
+
+        def is_alive(self):
+            return True
+
+        def terminate(self):
+            ended.append(self.number)
+
+    monkeypatch.setattr(make_bank, "load_pool", lambda cache: None)
+    context = types.SimpleNamespace(Process=Job)
+    monkeypatch.setattr(make_bank.multiprocessing, "get_context", lambda way: context)
+    monkeypatch.setattr("sys.argv", ["make_bank", "--out", str(tmp_path), "--seconds", "9", "--workers", "3"])
+    with pytest.raises(Stopped):
+        make_bank.main()
+    assert ended == [0, 1, 2]
 
 
 def test_a_broken_part_is_named(tmp_path):

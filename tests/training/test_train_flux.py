@@ -15,7 +15,7 @@ from reangle_jax.models.flux.autoencoder import Autoencoder
 from reangle_jax.models.flux.autoencoder_config import AutoencoderConfig
 from reangle_jax.models.flux.tokens import pack
 from reangle_jax.models.flux.transformer_config import ControlNetConfig, FluxConfig
-from training import judge_flux, train_flux, train_flux_autoencoder
+from training import flux_look, judge_flux, train_flux, train_flux_autoencoder
 from training.holes import Holes
 from training.pool import ImagePool
 
@@ -118,8 +118,8 @@ def test_a_narrow_hole_counts_a_quarter_of_a_wide_one(data):
         latents = np.full((1, *CELLS, 16), -1, np.float32)
         latents[0][wrong] = 0
         batch = {"truth": truth, "shown": truth, "visible": jnp.asarray(visible)}
-        (seen,) = train_flux.looked_at(small_look(), [jnp.asarray(latents)], batch)
-        return np.exp(2 * float(seen["pixels"])) - train_flux.FLOOR  # the mean square
+        (seen,) = flux_look.looked_at(small_look(), [jnp.asarray(latents)], batch)
+        return np.exp(2 * float(seen["pixels"])) - flux_look.FLOOR  # the mean square
 
     assert pixels(np.s_[2:6, 2:6]) == pytest.approx(4 * pixels(np.s_[10:26, 20:21]), rel=1e-3)
 
@@ -129,7 +129,7 @@ def test_the_training_and_the_judge_call_the_same_holes_wide(width):
     visible = np.random.default_rng(0).random((2, 40, 60)) < 0.02
     visible[:, 5 : 5 + width, 10:30] = visible[:, 20:, 50:] = False
     visible[:, 5 + width, 10:30] = visible[:, 4, 10:30] = True
-    ours = np.asarray(train_flux.opened(jnp.asarray(~visible, jnp.float32)))
+    ours = np.asarray(flux_look.opened(jnp.asarray(~visible, jnp.float32)))
     np.testing.assert_array_equal(ours > 0, [judge_flux.wide_holes(x) for x in visible])
 
 
@@ -147,7 +147,7 @@ class Flat(nnx.Module):
 
 def small_look():
     describer = FeatUp(FeatUpConfig(width=8, depth=1, heads=1, patch_size=8, native_grid=4, stages=1), rngs=nnx.Rngs(0))
-    return train_flux.Look(nnx.split(Flat()), nnx.split(describer))
+    return flux_look.Look(nnx.split(Flat()), nnx.split(describer))
 
 
 def test_paintings_are_looked_at_in_their_holes_alone(data):
@@ -155,7 +155,7 @@ def test_paintings_are_looked_at_in_their_holes_alone(data):
     cells = np.random.default_rng(0).uniform(-0.8, 0.8, (2, *CELLS, 16)).astype(np.float32)
     truth = np.round((cells[..., :3] + 1) * 127.5).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     batch = jax.tree.map(jnp.asarray, {"truth": truth, "shown": truth, "visible": data["visible"]})
-    seen = jax.jit(lambda latents: train_flux.looked_at(look, [latents], batch)[0])
+    seen = jax.jit(lambda latents: flux_look.looked_at(look, [latents], batch)[0])
     hole = ~data["known"][..., None]
     exact, elsewhere, wrong = (seen(jnp.asarray(x)) for x in (cells, np.where(hole, cells, 0.3), cells + 0.1 * hole))
     for found in (exact, elsewhere):
@@ -176,7 +176,7 @@ def test_what_repeats_from_token_to_token_is_told_from_what_does_not():
     noise = rng.normal(size=(1, 64, 96, 3)).astype(np.float32)
     ramp = np.broadcast_to(np.linspace(0, 3, 96, dtype=np.float32)[None, None, :, None], noise.shape)
     found = {
-        name: float(jax.jit(train_flux.repeated, static_argnums=2)(x * weight[..., None], weight, 8)[0])
+        name: float(jax.jit(flux_look.repeated, static_argnums=2)(x * weight[..., None], weight, 8)[0])
         for name, x in {"pattern": pattern, "noise": noise, "ramp": ramp, "both": 0.5 * pattern + noise}.items()
     }
     # At the weights' border what is finer than a token is not the pattern alone.
@@ -188,9 +188,9 @@ def test_what_repeats_from_token_to_token_is_told_from_what_does_not():
 
 def test_features_are_taken_on_other_grids_too(data):
     look = small_look()
-    batch = jax.tree.map(jnp.asarray, {name: data[name] for name in train_flux.PIXELS})
+    batch = jax.tree.map(jnp.asarray, {name: data[name] for name in flux_look.PIXELS})
     latents = jnp.asarray(data["picture"].astype(np.float32) * 0.3)
-    seen = jax.jit(lambda shift: train_flux.looked_at(look, [latents], batch, shift)[0])
+    seen = jax.jit(lambda shift: flux_look.looked_at(look, [latents], batch, shift)[0])
     still, other = (seen(jnp.array(shift)) for shift in ((0, 0), (3, 5)))
     assert float(other["pixels"]) == float(still["pixels"])
     assert float(other["features"]) != float(still["features"])
